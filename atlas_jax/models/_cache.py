@@ -1,0 +1,53 @@
+"""Key-value caches of one layer: a ring that holds the layer's window, or the whole text for full attention."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from atlas_jax.models._config import ModelConfig, window_or
+
+
+class LayerCache(NamedTuple):
+    """Keys and values by slot; time ``t`` of the padded batch lives in slot ``t % slots``. Empty slots have position -1."""
+
+    keys: Float[Array, "b s k h"]
+    values: Float[Array, "b s k h"]
+    position: Int[Array, "b s"]
+
+    def extend(
+        self, k: Float[Array, "b t k h"], v: Float[Array, "b t k h"], position: Int[Array, "b t"], time: Int[Array, ""]
+    ) -> tuple[Float[Array, "b s2 k h"], Float[Array, "b s2 k h"], Int[Array, "b s2"], "LayerCache"]:
+        """Store new tokens; returns the keys, values and positions to attend over, and the cache after.
+
+        Several tokens at once (the prompt) attend over themselves; one token (decoding) over the cache.
+        """
+        new = LayerCache(k, v, position)
+        if k.shape[1] == 1:
+            slot = time % self.position.shape[1]
+            cache = LayerCache(*(_put(old, x, slot) for old, x in zip(self, new, strict=True)))
+            return (*cache, cache)
+        return (*new, LayerCache(*(_keep_last(old, x) for old, x in zip(self, new, strict=True))))
+
+
+def init_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype) -> tuple[LayerCache, ...]:
+    """Empty caches for texts of up to ``length`` tokens, one a layer."""
+
+    def layer(window: int | None) -> LayerCache:
+        slots = window_or(window, length)
+        shape = (rows, slots, config.num_kv_heads, config.head_dim)
+        return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((rows, slots), -1))
+
+    return tuple(layer(w) for w in config.windows)
+
+
+def _put(old: Array, new: Array, slot: Int[Array, ""]) -> Array:
+    return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
+
+
+def _keep_last(old: Array, new: Array) -> Array:
+    slots, length = old.shape[1], new.shape[1]
+    if length <= slots:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=1)
+    return jnp.roll(new[:, length - slots :], (length - slots) % slots, axis=1)

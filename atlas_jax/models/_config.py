@@ -1,0 +1,234 @@
+"""One description for every decoder family, read from a Hugging Face config with nothing assumed."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from atlas_jax.errors import AtlasError
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+
+_READ = {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "hidden_act", "hidden_activation", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
+    "rope_parameters", "attention_bias", "mlp_bias", "query_pre_attn_scalar", "sliding_window", "layer_types",
+    "final_logit_softcapping", "attn_logit_softcapping", "bos_token_id", "eos_token_id", "pad_token_id", "model_type",
+    "use_sliding_window", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern",
+}  # fmt: skip
+# Training-time, bookkeeping, or old spellings that transformers has already folded into rope_parameters and dtype.
+_IRRELEVANT = {
+    "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
+    "torch_dtype", "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout",
+    "_name_or_path", "rope_theta", "rope_scaling", "rope_local_base_freq", "cache_implementation", "pretraining_tp",
+    "unsloth_fixed", "unsloth_version", "tokenizer_class", "_attn_implementation_autoset", "auto_map",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """Rotary embedding of one layer type.
+
+    Attributes:
+      theta: base of the geometric progression of wavelengths.
+      kind: "default", "linear" (all frequencies divided by ``factor``) or "llama3" (long wavelengths only).
+    """
+
+    theta: float
+    kind: str
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+    @classmethod
+    def from_hf(cls, p: dict[str, Any]) -> "Rope":
+        """Read one ``rope_parameters`` entry of transformers 5.
+
+        Raises:
+          AtlasError: for a rope type or a partial rotary factor this decoder does not compute.
+        """
+        kind = p["rope_type"]
+        if kind not in ("default", "linear", "llama3"):
+            raise AtlasError(f"rope_type '{kind}' is not supported; supported are default, linear and llama3")
+        if p.get("partial_rotary_factor", 1.0) != 1.0:
+            raise AtlasError(f"partial_rotary_factor {p['partial_rotary_factor']} is not supported; only 1.0 is")
+        llama3 = kind == "llama3"
+        return cls(
+            theta=float(p["rope_theta"]),
+            kind=kind,
+            factor=float(p["factor"]) if kind != "default" else 1.0,
+            low_freq_factor=float(p["low_freq_factor"]) if llama3 else 1.0,
+            high_freq_factor=float(p["high_freq_factor"]) if llama3 else 1.0,
+            original_max_positions=int(p["original_max_position_embeddings"]) if llama3 else 1,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything the decoder computes with. Hashable, so it is static under ``jax.jit``.
+
+    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention.
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    rms_norm_eps: float
+    activation: str
+    query_scale: float
+    windows: tuple[int | None, ...]
+    ropes: tuple[Rope, ...]
+    attn_softcap: float | None
+    final_softcap: float | None
+    gemma: bool
+    qk_norm: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    tie_embeddings: bool
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+
+    def width(self, point: str) -> int:
+        """Features at a point: heads * head_dim for ``z``, the MLP's hidden size for ``mlp_*act``, else the model's."""
+        if point == "z":
+            return self.num_heads * self.head_dim
+        return self.intermediate_size if point in ("mlp_act", "mlp_gate_act") else self.hidden_size
+
+    @classmethod
+    def from_hf(cls, hf: Any) -> "ModelConfig":
+        """Read a ``transformers`` config object of a supported family.
+
+        Raises:
+          AtlasError: for an unsupported family, or any attribute that is neither handled, known to be irrelevant,
+            nor at its default (named in the message).
+
+        Example:
+          >>> import transformers
+          >>> ModelConfig.from_hf(transformers.LlamaConfig(num_hidden_layers=2)).num_layers
+          2
+        """
+        hf = getattr(hf, "text_config", hf) if hf.model_type == "gemma3" else hf
+        _check_attributes(hf)
+        gemma = hf.model_type.startswith("gemma")
+        activation = hf.hidden_activation if gemma else hf.hidden_act
+        if activation not in ("silu", "gelu_pytorch_tanh"):
+            raise AtlasError(f"activation '{activation}' is not supported; supported are silu and gelu_pytorch_tanh")
+        head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+        types = _layer_types(hf)
+        return cls(
+            family=hf.model_type,
+            vocab_size=hf.vocab_size,
+            hidden_size=hf.hidden_size,
+            intermediate_size=hf.intermediate_size,
+            num_layers=hf.num_hidden_layers,
+            num_heads=hf.num_attention_heads,
+            num_kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
+            head_dim=head_dim,
+            max_positions=hf.max_position_embeddings,
+            rms_norm_eps=hf.rms_norm_eps,
+            activation=activation,
+            query_scale=(hf.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
+            windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
+            ropes=tuple(Rope.from_hf(_rope_parameters(hf, t)) for t in types),
+            attn_softcap=getattr(hf, "attn_logit_softcapping", None),
+            final_softcap=getattr(hf, "final_logit_softcapping", None),
+            gemma=gemma,
+            qk_norm=hf.model_type in ("qwen3", "gemma3_text"),
+            qkv_bias=hf.model_type == "qwen2" or getattr(hf, "attention_bias", False),
+            o_bias=hf.model_type != "qwen2" and getattr(hf, "attention_bias", False),
+            mlp_bias=getattr(hf, "mlp_bias", False),
+            tie_embeddings=hf.tie_word_embeddings,
+            bos_id=hf.bos_token_id,
+            eos_ids=_as_tuple(hf.eos_token_id),
+        )
+
+
+def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """Read ``config.json``; returns our config and the file's own content.
+
+    Raises:
+      AtlasError: if the file is missing, is not JSON, or describes an unsupported architecture.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise AtlasError(f"{directory} has no config.json; give a model directory in Hugging Face layout")
+    try:
+        raw = json.loads(path.read_text())
+    except json.JSONDecodeError as e:
+        raise AtlasError(f"{path} is not valid JSON ({e}); download the file again") from e
+    family = raw.get("model_type")
+    if family not in (*FAMILIES, "gemma3"):
+        raise AtlasError(f"{path} has model_type '{family}', which is not supported; supported: {', '.join(FAMILIES)}")
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return ModelConfig.from_hf(CONFIG_MAPPING[family].from_dict(raw)), raw
+    except AtlasError as e:
+        raise AtlasError(f"{path}: {e}") from e
+    except (KeyError, TypeError, ValueError) as e:
+        raise AtlasError(f"{path} is not a usable {family} configuration: {e}") from e
+
+
+def _check_attributes(hf: Any) -> None:
+    if hf.model_type not in FAMILIES:
+        raise AtlasError(f"model_type '{hf.model_type}' is not supported; supported are {', '.join(FAMILIES)}")
+    defaults = type(hf)().to_dict()
+    for name, value in hf.to_dict().items():
+        if name in _READ or name in _IRRELEVANT:
+            continue
+        if name not in defaults or value != defaults[name]:
+            raise AtlasError(f"config attribute {name}={value!r} is not handled; the outputs could be wrong without it")
+
+
+def _layer_types(hf: Any) -> list[str]:
+    n = hf.num_hidden_layers
+    types = getattr(hf, "layer_types", None)
+    if types is None:
+        types = ["sliding_attention" if getattr(hf, "sliding_window", None) else "full_attention"] * n
+    if len(types) != n or not set(types) <= {"sliding_attention", "full_attention"}:
+        raise AtlasError(f"layer_types {types} must name sliding_attention or full_attention for each of {n} layers")
+    return types
+
+
+def _rope_parameters(hf: Any, layer_type: str) -> dict[str, Any]:
+    p = hf.rope_parameters
+    return p[layer_type] if layer_type in p else p
+
+
+def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def window_or(window: int | None, full: int) -> int:
+    """The number of positions a layer looks back over, given the length ``full`` of the whole text."""
+    return full if window is None else min(window, full)
+
+
+def frequencies(rope: Rope, head_dim: int) -> list[float]:
+    """Inverse frequencies of the rotary embedding, one for each pair of a head's dimensions.
+
+    "llama3" leaves wavelengths below ``original / high`` alone, divides those above ``original / low`` by ``factor``
+    and interpolates linearly in frequency between the two.
+    """
+    base = [rope.theta ** (-i / head_dim) for i in range(0, head_dim, 2)]
+    if rope.kind == "linear":
+        return [f / rope.factor for f in base]
+    return [_llama3(f, rope) for f in base] if rope.kind == "llama3" else base
+
+
+def _llama3(f: float, rope: Rope) -> float:
+    turns = rope.original_max_positions * f / (2 * math.pi)
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    smooth = min(max(smooth, 0.0), 1.0)
+    return (1 - smooth) * f / rope.factor + smooth * f

@@ -1,0 +1,204 @@
+"""The decoder: one file for Llama, Mistral, Qwen and Gemma, told apart by :class:`ModelConfig` alone.
+
+Submodules carry the names of the Hugging Face checkpoints, so a parameter's path is its tensor name. Linear weights
+are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g`` query heads
+per key-value head, ``h`` head dimension, ``d`` model width.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from atlas_jax.models._cache import LayerCache
+from atlas_jax.models._config import ModelConfig, Rope, frequencies
+from atlas_jax.models._taps import Taps
+
+HIGHEST = jax.lax.Precision.HIGHEST
+_INIT = jax.nn.initializers.normal(0.02)
+
+
+class Context(NamedTuple):
+    """What every layer of one pass shares: token positions (-1 on padding) and, in decoding, the time of the first."""
+
+    position: Int[Array, "b t"]
+    time: Int[Array, ""]
+
+
+class Linear(nnx.Module):
+    """``x @ weight + bias`` with weight ``[in, out]``."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(_INIT(rngs.params(), (d_in, d_out), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        y = jnp.matmul(x, self.weight[...], precision=HIGHEST)
+        return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square norm in float32. Gemma scales by ``1 + weight`` before the cast, the others by ``weight`` after."""
+
+    def __init__(self, width: int, config: ModelConfig):
+        self.weight = nnx.Param(jnp.zeros(width) if config.gemma else jnp.ones(width))
+        self.gemma, self.eps = config.gemma, config.rms_norm_eps
+
+    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+        weight = jnp.broadcast_to(self.weight[...], y.shape)
+        if self.gemma:
+            return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+        return weight * y.astype(x.dtype)
+
+
+def rotate(x: Float[Array, "b t n h"], position: Int[Array, "b t"], rope: Rope) -> Float[Array, "b t n h"]:
+    """Rotary embedding in the half-split layout of transformers; angles in float32."""
+    f = jnp.asarray(np.array(frequencies(rope, x.shape[-1]), np.float32))
+    angle = position[..., None].astype(jnp.float32) * f[None, None, :]
+    cos, sin = (g(angle)[:, :, None, :].astype(x.dtype) for g in (jnp.cos, jnp.sin))
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def visible(query: Int[Array, "b t"], key: Int[Array, "b s"], window: int | None) -> Bool[Array, "b t s"]:
+    """Which keys a query sees: real, not later than it, and within the window (itself included)."""
+    q, k = query[:, :, None], key[:, None, :]
+    seen = (k >= 0) & (k <= q)
+    return seen if window is None else seen & (k > q - window)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions; softmax in float32."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        c, d = config, config.hidden_size
+        self.q_proj = Linear(d, c.num_heads * c.head_dim, c.qkv_bias, rngs=rngs)
+        self.k_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
+        self.v_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
+        self.o_proj = Linear(c.num_heads * c.head_dim, d, c.o_bias, rngs=rngs)
+        self.q_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
+        self.config, self.layer = config, layer
+
+    def __call__(
+        self, x: Float[Array, "b t d"], context: Context, taps: Taps, cache: LayerCache | None
+    ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
+        c = self.config
+        q, k, v = (p(x).reshape(*x.shape[:2], -1, c.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        rope = c.ropes[self.layer]
+        q, k = rotate(q, context.position, rope), rotate(k, context.position, rope)
+        if cache is None:
+            keys, values, key_position = k, v, context.position
+        else:
+            keys, values, key_position, cache = cache.extend(k, v, context.position, context.time)
+        mask = visible(context.position, key_position, c.windows[self.layer])
+        z = attend(q, keys, values, mask, c.query_scale, c.attn_softcap)
+        z = taps("z", self.layer, z.reshape(*x.shape[:2], -1))
+        return taps("attn_out", self.layer, self.o_proj(z)), cache
+
+
+def attend(
+    q: Float[Array, "b t n h"],
+    k: Float[Array, "b s k h"],
+    v: Float[Array, "b s k h"],
+    mask: Bool[Array, "b t s"],
+    scale: float,
+    softcap: float | None,
+) -> Float[Array, "b t n h"]:
+    """``softmax(scale q kᵀ) v`` with the logit softcap of Gemma 2 before the mask."""
+    b, t, n, h = q.shape
+    q = q.reshape(b, t, k.shape[2], -1, h)
+    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, precision=HIGHEST) * scale
+    if softcap is not None:
+        scores = jnp.tanh(scores / softcap) * softcap
+    scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bkgts,bskh->btkgh", weights, v, precision=HIGHEST).reshape(b, t, n, h)
+
+
+class MLP(nnx.Module):
+    """Gated MLP: ``down(act(gate x) * up x)``."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(d, f, bias, rngs=rngs)
+        self.up_proj = Linear(d, f, bias, rngs=rngs)
+        self.down_proj = Linear(f, d, bias, rngs=rngs)
+        self.layer, self.activation = layer, config.activation
+
+    def __call__(self, x: Float[Array, "b t d"], taps: Taps) -> Float[Array, "b t d"]:
+        gate = self.gate_proj(x)
+        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        gate = taps("mlp_gate_act", self.layer, gate)
+        hidden = taps("mlp_act", self.layer, gate * self.up_proj(x))
+        return taps("mlp_out", self.layer, self.down_proj(hidden))
+
+
+class DecoderLayer(nnx.Module):
+    """One block. Gemma normalises what attention and MLP add, and so has four norms for the others' two."""
+
+    def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
+        d = config.hidden_size
+        self.self_attn = Attention(config, layer, rngs=rngs)
+        self.mlp = MLP(config, layer, rngs=rngs)
+        self.input_layernorm = RMSNorm(d, config)
+        self.post_attention_layernorm = RMSNorm(d, config)
+        self.pre_feedforward_layernorm = RMSNorm(d, config) if config.gemma else None
+        self.post_feedforward_layernorm = RMSNorm(d, config) if config.gemma else None
+        self.layer = layer
+
+    def __call__(
+        self, x: Float[Array, "b t d"], context: Context, taps: Taps, cache: LayerCache | None
+    ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
+        i = self.layer
+        x = taps("resid_pre", i, x)
+        y, cache = self.self_attn(taps("attn_in", i, self.input_layernorm(x)), context, taps, cache)
+        if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
+            x = taps("resid_mid", i, x + taps("attn_out_post", i, y))
+            y = self.mlp(taps("mlp_in", i, self.post_attention_layernorm(x)), taps)
+        else:
+            x = taps("resid_mid", i, x + taps("attn_out_post", i, self.post_attention_layernorm(y)))
+            y = self.mlp(taps("mlp_in", i, self.pre_feedforward_layernorm(x)), taps)
+            y = self.post_feedforward_layernorm(y)
+        return taps("resid_post", i, x + taps("mlp_out_post", i, y)), cache
+
+
+class Embedding(nnx.Module):
+    """Token embeddings; Gemma multiplies them by ``sqrt(d)`` rounded to the model's dtype."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(_INIT(rngs.params(), (config.vocab_size, config.hidden_size), jnp.float32))
+        self.scale = config.hidden_size**0.5 if config.gemma else None
+
+    def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        x = self.weight[...][ids]
+        return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer. Call it through :func:`atlas_jax.run` or :func:`atlas_jax.models.forward`."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.embed_tokens = Embedding(config, rngs=rngs)
+        self.layers = nnx.List([DecoderLayer(config, i, rngs=rngs) for i in range(config.num_layers)])
+        self.norm = RMSNorm(config.hidden_size, config)
+        tied = config.tie_embeddings
+        self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, False, rngs=rngs)
+        self.config = config
+
+    def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
+        """Float32 logits of final residuals."""
+        x = self.norm(x)
+        if self.lm_head is None:
+            y = jnp.einsum("...d,vd->...v", x, self.embed_tokens.weight[...], precision=HIGHEST)
+        else:
+            y = self.lm_head(x)
+        cap = self.config.final_softcap
+        return (y if cap is None else jnp.tanh(y / cap) * cap).astype(jnp.float32)

@@ -1,0 +1,31 @@
+"""Where parameters live on a mesh: one table, matched by the end of a parameter's path. Nothing in the forward pass."""
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+
+RULES: tuple[tuple[str, P], ...] = (
+    ("q_proj.weight", P(None, "model")),
+    ("k_proj.weight", P(None, "model")),
+    ("v_proj.weight", P(None, "model")),
+    ("o_proj.weight", P("model", None)),
+    ("gate_proj.weight", P(None, "model")),
+    ("up_proj.weight", P(None, "model")),
+    ("down_proj.weight", P("model", None)),
+    ("lm_head.weight", P(None, "model")),
+    ("embed_tokens.weight", P("model", None)),
+)
+
+
+def sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> jax.sharding.Sharding:
+    """The sharding of one parameter; axes that do not divide evenly are kept whole.
+
+    Example:
+      >>> sharding("layers.0.mlp.up_proj.weight", (8, 16), None).num_devices
+      1
+    """
+    if mesh is None:
+        return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    spec = next((spec for suffix, spec in RULES if path.endswith(suffix)), P())
+    sizes = [1 if axis is None else mesh.shape[axis] for axis in spec]
+    axes = [axis if n % size == 0 else None for axis, n, size in zip(spec, shape, sizes, strict=False)]
+    return NamedSharding(mesh, P(*axes))

@@ -1,0 +1,149 @@
+"""The forward pass: read any site, edit any site, stop where nothing more is needed."""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.models._cache import LayerCache
+from atlas_jax.models._config import ModelConfig
+from atlas_jax.models._decoder import Context, Decoder
+from atlas_jax.models._language_model import LanguageModel
+from atlas_jax.models._taps import Pool, Taps
+from atlas_jax.types import Run, Site, Tokens, Where
+
+
+def run(
+    model: LanguageModel,
+    tokens: Tokens,
+    *,
+    capture: Collection[Site | str] = (),
+    edits: Mapping[Site | str, Any] | None = None,
+    logits: bool = True,
+    pool: Pool | None = None,
+) -> Run:
+    """One jitted forward pass with activations read and edited at named sites.
+
+    Args:
+      model: the language model.
+      tokens: a batch, padded on either side or not at all.
+      capture: sites to return, after their edits. Nothing else is kept.
+      edits: site to edit (``Steer``, ``Add``, ... or any callable pytree ``edit(x, where) -> x``), or to a sequence
+        of them applied in order. Changing the values inside an edit does not retrace.
+      logits: whether to compute logits; without, the pass stops after the last captured layer.
+      pool: a function ``[b, t, d] -> anything`` applied to each captured array inside the pass. It is static: pass the
+        same function object each time, or the pass is traced again.
+
+    Returns:
+      :class:`Run` with float32 ``logits[b, t, v]`` (None without ``logits``) and ``acts[site][b, t, d]``.
+
+    Raises:
+      AtlasError: for a site past the last layer, an edit of the wrong width, or a text longer than the model's context.
+
+    Example:
+      >>> lm = LanguageModel.from_pretrained(SUBJECT)
+      >>> run(lm, lm.tokenize(["some text"]), capture=["mlp_act.1"]).acts[Site("mlp_act", 1)].ndim
+      3
+    """
+    config = model.config
+    sites = tuple(check_site(config, s) for s in capture)
+    edits = check_edits(config, edits or {})
+    if tokens.ids.shape[1] > config.max_positions:
+        raise AtlasError(
+            f"texts of {tokens.ids.shape[1]} tokens exceed the model's context of {config.max_positions}; shorten them"
+        )
+    if not sites and not logits:
+        raise ValueError("nothing was asked for: capture at least one site, or leave logits on")
+    return _run(model.decoder, tokens, edits, sites, logits, pool)
+
+
+@partial(jax.jit, static_argnames=("capture", "logits", "pool"))
+def _run(
+    decoder: Decoder,
+    tokens: Tokens,
+    edits: dict[Site, Any],
+    capture: tuple[Site, ...],
+    logits: bool,
+    pool: Pool | None,
+) -> Run:
+    return forward(decoder, tokens, capture=capture, edits=edits, logits=logits, pool=pool)
+
+
+def forward(
+    decoder: Decoder,
+    tokens: Tokens,
+    *,
+    capture: Collection[Site] = (),
+    edits: Mapping[Site, Any] | None = None,
+    logits: bool = True,
+    pool: Pool | None = None,
+) -> Run:
+    """:func:`run` without the checks and the jit, to be called inside a jitted function of one's own."""
+    position = positions(tokens)
+    where = Where(position, jnp.max(position, axis=1) + 1)
+    taps = Taps(where, capture, edits or {}, pool)
+    last = decoder.config.num_layers if logits else 1 + max(s.layer for s in capture)
+    x, _ = blocks(decoder, decoder.embed_tokens(tokens.ids), Context(position, jnp.zeros((), jnp.int32)), taps, last)
+    return Run(decoder.logits(x) if logits else None, taps.acts)
+
+
+def blocks(
+    decoder: Decoder,
+    x: Float[Array, "b t d"],
+    context: Context,
+    taps: Taps,
+    last: int,
+    caches: tuple[LayerCache, ...] | None = None,
+) -> tuple[Float[Array, "b t d"], tuple[LayerCache | None, ...]]:
+    """The residual stream after the first ``last`` blocks, and their caches."""
+    after = []
+    for i in range(last):
+        with jax.named_scope(f"layer_{i}"):
+            x, cache = decoder.layers[i](x, context, taps, None if caches is None else caches[i])
+        after.append(cache)
+    return x, tuple(after)
+
+
+def positions(tokens: Tokens) -> Int[Array, "b t"]:
+    """0-based positions counted over real tokens alone, so padding on either side changes nothing; -1 on padding."""
+    if tokens.attention_mask is None:
+        return jnp.broadcast_to(jnp.arange(tokens.ids.shape[1])[None, :], tokens.ids.shape)
+    real = tokens.attention_mask.astype(jnp.int32)
+    return jnp.where(tokens.attention_mask, jnp.cumsum(real, axis=1) - 1, -1)
+
+
+def check_site(config: ModelConfig, site: Site | str) -> Site:
+    """Parse a site and check that the model has its layer.
+
+    Raises:
+      AtlasError: for an unknown point or a layer past the last.
+    """
+    site = Site.parse(site)
+    if site.layer >= config.num_layers:
+        raise AtlasError(
+            f"site {site} is past the last layer: the model has {config.num_layers}, so 0 to {config.num_layers - 1}"
+        )
+    return site
+
+
+def check_edits(config: ModelConfig, edits: Mapping[Site | str, Any]) -> dict[Site, Any]:
+    """Parse the sites of the edits and check the widths of those that state one.
+
+    Raises:
+      AtlasError: as :func:`check_site`, or for an edit of another width than its site.
+    """
+    checked = {}
+    for name, edit in edits.items():
+        site = check_site(config, name)
+        for one in (edit,) if callable(edit) else tuple(edit):
+            width = getattr(one, "width", None)
+            if width is not None and width != config.width(site.point):
+                raise AtlasError(
+                    f"an edit of width {width} cannot go to {site}, which is {config.width(site.point)} wide"
+                )
+        checked[site] = edit if callable(edit) else tuple(edit)
+    return checked

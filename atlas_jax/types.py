@@ -1,0 +1,121 @@
+"""The nouns that every layer shares: sites, token batches, and what a forward pass returns.
+
+Axis letters used throughout: ``b`` rows of a batch, ``t`` token positions, ``d`` width of a site,
+``d_s`` subject features, ``d_c`` atlas features, ``n`` samples, ``q`` queries, ``v`` vocabulary.
+"""
+
+import dataclasses
+import re
+from typing import NamedTuple
+
+from jaxtyping import Array, Bool, Float, Int
+
+from atlas_jax.errors import AtlasError
+
+POINTS: dict[str, str] = {
+    "resid_pre": "residual stream entering the block",
+    "attn_in": "input of the query, key and value projections (after the pre-attention norm)",
+    "z": "attention output of every head, concatenated, before the output projection",
+    "attn_out": "output projection of attention, before any post-attention norm",
+    "attn_out_post": "what attention adds to the residual stream (after the post-norm where there is one)",
+    "resid_mid": "residual stream between attention and MLP",
+    "mlp_in": "input of the gate and up projections (after the pre-MLP norm)",
+    "mlp_gate_act": "activation function applied to the gate projection",
+    "mlp_act": "input of the down projection: act(gate) * up",
+    "mlp_out": "output of the down projection, before any post-MLP norm",
+    "mlp_out_post": "what the MLP adds to the residual stream (after the post-norm where there is one)",
+    "resid_post": "residual stream leaving the block (= hidden_states[layer + 1] in transformers)",
+}
+
+_TRANSFORMER_LENS = {
+    "hook_resid_pre": "resid_pre",
+    "hook_resid_mid": "resid_mid",
+    "hook_resid_post": "resid_post",
+    "hook_attn_out": "attn_out_post",
+    "hook_mlp_out": "mlp_out_post",
+    "attn.hook_z": "z",
+    "attn.hook_out": "attn_out",
+    "mlp.hook_out": "mlp_out",
+    "mlp.hook_post": "mlp_act",
+}
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Site:
+    """A named place in a decoder: ``point`` of block ``layer`` (0-based), written ``mlp_act.19``.
+
+    Layer k means block k, so ``resid_post.k`` is ``hidden_states[k + 1]`` in transformers.
+
+    Raises:
+      AtlasError: from :meth:`parse`, for an unknown point or a malformed name.
+
+    Example:
+      >>> Site.parse("mlp_act.19")
+      Site('mlp_act.19')
+      >>> Site.parse("blocks.19.mlp.hook_post") == Site("mlp_act", 19)
+      True
+    """
+
+    point: str
+    layer: int
+
+    @classmethod
+    def parse(cls, name: "str | Site") -> "Site":
+        """Read ``point.layer`` or a TransformerLens hook name."""
+        if isinstance(name, Site):
+            return name
+        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
+            point = _TRANSFORMER_LENS.get(match[2])
+            if point is None:
+                raise AtlasError(f"unknown TransformerLens hook '{match[2]}'; known are {', '.join(_TRANSFORMER_LENS)}")
+            return cls(point, int(match[1]))
+        match = re.fullmatch(r"(\w+)\.(\d+)", name)
+        if match is None or match[1] not in POINTS:
+            raise AtlasError(f"unknown site '{name}'; write POINT.LAYER with a point of {', '.join(POINTS)}")
+        return cls(match[1], int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.point}.{self.layer}"
+
+    def __repr__(self) -> str:
+        return f"Site('{self}')"
+
+
+class Tokens(NamedTuple):
+    """A rectangular batch of token ids.
+
+    Attributes:
+      ids: token ids; padding holds any valid id.
+      mask: the positions that count when pooling: true for content, false for BOS, special tokens and padding.
+      index: the sentence id of each row, -1 for rows that only fill the batch.
+      attention_mask: true for every real token, BOS and special ones included; None when nothing is padded.
+    """
+
+    ids: Int[Array, "b t"]
+    mask: Bool[Array, "b t"]
+    index: Int[Array, " b"]
+    attention_mask: Bool[Array, "b t"] | None = None
+
+
+class Run(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+      logits: float32, None where the pass stopped at the last captured layer.
+      acts: one array per captured site, ``[b, t, d]``, or ``[b, d]`` when pooled inside the pass.
+    """
+
+    logits: Float[Array, "b t v"] | None
+    acts: dict[Site, Float[Array, "b *t d"]]
+
+
+class Where(NamedTuple):
+    """Where the rows handed to an edit stand in their texts.
+
+    Attributes:
+      position: 0-based position among the real tokens of a row, -1 on padding.
+      prompt_length: real tokens of the row's prompt; positions from there on were generated.
+    """
+
+    position: Int[Array, "b t"]
+    prompt_length: Int[Array, " b"]
