@@ -1,0 +1,148 @@
+"""Reading a user's files: every format, and one clear sentence for every way they can be wrong."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from atlas_jax.corpus import Document, prose, read_documents
+from atlas_jax.corpus._read import _CHUNK_CHARACTERS
+from atlas_jax.errors import AtlasError
+
+
+def test_every_format_and_directories(tmp_path):
+    rows = [{"text": "A row.", "domain": "own"}, {"text": "No domain."}]
+    lines = "\n".join(json.dumps(row) for row in rows) + "\n\n"
+    (tmp_path / "a.txt").write_text("\ufeffPlain text.", "utf-8")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"Zipped text."))
+    (tmp_path / "c.md").write_text("# Title\n\nA paragraph of five words stays.\n\n```\ncode\n```\n")
+    (tmp_path / "d.jsonl").write_text(lines)
+    (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    table = pyarrow.table({"text": ["A cell.", None], "domain": ["own", "x"], "n": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "deep" / "er" / "f.parquet")
+    (tmp_path / "ignored.bin").write_bytes(b"\x00\xff")
+    (tmp_path / "deep" / ".hidden.txt").write_text("Hidden.")
+
+    expected = [
+        Document("Plain text.", "a", "a.txt"),
+        Document("Zipped text.", "b", "b.txt.gz"),
+        Document("A paragraph of five words stays.", "c", "c.md"),
+        Document("A row.", "own", "d.jsonl"),
+        Document("No domain.", "d", "d.jsonl"),
+        Document("A cell.", "own", "deep/er/f.parquet"),
+        Document("A row.", "own", "e.jsonl.gz"),
+        Document("No domain.", "e", "e.jsonl.gz"),
+    ]
+    assert list(read_documents([tmp_path])) == expected
+    assert list(read_documents([str(tmp_path / "a.txt"), tmp_path / "d.jsonl"])) == expected[:1] + expected[3:5]
+
+
+def test_long_files_come_in_pieces_that_lose_nothing(tmp_path):
+    text = ("word " * 40 + "\n") * 9 + "\n"
+    whole = text * (3 * _CHUNK_CHARACTERS // len(text))
+    (tmp_path / "long.txt").write_text(whole)
+    pieces = [document.text for document in read_documents([tmp_path / "long.txt"])]
+    assert "".join(pieces) == whole
+    assert len(pieces) >= 3
+    assert all(piece.endswith("\n\n") for piece in pieces)
+    assert max(map(len, pieces)) < 1.01 * _CHUNK_CHARACTERS
+
+
+def _parquet_without_text(path):
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "does not exist"),
+        ("empty.txt", b"", "is empty"),
+        ("blank.txt", b" \n\n ", "no usable text"),
+        ("table.csv", b"a,b", "unknown kind"),
+        ("f.parquet.gz", b"x", "unknown kind"),
+        ("latin.txt", "Café au lait.".encode("latin-1"), "not UTF-8 .byte 0xe9.*iconv"),
+        ("latin.jsonl", b'{"text": "Caf\xe9"}', "not UTF-8"),
+        ("broken.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 of .* is not JSON"),
+        ("list.jsonl", b"[1]\n", 'line 1 of .* no "text"'),
+        ("other.jsonl", b'{"body": "x"}\n', 'line 1 of .* no "text"'),
+        ("plain.txt.gz", b"not zipped at all", "not a whole gzip file"),
+        ("cut.txt.gz", gzip.compress(b"some words here " * 500)[:-12], "not a whole gzip file"),
+        ("bad.parquet", b"PAR1 no", "not a readable Parquet file"),
+        ("column.parquet", _parquet_without_text, "no column 'text'; it has body"),
+        ("code.md", b"```\nx = 1\n```\n", "no usable text"),
+    ],
+)
+def test_bad_files_are_named_with_the_fix(tmp_path, name, content, message):
+    path = tmp_path / name
+    if callable(content):
+        content(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(AtlasError, match=message) as caught:
+        list(read_documents([path]))
+    assert name in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_paths_are_checked_before_reading(tmp_path):
+    (tmp_path / "a.txt").write_text("Text.")
+    with pytest.raises(AtlasError, match="does not exist"):
+        read_documents([tmp_path / "a.txt", tmp_path / "b.txt"])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(AtlasError, match="holds no"):
+        read_documents([tmp_path / "none"])
+    with pytest.raises(AtlasError, match="no text was given"):
+        read_documents([])
+
+
+def test_lone_surrogates_are_made_encodable(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "Half \\ud83d a pair."}\n')
+    (document,) = read_documents([tmp_path / "a.jsonl"])
+    assert document.text == "Half ? a pair."
+
+
+DOCSTRING = """
+Solve a linear system of equations.
+
+.. versionadded:: 1.4
+
+Parameters
+----------
+a : (M, M) array_like
+    Coefficient matrix of :func:`~numpy.linalg.solve`, **square**
+    and of full rank.
+b : array_like
+    See `the manual <https://example.org/x>`_ for what is allowed here.
+
+Args:
+  tol (float): The largest residual that is still
+    accepted as a solution.
+
+The method is as follows::
+
+    x = solve(a, b)
+    Check that this is right before it is used.
+
+It ends here with [a link](https://example.org) to it.
+
+>>> solve(1, 2)
+This is an output of the example.
+
+- Items of a list are paragraphs of their own.
+* Another item that is quite long enough.
+"""
+
+
+def test_prose_keeps_sentences_and_drops_the_rest():
+    assert prose(DOCSTRING).split("\n\n") == [
+        "Solve a linear system of equations.",
+        "Coefficient matrix of numpy.linalg.solve, square and of full rank.",
+        "See the manual for what is allowed here.",
+        "The largest residual that is still accepted as a solution.",
+        "It ends here with a link to it.",
+        "Items of a list are paragraphs of their own.",
+        "Another item that is quite long enough.",
+    ]
