@@ -1,0 +1,20 @@
+"""Streaming sufficient statistics: one pass serves every method and all sites."""
+
+from atlas_jax.statistics._lens import (
+    lens_init as lens_init,
+    lens_update as lens_update,
+    selected_samples as selected_samples,
+)
+from atlas_jax.statistics._update import (
+    merge as merge,
+    merge_pass as merge_pass,
+    update as update,
+    update_pass as update_pass,
+)
+from atlas_jax.types_statistics import (
+    NEEDS as NEEDS,
+    Lens as Lens,
+    PassStatistics as PassStatistics,
+    Statistics as Statistics,
+    TopK as TopK,
+)

@@ -1,0 +1,143 @@
+"""The streamed pass: add a batch, merge two states."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from atlas_jax.statistics._moments import absorb, chunk_cross, chunk_side, row_peak
+from atlas_jax.statistics._top import top_merge, top_update
+from atlas_jax.types_statistics import Faults, PassStatistics, Statistics, Sums
+
+Matrix = Array | np.ndarray
+
+
+@partial(jax.jit, donate_argnums=0)
+def update_pass(
+    state: PassStatistics,
+    acts: Mapping[Any, Float[Matrix, "b _"]],
+    a_c: Float[Matrix, "b d_c"],
+    weight: Float[Matrix, " b"] | None = None,
+    index: Int[Matrix, " b"] | None = None,
+    positions: Mapping[Any, Int[Matrix, "b _"]] | None = None,
+) -> PassStatistics:
+    """Add a batch of pooled activations of several subject sites and of the atlas.
+
+    The atlas rows are centred, normalised and multiplied with themselves once for all sites. Rows of weight zero are
+    padding and may hold anything. A row with an activation that is not finite, at any site, is left out everywhere
+    and recorded in ``faults``. Accumulation is float32 at the highest precision; the error does not grow with the
+    number of batches.
+
+    Args:
+      state: the statistics so far, donated.
+      acts: subject activations by site ``[b, d_s]``, any float dtype.
+      a_c: atlas activations ``[b, d_c]``, any float dtype.
+      weight: weights of the rows, one each by default.
+      index: sentence ids of the rows, the running row number by default.
+      positions: numbers to carry beside the top-k values, by site; needed when ``init`` had ``peaks=True``.
+
+    Example:
+      >>> state = PassStatistics.init(["cross"], {"a": 2}, 2)
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
+      [[0.5, -0.5], [-0.5, 0.5]]
+    """
+    a_c = jnp.asarray(a_c, jnp.float32)
+    acts = {site: jnp.asarray(acts[site], jnp.float32) for site in state.sites}
+    weight = jnp.ones(a_c.shape[0], jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
+    if index is None:
+        index = state.seen + jnp.arange(a_c.shape[0], dtype=jnp.int32)
+    index = jnp.asarray(index, jnp.int32)
+    offered = weight > 0
+    keep = offered & jnp.isfinite(sum(map(row_peak, acts.values()), row_peak(a_c)))
+    chunk, chunk_low = _chunk(state.sums, acts, a_c, jnp.where(keep, weight, 0.0), keep)
+    sums, low = absorb(state.sums, state.low, chunk, chunk_low)
+    top = None
+    if state.top is not None:
+        where = {} if positions is None else positions
+        top = {s: top_update(state.top[s], acts[s], keep, index, where.get(s)) for s in state.sites}
+    faults = _record(state.faults, offered & ~keep, index)
+    return PassStatistics(sums, low, top, state.seen + a_c.shape[0], faults)
+
+
+@jax.jit
+def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
+    """The statistics of both passes; associative and symmetric to rounding.
+
+    Sentence ids must be given to :func:`update_pass` for the top-k of merged passes to be meaningful.
+    """
+    sums, low = absorb(a.sums, a.low, b.sums, b.low)
+    top = None if a.top is None else {site: top_merge(a.top[site], b.top[site]) for site in a.sites}
+    first = jnp.where(a.faults.rows > 0, a.faults.first, b.faults.first)
+    faults = Faults(a.faults.rows + b.faults.rows, first)
+    return PassStatistics(sums, low, top, a.seen + b.seen, faults)
+
+
+@partial(jax.jit, donate_argnums=0)
+def update(
+    stats: Statistics,
+    a_s: Float[Matrix, "b d_s"],
+    a_c: Float[Matrix, "b d_c"],
+    weight: Float[Matrix, " b"] | None = None,
+    index: Int[Matrix, " b"] | None = None,
+    position: Int[Matrix, "b d_s"] | None = None,
+) -> Statistics:
+    """Add a batch of pooled activations of one subject site and of the atlas; as :func:`update_pass`.
+
+    Example:
+      >>> stats = Statistics.init(["cross"], 2, 2)
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> update(stats, x, x).cross.raw.tolist()
+      [[0.5, -0.5], [-0.5, 0.5]]
+    """
+    positions = None if position is None else {"": position}
+    return update_pass(_as_pass(stats), {"": a_s}, a_c, weight, index, positions).statistics("")
+
+
+@jax.jit
+def merge(a: Statistics, b: Statistics) -> Statistics:
+    """The statistics of both sets of rows; associative and symmetric to rounding.
+
+    Example:
+      >>> one = update(Statistics.init(["cross"], 1, 1), jnp.ones((3, 1)), jnp.ones((3, 1)))
+      >>> float(merge(one, one).weight)
+      6.0
+    """
+    return merge_pass(_as_pass(a), _as_pass(b)).statistics("")
+
+
+def _as_pass(stats: Statistics) -> PassStatistics:
+    sums = lambda weight, atlas, subject, cross: Sums(weight, atlas, {"": subject}, {"": cross})
+    top = None if stats.top is None else {"": stats.top}
+    return PassStatistics(sums(*stats[:4]), sums(*stats.low), top, stats.seen, stats.faults)
+
+
+def _chunk(
+    like: Sums,
+    acts: dict[Any, Float[Array, "b _"]],
+    a_c: Float[Array, "b d_c"],
+    weight: Float[Array, " b"],
+    keep: Bool[Array, " b"],
+) -> tuple[Sums, Sums]:
+    """The additive statistics of one batch and their low parts."""
+    clean = lambda a: jnp.where(keep[:, None], a, 0.0)
+    weight_sum = jnp.sum(weight)
+    total = jnp.where(weight_sum > 0, weight_sum, 1.0)
+    atlas, atlas_low, atlas_rows = chunk_side(clean(a_c), weight, total, like.atlas)
+    chunk = Sums(weight_sum, atlas, {}, {})
+    low = Sums(jnp.zeros_like(weight_sum), atlas_low, {}, {})
+    for site, a_s in acts.items():
+        chunk.subjects[site], low.subjects[site], rows = chunk_side(clean(a_s), weight, total, like.subjects[site])
+        chunk.crosses[site] = chunk_cross(rows, atlas_rows, weight, like.crosses[site])
+        low.crosses[site] = jax.tree.map(jnp.zeros_like, chunk.crosses[site])
+    return chunk, low
+
+
+def _record(faults: Faults, bad: Bool[Array, " b"], index: Int[Array, " b"]) -> Faults:
+    rows = jnp.sum(bad, dtype=jnp.int32)
+    new = (faults.rows == 0) & (rows > 0)
+    return Faults(faults.rows + rows, jnp.where(new, index[jnp.argmax(bad)], faults.first))
