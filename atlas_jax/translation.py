@@ -1,0 +1,234 @@
+"""A translation: the matrix T of a subject site, the means it was fitted around, and what can be asked of it."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.translators import METHODS, needs_of
+from atlas_jax.types import Site
+from atlas_jax.types_statistics import Statistics
+
+TENSORS, RECORD = "translation.safetensors", "translation.json"
+Query = Float[Array, "*q d_c"] | Float[np.ndarray, "*q d_c"]
+
+
+class Ranked(NamedTuple):
+    """Feature ids and their scores, best first; ties to the lowest id."""
+
+    features: Int[Array, "*q k"]
+    scores: Float[Array, "*q k"]
+
+
+class _Record(dict):
+    """A dictionary of plain values that hashes by content, as static metadata of a pytree must."""
+
+    def __hash__(self) -> int:
+        return hash(json.dumps(self, sort_keys=True, default=str))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Translation:
+    """The matrix ``T [d_s, d_c]`` that maps concept queries to one site of a subject.
+
+    Attributes:
+      matrix: float32 ``[d_s, d_c]``; row k is subject feature k in terms of the atlas features.
+      mean_subject: mean subject activations of the fitting corpus ``[d_s]``.
+      mean_atlas: mean atlas activations of the fitting corpus ``[d_c]``; subtract it from averaged queries.
+      method: name of the translator.
+      site: the subject site, None where there is none.
+      certificate: how the matrix was found and how good it is.
+      metadata: anything else worth keeping, as plain JSON values.
+
+    Example:
+      >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
+      >>> t.similarity(jnp.array([0.0, 2.0, 0.0])).tolist()
+      [0.0, 1.0]
+    """
+
+    matrix: Any
+    mean_subject: Any
+    mean_atlas: Any
+    method: str = dataclasses.field(metadata={"static": True})
+    site: Site | None = dataclasses.field(default=None, metadata={"static": True})
+    certificate: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "certificate", _Record(self.certificate))
+        object.__setattr__(self, "metadata", _Record(self.metadata))
+
+    @classmethod
+    def from_statistics(
+        cls,
+        stats: Statistics,
+        method: str,
+        *,
+        site: Site | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> "Translation":
+        """Solve by a method of the registry, its options included, and keep the means of the corpus.
+
+        Raises:
+          AtlasError: for an unknown method, or statistics that lack what it needs.
+        """
+        needs_of([method])
+        matrix, certificate = METHODS[method].solve(stats, **options)
+        means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
+        return cls(matrix, *means, method, site, certificate, metadata or {})
+
+    @property
+    def d_s(self) -> int:
+        """Number of subject features."""
+        return self.matrix.shape[0]
+
+    @property
+    def d_c(self) -> int:
+        """Number of atlas features."""
+        return self.matrix.shape[1]
+
+    def similarity(self, q: Query) -> Float[Array, "*q d_s"]:
+        """Cosine of each row of T with the query, Eq. 3; 0 where the row or the query is zero.
+
+        Args:
+          q: concept queries ``[*q, d_c]``, any float dtype.
+
+        Raises:
+          AtlasError: if the last axis of ``q`` is not ``d_c`` wide.
+        """
+        if jnp.shape(q)[-1:] != (self.d_c,):
+            raise AtlasError(
+                f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(jnp.shape(q))}"
+            )
+        return _similarity(self.matrix, jnp.asarray(q, jnp.float32))
+
+    def top_features(self, q: Query, k: int = 10) -> Ranked:
+        """The k subject features most similar to each query.
+
+        Raises:
+          AtlasError: if ``q`` has the wrong width, or k is not between 1 and ``d_s``.
+
+        Example:
+          >>> t = Translation(jnp.eye(3), jnp.zeros(3), jnp.zeros(3), "covariance")
+          >>> t.top_features(jnp.array([0.0, 2.0, 1.0]), k=2).features.tolist()
+          [1, 2]
+        """
+        return _ranked(self.similarity(q), k)
+
+    def name_feature(self, feature: int, k: int = 10) -> Ranked:
+        """The k atlas features that weigh most in a subject feature's row of T, scaled to unit norm.
+
+        Raises:
+          AtlasError: if there is no such feature, or k is not between 1 and ``d_c``.
+
+        Example:
+          >>> t = Translation(jnp.array([[3.0, 0.0, 4.0]]), jnp.zeros(1), jnp.zeros(3), "covariance")
+          >>> t.name_feature(0, k=1).features.tolist()
+          [2]
+        """
+        if not 0 <= feature < self.d_s:
+            raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
+        return _ranked(_unit(self.matrix[feature]), k)
+
+    def save_pretrained(self, directory: str | os.PathLike) -> Path:
+        """Write ``translation.safetensors`` and ``translation.json``; neither is ever seen half-written.
+
+        Raises:
+          AtlasError: if the directory cannot be written.
+        """
+        directory = Path(directory)
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            digest = _replace(directory / TENSORS, lambda path: save_file(self._tensors(), path))
+            record = {
+                "format": 1,
+                "method": self.method,
+                "site": None if self.site is None else str(self.site),
+                "shape": [self.d_s, self.d_c],
+                "certificate": self.certificate,
+                "metadata": self.metadata,
+                "sha256": digest,
+            }
+            text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+            _replace(directory / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
+        except OSError as error:
+            raise AtlasError(f"cannot write the translation to '{directory}': {error.strerror or error}") from error
+        return directory
+
+    @classmethod
+    def from_pretrained(cls, directory: str | os.PathLike) -> "Translation":
+        """Read what :meth:`save_pretrained` wrote.
+
+        Raises:
+          AtlasError: if a file is missing, damaged, or does not belong to the other.
+        """
+        directory = Path(directory)
+        for name in (RECORD, TENSORS):
+            if not (directory / name).is_file():
+                raise AtlasError(f"'{directory}' holds no translation: {name} is missing")
+        try:
+            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+            tensors = load_file(directory / TENSORS)
+            arrays = [jnp.asarray(tensors[name]) for name in ("matrix", "mean_subject", "mean_atlas")]
+            site = None if record["site"] is None else Site.parse(record["site"])
+            known = record["method"], site, record["certificate"], record["metadata"]
+            intact = record["sha256"] == _digest(directory / TENSORS)
+        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
+            raise AtlasError(f"the translation in '{directory}' is damaged ({error}); save it again") from error
+        if not intact:
+            raise AtlasError(f"{TENSORS} in '{directory}' is not the file that {RECORD} describes; save it again")
+        return cls(*arrays, *known)
+
+    def _tensors(self) -> dict[str, Float[np.ndarray, "..."]]:
+        names = ("matrix", "mean_subject", "mean_atlas")
+        return {name: np.ascontiguousarray(np.asarray(getattr(self, name), np.float32)) for name in names}
+
+
+@jax.jit
+def _similarity(matrix: Float[Array, "d_s d_c"], q: Float[Array, "*q d_c"]) -> Float[Array, "*q d_s"]:
+    size = jnp.sqrt(jnp.sum(matrix * matrix, axis=1))
+    scores = jnp.matmul(_unit(q), matrix.T, precision=lax.Precision.HIGHEST)
+    return scores / jnp.broadcast_to(jnp.where(size > 0, size, 1.0), scores.shape)
+
+
+def _unit(x: Float[Array, "*q d"]) -> Float[Array, "*q d"]:
+    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x / jnp.where(norm > 0, norm, 1.0)
+
+
+def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:
+    if not 1 <= k <= scores.shape[-1]:
+        raise AtlasError(f"asked for the top {k} of {scores.shape[-1]} features")
+    best, features = lax.top_k(scores, k)
+    return Ranked(features, best)
+
+
+def _replace(path: Path, write: Any) -> str:
+    """Write beside ``path``, then rename; the digest of what was written."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        digest = _digest(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return digest
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,17 @@
+"""Translators: pure functions from statistics to a translation matrix, in one registry."""
+
+from atlas_jax.translators._moment_methods import (
+    correlation as correlation,
+    covariance as covariance,
+    random as random,
+    random_like as random_like,
+    semantic_lens as semantic_lens,
+)
+from atlas_jax.translators._polar import polar as polar
+from atlas_jax.translators._polar_express import polar_express as polar_express
+from atlas_jax.translators._procrustes import procrustes as procrustes
+from atlas_jax.translators._procrustes_exact import procrustes_exact as procrustes_exact
+from atlas_jax.translators._registry import METHODS as METHODS, needs_of as needs_of
+from atlas_jax.translators._regression import least_squares as least_squares, ridge as ridge
+from atlas_jax.translators._solution import Method as Method, Solution as Solution
+from atlas_jax.translators._whitened import whitened as whitened, whitened_family as whitened_family

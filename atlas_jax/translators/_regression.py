@@ -1,0 +1,121 @@
+"""Least squares, Eq. 8, and ridge, from the atlas Gram matrix in float64."""
+
+from typing import Any
+
+import numpy as np
+import scipy.linalg
+from jaxtyping import Float
+
+from atlas_jax.translators._solution import Solution, cross_of, gram_of, solution
+from atlas_jax.types_statistics import Statistics
+
+
+def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7) -> Solution:
+    """The minimiser of ``|A_s - A_c T^T|`` of least norm, Eq. 8: ``A_s^T A_c (A_c^T A_c)^+``.
+
+    Eigenvalues of the Gram matrix up to ``cut`` times the largest eigenvalue of the *centred* Gram matrix count as
+    zero: below that, float32 statistics hold rounding only. A Gram matrix that is clearly positive definite is
+    factorised; any other is diagonalised, and the certificate tells its rank.
+
+    Args:
+      stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``.
+      centre: regress with an intercept, which Eq. 8 does not.
+      cut: relative size below which an eigenvalue is zero.
+
+    Returns:
+      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features.
+
+    Raises:
+      AtlasError: if a need is missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import Statistics, update
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> stats = update(Statistics.init(["cross", "atlas_gram"], 1, 1), 2 * x, x)
+      >>> least_squares(stats).matrix.tolist()
+      [[2.0]]
+    """
+    gram = gram_of(stats, "atlas", unit=False, centre=centre)
+    floor = cut * _largest_eigenvalue(gram_of(stats, "atlas", unit=False, centre=True))
+    return _solve(cross_of(stats, unit=False, centre=centre), gram, floor)
+
+
+def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> Solution:
+    """Least squares with a penalty on the norm of T: ``A_s^T A_c (A_c^T A_c + p I)^-1``; not in the paper.
+
+    Args:
+      stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``.
+      centre: regress with an intercept.
+      penalty: p, in units of the mean scatter of the atlas features that are not dead.
+
+    Returns:
+      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features.
+
+    Raises:
+      AtlasError: if a need is missing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import Statistics, update
+      >>> x = jnp.array([[1.0], [-1.0]])
+      >>> stats = update(Statistics.init(["cross", "atlas_gram"], 1, 1), 2 * x, x)
+      >>> ridge(stats, penalty=1.0).matrix.tolist()
+      [[1.0]]
+    """
+    gram = gram_of(stats, "atlas", unit=False, centre=centre)
+    alive = np.diagonal(gram) > 0
+    scale = np.asarray(stats.atlas.raw.scatter, np.float64)[alive].mean() if alive.any() else 0.0
+    gram[np.diag_indices_from(gram)] += penalty * scale * alive
+    result = _solve(cross_of(stats, unit=False, centre=centre), gram, 0.0)
+    return result._replace(certificate=result.certificate | {"penalty": penalty, "shift": float(penalty * scale)})
+
+
+def _solve(cross: Float[np.ndarray, "d_s d_c"], gram: Float[np.ndarray, "d_c d_c"], floor: float) -> Solution:
+    alive = np.flatnonzero(np.diagonal(gram) > 0)
+    small = gram[np.ix_(alive, alive)]
+    matrix = np.zeros(cross.shape)
+    certificate: dict[str, Any] = {"solver": "zero", "rank": 0}
+    if alive.size:
+        matrix[:, alive], certificate = _solve_alive(cross[:, alive], small, floor)
+        residual = np.linalg.norm(matrix[:, alive] @ small - cross[:, alive])
+        certificate["normal_residual"] = float(residual / max(np.linalg.norm(cross), np.finfo(float).tiny))
+    return solution(matrix, **certificate, floor=floor, dead_columns=gram.shape[0] - alive.size)
+
+
+def _solve_alive(
+    cross: Float[np.ndarray, "d_s n"], gram: Float[np.ndarray, "n n"], floor: float
+) -> tuple[Float[np.ndarray, "d_s n"], dict[str, Any]]:
+    try:
+        factor = scipy.linalg.cho_factor(gram, check_finite=False)
+        if _smallest_eigenvalue(factor, len(gram)) > max(floor, np.finfo(float).eps * len(gram) * gram.trace()):
+            answer = scipy.linalg.cho_solve(factor, cross.T, check_finite=False).T
+            return answer, {"solver": "cholesky", "rank": len(gram)}
+    except np.linalg.LinAlgError:
+        pass  # not positive definite in float64: the eigenvalues tell the rank
+    values, vectors = scipy.linalg.eigh(gram, check_finite=False, driver="evd")
+    keep = values > max(floor, np.finfo(float).eps * len(gram) * values[-1])
+    vectors = vectors[:, keep]
+    return ((cross @ vectors) / values[keep]) @ vectors.T, {"solver": "eigh", "rank": int(keep.sum())}
+
+
+def _largest_eigenvalue(gram: Float[np.ndarray, "n n"], steps: int = 30) -> float:
+    """By power iteration: a lower bound, close for a Gram matrix."""
+    x = np.random.default_rng(0).normal(size=len(gram))
+    value = 0.0
+    for _ in range(steps):
+        x = x / max(np.linalg.norm(x), np.finfo(float).tiny)
+        y = gram @ x
+        value, x = float(x @ y), y
+    return value
+
+
+def _smallest_eigenvalue(factor: Any, n: int, steps: int = 10) -> float:
+    """By inverse iteration from the Cholesky factor: an upper bound, close when one eigenvalue is tiny."""
+    x = np.random.default_rng(0).normal(size=n)
+    value = np.inf
+    for _ in range(steps):
+        x = x / np.linalg.norm(x)
+        y = scipy.linalg.cho_solve(factor, x, check_finite=False)
+        value, x = 1.0 / float(x @ y), y
+    return value

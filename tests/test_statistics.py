@@ -1,0 +1,283 @@
+"""Statistics against float64 numpy: any chunking, order, merge tree, weights, sharding."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import make_mesh
+from atlas_jax.statistics import (
+    NEEDS,
+    PassStatistics,
+    Statistics,
+    lens_init,
+    lens_update,
+    merge,
+    merge_pass,
+    selected_samples,
+    update,
+    update_pass,
+)
+
+N, D_S, D_C = 600, 7, 11
+MOMENTS = [need for need in NEEDS if need != "top_k"]
+
+
+@pytest.fixture
+def data(rng):
+    """Correlated rows with means of a hundred deviations on one side, sparse with zero rows on the other."""
+    latent = rng.normal(size=(N, 4))
+    a_s = latent @ rng.normal(size=(4, D_S)) + rng.normal(size=(N, D_S)) + 100 * rng.normal(size=D_S)
+    a_c = np.maximum(latent @ rng.normal(size=(4, D_C)) - 1, 0)
+    a_c[::50] = 0
+    return a_s.astype(np.float32), a_c.astype(np.float32)
+
+
+def stream(state, a_s, a_c, size, step=update, **columns):
+    for i in range(0, len(a_s), size):
+        state = step(state, a_s[i : i + size], a_c[i : i + size], **{k: v[i : i + size] for k, v in columns.items()})
+    return state
+
+
+def unit(a):
+    norm = np.linalg.norm(a, axis=1, keepdims=True)
+    return np.divide(a, norm, out=np.zeros_like(a), where=norm > 0)
+
+
+def oracle(a_s, a_c, weight=None):
+    """Centred moments in float64 by definition."""
+    weight = np.ones(len(a_s)) if weight is None else weight.astype(np.float64)
+    result = {}
+    for view, rows in (("raw", lambda a: a), ("unit", unit)):
+        s, c = rows(a_s.astype(np.float64)), rows(a_c.astype(np.float64))
+        mean_s, mean_c = np.average(s, axis=0, weights=weight), np.average(c, axis=0, weights=weight)
+        x, y = (s - mean_s) * weight[:, None], c - mean_c
+        result[view] = {
+            "mean_s": mean_s,
+            "mean_c": mean_c,
+            "cross": x.T @ y,
+            "gram_s": x.T @ (s - mean_s),
+            "gram_c": (y * weight[:, None]).T @ y,
+        }
+    return result
+
+
+def found(stats, view):
+    subject, atlas = getattr(stats.subject, view), getattr(stats.atlas, view)
+    names = ("mean_s", "mean_c", "cross", "gram_s", "gram_c")
+    return dict(
+        zip(names, (subject.mean, atlas.mean, getattr(stats.cross, view), subject.gram, atlas.gram), strict=True)
+    )
+
+
+def distance(x, y):
+    return np.linalg.norm(np.asarray(x, np.float64) - y) / np.linalg.norm(y)
+
+
+def check(stats, expected, tolerance=2e-6):
+    for view in ("raw", "unit"):
+        for name, value in found(stats, view).items():
+            assert distance(value, expected[view][name]) < tolerance, (view, name)
+    scatter = np.asarray(stats.atlas.raw.scatter)
+    np.testing.assert_allclose(scatter, np.diag(expected["raw"]["gram_c"]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 40, N])
+def test_any_chunking_is_the_float64_oracle(data, size):
+    a_s, a_c = (a[:60] for a in data) if size == 1 else data
+    stats = stream(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c, size)
+    assert float(stats.weight) == len(a_s)
+    check(stats, oracle(a_s, a_c))
+
+
+def test_a_subtracted_mean_would_fail(data):
+    """The twin that must fail: E[xy] - E[x]E[y] in float32 loses what the centred update keeps."""
+    a_s, a_c = data
+    shifted = a_c + np.float32(100)
+    expected = oracle(a_s, shifted)["raw"]["cross"]
+    naive = a_s.T @ shifted - np.float32(N) * np.outer(a_s.mean(0), shifted.mean(0))
+    stats = stream(Statistics.init(["cross"], D_S, D_C), a_s, shifted, 40)
+    assert distance(naive, expected) > 1e-4
+    assert distance(stats.cross.raw, expected) < 1e-6
+
+
+def test_order_and_merge_trees_agree(data, rng):
+    a_s, a_c = data
+    order = rng.permutation(N)
+    init = lambda: Statistics.init(MOMENTS, D_S, D_C)
+    parts = [stream(init(), a_s[order[i::3]], a_c[order[i::3]], 40) for i in range(3)]
+    left = merge(merge(parts[0], parts[1]), parts[2])
+    right = merge(parts[2], merge(init(), merge(parts[1], parts[0])))
+    check(left, oracle(a_s, a_c))
+    check(right, oracle(a_s, a_c))
+
+
+def test_error_does_not_grow_with_the_number_of_batches(rng):
+    a_s = (rng.normal(size=(8, 4)) + 1000).astype(np.float32)
+    a_c = (a_s + rng.normal(size=(8, 4)).astype(np.float32)).astype(np.float32)
+    repeats = 20000
+    body = lambda _, state: update(state, a_s, a_c)
+    stats = jax.jit(lambda s: jax.lax.fori_loop(0, repeats, body, s))(Statistics.init(["cross"], 4, 4))
+    expected = oracle(a_s, a_c)["raw"]["cross"] * repeats
+    assert distance(stats.cross.raw, expected) < 1e-6
+    assert float(stats.weight) == 8 * repeats
+
+
+def test_weights_and_padding(data, rng):
+    a_s, a_c = (a.copy() for a in data)
+    weight = rng.integers(0, 4, N).astype(np.float32) / 2
+    a_s[weight == 0] = np.nan
+    stats = stream(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c, 40, weight=weight)
+    kept = weight > 0
+    check(stats, oracle(a_s[kept], a_c[kept], weight[kept]))
+    assert int(stats.faults.rows) == 0
+
+
+def test_a_batch_of_padding_changes_nothing(data):
+    a_s, a_c = data
+    stats = stream(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c, 40)
+    before = jax.tree.map(np.array, stats)
+    after = update(stats, a_s, a_c, weight=np.zeros(N, np.float32))
+    chex.assert_trees_all_equal(before._replace(seen=after.seen), after)
+
+
+def test_faults_are_counted_and_left_out(data):
+    a_s, a_c = (a.copy() for a in data)
+    index = np.arange(N, dtype=np.int32) + 1000
+    a_s[70, 3], a_c[300, 0] = np.inf, np.nan
+    good = np.delete(np.arange(N), [70, 300])
+    state = PassStatistics.init(MOMENTS, {"a": D_S, "b": D_S}, D_C)
+    for i in range(0, N, 60):
+        rows = slice(i, i + 60)
+        state = update_pass(state, {"a": a_s[rows], "b": data[0][rows]}, a_c[rows], index=index[rows])
+    assert (int(state.faults.rows), int(state.faults.first)) == (2, 1070)
+    check(state.statistics("a"), oracle(a_s[good], a_c[good]))
+    check(state.statistics("b"), oracle(data[0][good], a_c[good]))
+
+
+def test_half_precision_inputs_accumulate_in_float32(data):
+    a_s, a_c = (jnp.asarray(a, jnp.bfloat16) for a in data)
+    stats = update(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c)
+    check(stats, oracle(np.asarray(a_s, np.float32), np.asarray(a_c, np.float32)))
+
+
+def test_unit_rows_survive_extreme_scales(data):
+    a_s, a_c = data
+    scale = np.where(np.arange(N) % 2, np.float32(1e30), np.float32(1e-30))[:, None]
+    stats = update(Statistics.init(["unit_cross"], D_S, D_C), a_s * scale, a_c)
+    assert distance(stats.cross.unit, oracle(a_s, a_c)["unit"]["cross"]) < 2e-6
+
+
+def test_sites_share_the_atlas_side_and_equal_single_passes(data, rng):
+    a_s, a_c = data
+    other = rng.normal(size=(N, 5)).astype(np.float32)
+    one = PassStatistics.init(list(NEEDS), {"x": D_S, "y": 5}, D_C, top_k=4)
+    two = PassStatistics.init(list(NEEDS), {"x": D_S, "y": 5}, D_C, top_k=4)
+    index = np.arange(N, dtype=np.int32)
+    one = update_pass(one, {"x": a_s[:250], "y": other[:250]}, a_c[:250], index=index[:250])
+    two = update_pass(two, {"x": a_s[250:], "y": other[250:]}, a_c[250:], index=index[250:])
+    state = merge_pass(one, two)
+    check(state.statistics("x"), oracle(a_s, a_c))
+    check(state.statistics("y"), oracle(other, a_c))
+    assert state.statistics("x").atlas is state.statistics("y").atlas
+    assert len(jax.tree.leaves(state.sums.atlas)) == 6
+
+
+def top_oracle(a_s, index, k):
+    """Best first, ties to the lowest id, by a stable sort of rows put in id order."""
+    order = np.argsort(index)
+    rows = order[np.argsort(-a_s[order], axis=0, kind="stable")[:k]]
+    return np.take_along_axis(a_s, rows, axis=0).T, index[rows].T, rows.T
+
+
+def test_top_k_with_ties_in_any_order(rng):
+    a_s = np.round(rng.normal(size=(N, D_S)), 1).astype(np.float32)
+    a_s[:, 0] = 0
+    a_s[::2, 0] = -0.0
+    index = rng.permutation(10 * N)[:N].astype(np.int32)
+    peak = rng.integers(0, 99, (N, D_S)).astype(np.int32)
+    a_c = np.ones((N, 1), np.float32)
+    init = lambda: Statistics.init(["top_k"], D_S, 1, top_k=9, peaks=True)
+    parts = [
+        stream(init(), a_s[half], a_c[half], 50, index=index[half], position=peak[half])
+        for half in (slice(0, 100), slice(100, N))
+    ]
+    top = merge(*parts).top
+    values, ids, rows = top_oracle(a_s, index, 9)
+    np.testing.assert_array_equal(top.values, values)
+    np.testing.assert_array_equal(top.index, ids)
+    np.testing.assert_array_equal(top.position, peak[rows, np.arange(D_S)[:, None]])
+
+
+def test_top_k_of_too_few_rows_leaves_empty_places(rng):
+    stats = Statistics.init(["top_k"], 2, 1, top_k=5)
+    weight = np.array([1, 0, 1], np.float32)
+    stats = update(stats, np.array([[1, -1], [9, 9], [2, -2]], np.float32), np.ones((3, 1), np.float32), weight)
+    assert stats.top.index.tolist() == [[2, 0, -1, -1, -1], [0, 2, -1, -1, -1]]
+    assert selected_samples(stats.top).tolist() == [0, 2]
+
+
+def test_second_pass_sums_the_selected_samples(data):
+    a_s, a_c = data
+    stats = stream(Statistics.init(["top_k"], D_S, D_C, top_k=6), a_s, a_c, 100)
+    wanted = selected_samples(stats.top)
+    lens = lens_init(stats.top, D_C)
+    for ids in np.array_split(wanted[::-1], 4):
+        ids = np.concatenate([ids, [-1]]).astype(np.int32)
+        lens = lens_update(lens, ids, np.where(ids[:, None] < 0, np.float32(np.nan), a_c[ids]))
+    expected = a_c[np.argsort(-a_s, axis=0, kind="stable")[:6]].sum(axis=0)
+    np.testing.assert_allclose(lens.total, expected, rtol=1e-5, atol=1e-5)
+    assert lens.found.tolist() == [6] * D_S
+
+
+def test_sharded_rows_and_state_give_the_same_values(data, rng):
+    a_s, a_c = rng.normal(size=(N, 16)).astype(np.float32), data[1]
+    mesh = make_mesh()
+    rows, features = NamedSharding(mesh, P("data")), NamedSharding(mesh, P(("data", "model"), None))
+    stats = Statistics.init(["cross", "atlas_gram", "top_k"], 16, D_C, top_k=3)
+    place = lambda x: jax.device_put(x, features if x.ndim == 2 and x.shape[0] == 16 else NamedSharding(mesh, P()))
+    stats = jax.tree.map(place, stats)
+    for i in range(0, N, 200):
+        chunk = slice(i, i + 200)
+        stats = update(stats, jax.device_put(a_s[chunk], rows), jax.device_put(a_c[chunk], rows))
+    expected = oracle(a_s, a_c)["raw"]
+    assert len(stats.cross.raw.sharding.device_set) == 8
+    assert distance(stats.cross.raw, expected["cross"]) < 2e-6
+    assert distance(stats.atlas.raw.gram, expected["gram_c"]) < 2e-6
+    assert distance(stats.subject.raw.mean, expected["mean_s"]) < 2e-6
+    np.testing.assert_array_equal(stats.top.index, top_oracle(a_s, np.arange(N), 3)[1])
+
+
+def test_one_trace_for_any_values(data):
+    a_s, a_c = data
+    traces = []
+
+    @jax.jit
+    def step(state, x, y, w):
+        traces.append(None)
+        return update(state, x, y, w)
+
+    state = Statistics.init(["unit_cross", "top_k"], D_S, D_C)
+    types = jax.tree.map(jax.typeof, state)
+    for i in range(4):
+        state = step(state, a_s[i : i + 50], a_c[i : i + 50], np.full(50, i, np.float32))
+    assert len(traces) == 1
+    assert jax.tree.map(jax.typeof, state) == types
+    assert jax.tree.map(jax.typeof, merge(state, state)) == types
+
+
+def test_state_is_donated(data):
+    state = Statistics.init(["cross"], D_S, D_C)
+    cross = state.cross.raw
+    update(state, *data)
+    assert cross.is_deleted()
+
+
+def test_unknown_needs_and_sites_are_named():
+    with pytest.raises(AtlasError, match="unknown statistics kurtosis"):
+        Statistics.init(["kurtosis"], 1, 1)
+    with pytest.raises(AtlasError, match="no statistics for site 'b'"):
+        PassStatistics.init(["cross"], {"a": 1}, 1).statistics("b")

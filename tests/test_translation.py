@@ -1,0 +1,133 @@
+"""Eq. 3, ranking, and the files of a translation."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.statistics import Statistics, update
+from atlas_jax.translation import Translation
+from atlas_jax.types import Site
+
+
+@pytest.fixture
+def translation(rng):
+    matrix = rng.normal(size=(6, 9)).astype(np.float32)
+    matrix[2] = 0
+    means = rng.normal(size=6).astype(np.float32), rng.normal(size=9).astype(np.float32)
+    record = {"rank": 5, "solver": "gram_eigh"}
+    return Translation(*map(jnp.asarray, (matrix, *means)), "procrustes", Site("mlp_act", 3), record, {"n": 100})
+
+
+def test_similarity_is_the_cosine_of_every_row(translation, rng):
+    q = rng.normal(size=(4, 3, 9)).astype(np.float32)
+    q[1, 1] = 0
+    t = np.asarray(translation.matrix, np.float64)
+    size = np.linalg.norm(t, axis=1) * np.linalg.norm(q.astype(np.float64), axis=-1, keepdims=True)
+    expected = np.divide(q @ t.T, size, out=np.zeros((4, 3, 6)), where=size > 0)
+    np.testing.assert_allclose(translation.similarity(q), expected, atol=3e-7)
+    np.testing.assert_allclose(translation.similarity(q[0, 0]), expected[0, 0], atol=3e-7)
+    assert translation.similarity(q)[..., 2].tolist() == np.zeros((4, 3)).tolist()
+
+
+def test_ranking_both_ways(translation, rng):
+    q = rng.normal(size=9).astype(np.float32)
+    ranked = translation.top_features(q, k=4)
+    scores = np.asarray(translation.similarity(q))
+    assert ranked.features.tolist() == np.argsort(-scores, kind="stable")[:4].tolist()
+    np.testing.assert_array_equal(ranked.scores, scores[ranked.features])
+    named = translation.name_feature(5, k=3)
+    row = np.asarray(translation.matrix[5])
+    assert named.features.tolist() == np.argsort(-row, kind="stable")[:3].tolist()
+    np.testing.assert_allclose(named.scores, np.sort(row / np.linalg.norm(row))[::-1][:3], rtol=1e-6)
+
+
+def test_it_is_a_pytree_that_jit_takes_without_retracing(translation):
+    traces = []
+
+    @jax.jit
+    def score(t, q):
+        traces.append(None)
+        return t.similarity(q)
+
+    q = jnp.ones(9)
+    chex.assert_trees_all_close(score(translation, q), translation.similarity(q), atol=1e-6)
+    score(jax.tree.map(lambda x: 2 * x, translation), 3 * q)
+    assert len(traces) == 1
+    assert jax.tree.map(lambda x: x.sharding, translation).method == "procrustes"
+
+
+def test_round_trip(translation, tmp_path):
+    translation.save_pretrained(tmp_path / "a" / "b")
+    loaded = Translation.from_pretrained(tmp_path / "a" / "b")
+    chex.assert_trees_all_equal(loaded, translation)
+    assert jax.tree.structure(loaded) == jax.tree.structure(translation)
+    assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["translation.json", "translation.safetensors"]
+    other = dataclasses.replace(translation, matrix=2 * translation.matrix, method="ridge")
+    other.save_pretrained(tmp_path / "a" / "b")
+    assert Translation.from_pretrained(tmp_path / "a" / "b").method == "ridge"
+
+
+def test_from_statistics_keeps_the_means(rng):
+    a_s, a_c = rng.normal(size=(50, 3)).astype(np.float32), rng.normal(size=(50, 4)).astype(np.float32)
+    stats = update(Statistics.init(["unit_cross"], 3, 4), a_s, a_c)
+    t = Translation.from_statistics(stats, "procrustes", site=Site("resid_post", 1), metadata={"corpus": "x"})
+    np.testing.assert_allclose(t.mean_atlas, a_c.mean(0), atol=1e-6)
+    assert (t.method, t.certificate["rank"], t.matrix.shape) == ("procrustes", 3, (3, 4))
+    with pytest.raises(AtlasError, match="unknown method 'magic'; known are covariance"):
+        Translation.from_statistics(stats, "magic")
+
+
+def test_bad_questions_are_answered_in_one_sentence(translation):
+    with pytest.raises(AtlasError, match=r"has 9 features, got an array of shape \(8,\)"):
+        translation.similarity(jnp.ones(8))
+    with pytest.raises(AtlasError, match="subject feature 6 does not exist; there are 6"):
+        translation.name_feature(6)
+    with pytest.raises(AtlasError, match="subject feature -1"):
+        translation.name_feature(-1)
+    with pytest.raises(AtlasError, match="top 10 of 6"):
+        translation.top_features(jnp.ones(9), k=10)
+
+
+def test_bad_directories(translation, tmp_path):
+    with pytest.raises(AtlasError, match="holds no translation: translation.json is missing"):
+        Translation.from_pretrained(tmp_path)
+    translation.save_pretrained(tmp_path)
+    tensors = tmp_path / "translation.safetensors"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-7])
+    with pytest.raises(AtlasError, match="damaged"):
+        Translation.from_pretrained(tmp_path)
+    tensors.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(AtlasError, match="is not the file that translation.json describes"):
+        Translation.from_pretrained(tmp_path)
+    tensors.write_bytes(whole)
+    record = tmp_path / "translation.json"
+    text = record.read_text()
+    for broken in ("{", "[]", json.dumps({"site": None})):
+        record.write_text(broken)
+        with pytest.raises(AtlasError, match="damaged"):
+            Translation.from_pretrained(tmp_path)
+    record.write_text(text)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(AtlasError, match="cannot write the translation"):
+        translation.save_pretrained(tmp_path / "file")
+
+
+def test_a_failed_write_leaves_the_old_files(translation, tmp_path, monkeypatch):
+    translation.save_pretrained(tmp_path)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+
+    def full(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("atlas_jax.translation.save_file", full)
+    with pytest.raises(AtlasError, match="No space left"):
+        translation.save_pretrained(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
