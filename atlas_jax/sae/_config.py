@@ -1,0 +1,49 @@
+"""The static description of a sparse autoencoder."""
+
+import dataclasses
+from typing import Literal
+
+from atlas_jax.types import Site
+
+Kind = Literal["jumprelu", "topk", "batchtopk", "relu", "gated", "groupmax"]
+Normalization = Literal["none", "constant_norm_rescale", "layer_norm"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SAEConfig:
+    """What a sparse autoencoder is, apart from its numbers.
+
+    Attributes:
+      kind: how pre-activations become features; see :meth:`SparseAutoencoder.encode`.
+      d_in: width of the activations that are encoded.
+      d_sae: number of features.
+      d_out: width of the reconstruction where it differs from ``d_in``, as it may for transcoders.
+      k: features kept per row (topk, groupmax), or the target mean number of active features (batchtopk).
+      transcoder: the reconstruction is of another site than the input, never subtracted from or normalised.
+      apply_b_dec_to_input: subtract ``b_dec`` from the input before encoding.
+      normalization: what is done to each row before encoding and undone after decoding.
+      site: where the activations are read, None where the files do not say.
+      site_out: where a transcoder's reconstruction belongs, None for an autoencoder.
+      model: name of the model the SAE was trained on, as the files write it.
+      format: the on-disk layout it was read from.
+      advertised_l0: the mean number of active features its release states, None where it states none.
+    """
+
+    kind: Kind
+    d_in: int
+    d_sae: int
+    d_out: int | None = None
+    k: int | None = None
+    transcoder: bool = False
+    apply_b_dec_to_input: bool = False
+    normalization: Normalization = "none"
+    site: Site | None = None
+    site_out: Site | None = None
+    model: str | None = None
+    format: str | None = None
+    advertised_l0: float | None = None
+
+    @property
+    def width_out(self) -> int:
+        """Width of the reconstruction."""
+        return self.d_in if self.d_out is None else self.d_out

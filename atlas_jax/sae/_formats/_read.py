@@ -1,0 +1,76 @@
+"""Reading the files that SAEs are stored in, with one clear sentence when they cannot be read."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from atlas_jax.errors import AtlasError
+
+Arrays = dict[str, np.ndarray]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise AtlasError(f"there is no {path.name} in {path.parent}") from None
+    except (OSError, ValueError) as error:
+        raise AtlasError(f"cannot read {path}: {error}") from None
+    if not isinstance(content, dict):
+        raise AtlasError(f"{path} should hold a JSON object")
+    return content
+
+
+def read_npz(path: Path) -> Arrays:
+    """The float32 arrays of an npz file; pickled objects are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: _float32(archive[name]) for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise AtlasError(f"cannot read {path}: {error}") from None
+
+
+def read_safetensors(path: Path) -> Arrays:
+    """The arrays of a safetensors file, floats of any width as float32."""
+    try:
+        with safe_open(path, framework="flax") as archive:
+            return {name: _float32(np.asarray(archive.get_tensor(name))) for name in archive.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise AtlasError(f"cannot read {path}: {error}") from None
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """The state dict in a torch file, tensors as arrays, read with ``weights_only`` so that no code in it can run."""
+    try:
+        import torch
+    except ImportError:
+        raise AtlasError(f"{path} is a torch file: install torch to read it (pip install torch)") from None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises many types for a bad file, none documented
+        raise AtlasError(f"cannot read {path} as plain torch weights: {str(error).splitlines()[0]}") from None
+    if not isinstance(state, dict):
+        raise AtlasError(f"{path} should hold a state dict, it holds a {type(state).__name__}")
+    return {name: _from_torch(value) for name, value in state.items()}
+
+
+def _from_torch(value: Any) -> Any:
+    if not hasattr(value, "detach"):
+        return value
+    return (value.float() if value.is_floating_point() else value).detach().numpy()
+
+
+def _float32(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype.kind in "fV" and array.dtype != np.float32 else array
+
+
+def pick(arrays: dict[str, Any], name: str, where: Path) -> np.ndarray:
+    """One array by name, or a sentence naming what the file has instead."""
+    if name not in arrays:
+        raise AtlasError(f"{where} has no tensor '{name}'; it has {', '.join(map(str, arrays))}")
+    return arrays[name]

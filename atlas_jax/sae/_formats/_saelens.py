@@ -1,0 +1,170 @@
+"""SAELens: ``cfg.json`` and ``sae_weights.safetensors``, of version 6 and before.
+
+A row is normalised (``none``, ``constant_norm_rescale``, ``layer_norm``), loses ``b_dec`` where
+``apply_b_dec_to_input`` says so, and meets ``W_enc[d, m]``. standard ``relu(pre)``; jumprelu ``relu(pre) * (pre >
+threshold)``; topk the k largest; gated ``relu(x @ (W_enc * exp(r_mag)) + b_mag) * (x @ W_enc + b_gate > 0)``.
+``expected_average_only_in`` means training activations were multiplied by a factor that the files do not hold:
+without it the SAE is refused.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._formats._fold import fold_decoder_norm, fold_input_scale
+from atlas_jax.sae._formats._hooks import site_of
+from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
+
+NAME = "saelens"
+_KINDS = {
+    "standard": "relu",
+    "gated": "gated",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "transcoder": "relu",
+    "skip_transcoder": "relu",
+    "jumprelu_transcoder": "jumprelu",
+    "jumprelu_skip_transcoder": "jumprelu",
+}
+_NORMALIZATIONS = ("none", "constant_norm_rescale", "layer_norm")
+_POINTS = {
+    "resid_pre": "hook_resid_pre",
+    "resid_mid": "hook_resid_mid",
+    "resid_post": "hook_resid_post",
+    "attn_out_post": "hook_attn_out",
+    "mlp_out_post": "hook_mlp_out",
+    "z": "attn.hook_z",
+    "attn_out": "attn.hook_out",
+    "mlp_out": "mlp.hook_out",
+    "mlp_act": "mlp.hook_post",
+}
+
+
+def detect(path: Path) -> bool:
+    """A folder with ``cfg.json`` and ``sae_weights.safetensors``."""
+    return (path / "cfg.json").is_file() and (path / "sae_weights.safetensors").is_file()
+
+
+def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
+    """Parameters and description, either generation of ``cfg.json``."""
+    cfg = _current(read_json(path / "cfg.json"))
+    tensors = read_safetensors(path / "sae_weights.safetensors")
+    config = _config(cfg, path)
+    parameters = _parameters(config, tensors, path)
+    scaling = cfg.get("normalize_activations") or "none"
+    if scaling == "expected_average_only_in":
+        if norm_scaling_factor is None:
+            raise AtlasError(
+                f"{path} was trained on scaled activations and does not say by how much: give norm_scaling_factor"
+            )
+        parameters = fold_input_scale(parameters, norm_scaling_factor)
+    if cfg.get("rescale_acts_by_decoder_norm"):
+        parameters = fold_decoder_norm(parameters)
+    return config, parameters
+
+
+def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
+    """Write the layout of version 6, which SAELens itself loads."""
+    architecture = _architecture(config, "W_skip" in parameters)
+    tensors = {name: np.ascontiguousarray(value) for name, value in parameters.items()}
+    if config.kind == "gated":
+        tensors["b_mag"] = tensors.pop("b_enc")
+    if "W_skip" in tensors:
+        tensors["W_skip"] = np.ascontiguousarray(tensors["W_skip"].T)
+    cfg: dict[str, Any] = {
+        "architecture": architecture,
+        "d_in": config.d_in,
+        "d_sae": config.d_sae,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": config.apply_b_dec_to_input,
+        "normalize_activations": config.normalization,
+        "reshape_activations": "none",
+        "metadata": _metadata(config),
+    }
+    cfg |= {"k": config.k} if config.kind == "topk" else {}
+    cfg |= {"d_out": config.width_out} if config.transcoder else {}
+    (directory / "cfg.json").write_text(json.dumps(cfg, indent=1) + "\n")
+    save_file(tensors, directory / "sae_weights.safetensors")
+
+
+def _current(cfg: dict[str, Any]) -> dict[str, Any]:
+    """A ``cfg.json`` of version 6 as it is, an older one brought to the same keys and defaults."""
+    metadata = cfg.get("metadata") or {}
+    version = str(cfg.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
+    if int(version.split(".")[0]) >= 6:
+        return cfg
+    renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+    cfg = {"architecture": "standard", "apply_b_dec_to_input": True} | {renamed.get(k, k): v for k, v in cfg.items()}
+    kwargs = cfg.get("activation_fn_kwargs") or {}
+    activation = cfg.get("activation_fn", "relu")
+    if activation == "topk":
+        cfg |= {"architecture": "topk", "k": kwargs.get("k")}
+    elif activation != "relu":
+        raise AtlasError(f"unknown activation function '{activation}' in cfg.json")
+    if isinstance(cfg.get("normalize_activations"), bool):
+        cfg["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
+    return cfg | {"metadata": cfg}
+
+
+def _config(cfg: dict[str, Any], path: Path) -> SAEConfig:
+    architecture = cfg.get("architecture")
+    if architecture not in _KINDS:
+        raise AtlasError(f"{path} has the architecture '{architecture}'; supported are {', '.join(_KINDS)}")
+    normalization = cfg.get("normalize_activations") or "none"
+    if normalization not in (*_NORMALIZATIONS, "expected_average_only_in"):
+        raise AtlasError(f"{path} normalises activations by '{normalization}', which is not supported")
+    if missing := {"d_in", "d_sae"} - cfg.keys():
+        raise AtlasError(f"{path / 'cfg.json'} has no {', '.join(sorted(missing))}")
+    metadata, transcoder = cfg.get("metadata") or {}, "transcoder" in architecture
+    d_out = cfg.get("d_out")
+    return SAEConfig(
+        _KINDS[architecture],
+        cfg["d_in"],
+        cfg["d_sae"],
+        d_out=None if d_out == cfg["d_in"] else d_out,
+        k=cfg.get("k"),
+        transcoder=transcoder,
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", not transcoder)),
+        normalization=normalization if normalization in _NORMALIZATIONS else "none",
+        site=site_of(metadata.get("hook_name")),
+        site_out=site_of(metadata.get("hook_name_out")),
+        model=metadata.get("model_name"),
+        format=NAME,
+    )
+
+
+def _parameters(config: SAEConfig, tensors: Arrays, path: Path) -> Arrays:
+    tensors = dict(tensors)
+    scale = tensors.pop("scaling_factor", None)
+    if scale is not None and not np.allclose(scale, 1.0):
+        raise AtlasError(f"{path} has a fine-tuned scaling_factor, which is not supported")
+    if config.kind == "gated":
+        tensors["b_enc"] = pick(tensors, "b_mag", path)
+        del tensors["b_mag"]
+    if "W_skip" in tensors:
+        tensors["W_skip"] = tensors["W_skip"].T
+    return tensors
+
+
+def _architecture(config: SAEConfig, skip: bool) -> str:
+    kind = {"relu": "standard", "batchtopk": "jumprelu"}.get(config.kind, config.kind)
+    if config.transcoder:
+        kind = {"standard": "", "jumprelu": "jumprelu_"}.get(kind, "?") + ("skip_" if skip else "") + "transcoder"
+    if kind not in _KINDS:
+        raise AtlasError(f"SAELens' layout has no {config.kind} {'transcoder' if config.transcoder else 'SAE'}")
+    return kind
+
+
+def _metadata(config: SAEConfig) -> dict[str, Any]:
+    hooks = {name: site for name, site in (("hook_name", config.site), ("hook_name_out", config.site_out)) if site}
+    for site in hooks.values():
+        if site.point not in _POINTS:
+            raise AtlasError(f"SAELens' layout has no name for the site {site}")
+    named = {name: f"blocks.{site.layer}.{_POINTS[site.point]}" for name, site in hooks.items()}
+    return {"sae_lens_version": "6.0.0", "model_name": config.model, **named}
