@@ -1,0 +1,85 @@
+"""Texts as unit vectors: latent semantic analysis of the texts themselves, and averages of static word vectors."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import scipy.sparse as sp
+from jaxtyping import Float
+from scipy.sparse.linalg import svds
+
+from atlas_jax.labels._lexical import document_frequency
+from atlas_jax.labels._static import StaticEmbedding
+from atlas_jax.labels._terms import count_matrix, terms
+
+LSA_ROWS = 50_000
+COMMON_DIRECTIONS = 3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dense:
+    """Texts in a space of meaning.
+
+    Attributes:
+      documents: unit rows, zero for a text of unknown words only.
+      embed: puts a query into the same space.
+    """
+
+    documents: Float[np.ndarray, "n w"]
+    embed: Callable[[str], Float[np.ndarray, " w"]]
+
+    def scores(self, text: str) -> Float[np.ndarray, " n"]:
+        """Cosine similarity of every text to a query."""
+        return (self.documents @ self.embed(text)).astype(np.float64)
+
+
+def unit(rows: Float[np.ndarray, "*n w"]) -> Float[np.ndarray, "*n w"]:
+    """Rows of norm one; zero rows stay zero."""
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    return (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def lsa(counts: sp.csr_matrix, vocabulary: Mapping[str, int], width: int = 100) -> Dense | None:
+    """Latent semantic analysis: right singular vectors of the log-TF-IDF matrix of the texts, None for tiny ones.
+
+    Words that occur in one text only are left out. The space is fitted to at most 50,000 evenly spaced texts.
+    """
+    containing = document_frequency(counts)
+    rarity = np.where(containing > 1, np.log((1 + counts.shape[0]) / (1 + containing)) + 1, 0)
+    weigh = lambda x: _log_weighted(x, rarity)
+    weighted = weigh(counts)
+    fitted = weighted[np.unique(np.linspace(0, counts.shape[0] - 1, LSA_ROWS).astype(int))]
+    rank = min(width, min(fitted.shape) - 1)
+    if rank < 2:
+        return None
+    start = np.random.default_rng(0).standard_normal(min(fitted.shape)).astype(np.float32)
+    basis = svds(fitted, k=rank, v0=start, return_singular_vectors="vh")[2].T
+
+    def embed(text: str) -> Float[np.ndarray, " w"]:
+        ids = [vocabulary[term] for term in terms(text) if term in vocabulary]
+        return unit(weigh(count_matrix([ids], len(vocabulary))) @ basis)[0]
+
+    return Dense(unit(weighted @ basis), embed)
+
+
+def averaged(texts: Sequence[str], embedding: StaticEmbedding) -> Dense:
+    """Means of static word vectors, weighted by how rare a token is among the texts.
+
+    The three strongest common directions of the texts are removed: what all descriptions share tells none apart.
+    """
+    table = embedding.vectors
+    counts = count_matrix(embedding.token_ids(texts), len(table))
+    rarity = np.log((1 + len(texts)) / (1 + document_frequency(counts))).astype(np.float32)
+    mean = lambda ids: unit(count_matrix(ids, len(table)) @ (rarity[:, None] * table))
+    raw = unit(counts @ (rarity[:, None] * table))
+    common = np.linalg.eigh(raw.T @ raw)[1][:, -min(COMMON_DIRECTIONS, table.shape[1] - 1) :]
+    clean = lambda rows: unit(rows - (rows @ common) @ common.T)
+    return Dense(clean(raw), lambda text: clean(mean(embedding.token_ids([text])))[0])
+
+
+def _log_weighted(counts: sp.csr_matrix, rarity: Float[np.ndarray, " words"]) -> sp.csr_matrix:
+    """Unit rows of (1 + log f) * rarity."""
+    weighted = counts.copy()
+    weighted.data = ((1 + np.log(counts.data)) * rarity[counts.indices]).astype(np.float32)
+    norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
+    return sp.diags_array(1 / np.where(norms > 0, norms, 1)).astype(np.float32) @ weighted

@@ -1,0 +1,181 @@
+"""Descriptions of features: one chosen for each, the rest kept."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from atlas_jax.errors import AtlasError
+
+
+class Label(NamedTuple):
+    """One description of one feature.
+
+    Attributes:
+      index: the feature.
+      description: text without surrounding blanks, never empty.
+      explainer: the model or method that wrote it, "" where unknown.
+      source: the kind of explanation or the file's own source field, "" where unknown.
+      score: quality reported with it (detection score, correlation, ...), None where there is none.
+      polarity: "negative" where it describes what makes the activation most negative.
+    """
+
+    index: int
+    description: str
+    explainer: str = ""
+    source: str = ""
+    score: float | None = None
+    polarity: Literal["positive", "negative"] = "positive"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Labels:
+    """The descriptions of the features of one SAE or one layer of neurons.
+
+    One description a feature is chosen by a fixed policy, in this order: positive polarity (a feature that has only
+    negative ones gets none, because pooled activations are maxima); the highest score, scored before unscored; the
+    explainer named first in ``prefer``; the explainer that describes the most features here, so that descriptions
+    are as uniform as they can be; the one that comes first in the file.
+
+    Equality is identity, so that labels can be the static part of a pytree.
+
+    Attributes:
+      n_features: width; indices run from 0 to n_features - 1.
+      entries: for each described feature all its labels, the chosen one first.
+
+    Example:
+      >>> rows = [Label(0, "cats"), Label(2, "dogs", score=0.6), Label(2, "pets", score=0.9)]
+      >>> labels = Labels.from_rows(rows, n_features=4)
+      >>> labels[2], labels[1], labels.coverage, labels.missing()
+      ('pets', None, 0.5, [1, 3])
+    """
+
+    n_features: int
+    entries: Mapping[int, tuple[Label, ...]]
+
+    @classmethod
+    def empty(cls, n_features: int) -> "Labels":
+        """No labels for an SAE of a given width."""
+        return cls(n_features, {})
+
+    @classmethod
+    def from_rows(cls, rows: Iterable[Label], n_features: int | None = None, prefer: Sequence[str] = ()) -> "Labels":
+        """Group rows by feature and choose one each.
+
+        Args:
+          rows: labels in any order; a repeated (feature, description, polarity) counts once.
+          n_features: width of the SAE; by default the largest index plus one.
+          prefer: explainers, best first.
+
+        Raises:
+          AtlasError: where no row is left, or an index lies outside the width.
+        """
+        unique = list({(row.index, row.description, row.polarity): row for row in reversed(list(rows))}.values())[::-1]
+        if not unique:
+            raise AtlasError("there are no labels: no row has both an index and a description")
+        n_features = _checked_width(unique, n_features)
+        common = Counter(row.explainer for row in unique)
+        order = {name: i for i, name in enumerate(prefer)}
+
+        def rank(row: Label) -> tuple[bool, float, int, int]:
+            score = float("inf") if row.score is None else -row.score
+            return row.polarity == "negative", score, order.get(row.explainer, len(order)), -common[row.explainer]
+
+        return cls(n_features, _grouped(sorted(unique, key=rank)))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        n_features: int | None = None,
+        *,
+        prefer: Sequence[str] = (),
+        layer: str | int | None = None,
+    ) -> "Labels":
+        """Read labels from a file or folder.
+
+        Reads a folder of Neuronpedia's bulk export (``batch-*.jsonl.gz``, also one level up, with its
+        ``explanations`` folder), and JSON, JSONL, CSV, each plain or gzipped, and Parquet. Columns are ``index``
+        (or ``feature``, ``neuron``) and ``description`` (or ``label``); optional are ``explainer`` (or
+        ``explanationModelName``), ``source`` (or ``typeName``), ``score``, ``polarity`` and ``layer``. Rows without
+        text are dropped; a description that ends in "(negative activations)" has negative polarity.
+
+        Args:
+          path: file or folder; a file written by :meth:`save` keeps its choices.
+          n_features: width of the SAE; by default what the file says, or its largest index plus one.
+          prefer: explainers, best first.
+          layer: reads only rows of this ``layer``; needed where a file has several.
+
+        Raises:
+          AtlasError: for a missing or corrupt file, an unknown format, several layers, no usable row, or an index
+            outside the width.
+        """
+        from atlas_jax.labels._read import read_labels
+
+        width, rows = read_labels(Path(path), layer)
+        if width is None:
+            return cls.from_rows(rows, n_features, prefer)
+        if n_features not in (None, width):
+            raise AtlasError(f"{path} holds labels of {width} features, and {n_features} were expected")
+        return cls(_checked_width(rows, width), _grouped(rows))
+
+    def save(self, path: str | Path) -> None:
+        """Write all labels as JSONL: a line with the width, then a line a label, chosen ones first."""
+        rows = (label for index in sorted(self.entries) for label in self.entries[index])
+        lines = [{"n_features": self.n_features}, *(row._asdict() for row in rows)]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        Path(path).write_text(text, encoding="utf-8")
+
+    def chosen(self, index: int) -> Label | None:
+        """The chosen label of a feature, None where it has none.
+
+        Raises:
+          AtlasError: for an index outside the width.
+        """
+        if not 0 <= index < self.n_features:
+            raise AtlasError(f"feature {index} does not exist; indices run from 0 to {self.n_features - 1}")
+        first = self.entries.get(index, (None,))[0]
+        return first if first is not None and first.polarity == "positive" else None
+
+    def alternatives(self, index: int) -> tuple[Label, ...]:
+        """The labels of a feature that were not chosen, best first."""
+        return self.entries.get(index, ())[0 if self.chosen(index) is None else 1 :]
+
+    def __getitem__(self, index: int) -> str | None:
+        label = self.chosen(index)
+        return None if label is None else label.description
+
+    def __len__(self) -> int:
+        return self.n_features
+
+    def described(self) -> list[int]:
+        """The features that have a chosen label, in order."""
+        return [index for index in sorted(self.entries) if self.chosen(index) is not None]
+
+    def missing(self) -> list[int]:
+        """The features that have none, in order."""
+        return sorted(set(range(self.n_features)).difference(self.described()))
+
+    @property
+    def coverage(self) -> float:
+        """Share of the features that have a chosen label."""
+        return len(self.described()) / self.n_features
+
+
+def _grouped(rows: Iterable[Label]) -> dict[int, tuple[Label, ...]]:
+    entries: dict[int, list[Label]] = {}
+    for row in rows:
+        entries.setdefault(row.index, []).append(row)
+    return {index: tuple(group) for index, group in entries.items()}
+
+
+def _checked_width(rows: Sequence[Label], n_features: int | None) -> int:
+    indices = [row.index for row in rows]
+    low, high = min(indices, default=0), max(indices, default=-1)
+    n_features = high + 1 if n_features is None else n_features
+    if low < 0 or high >= n_features:
+        wrong = low if low < 0 else high
+        raise AtlasError(f"a label names feature {wrong}, and there are {n_features}: are these labels of another SAE?")
+    return n_features

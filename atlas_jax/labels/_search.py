@@ -1,0 +1,143 @@
+"""Search over labels: by words, by meaning, and by both."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.labels._dense import Dense, averaged, lsa, unit
+from atlas_jax.labels._labels import Labels
+from atlas_jax.labels._lexical import BM25, vocabulary_of
+from atlas_jax.labels._static import StaticEmbedding
+from atlas_jax.labels._terms import count_matrix, terms
+
+FEEDBACK = 10
+
+
+class Hit(NamedTuple):
+    """One feature found.
+
+    Attributes:
+      index: the feature.
+      label: its chosen description.
+      score: the retriever's score, comparable within one query only.
+      weight: the score as a share of the best one, 0 to 1, for use in a concept query.
+    """
+
+    index: int
+    label: str
+    score: float
+    weight: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TextIndex:
+    """The chosen labels of an atlas, searchable by text.
+
+    Retrievers: ``bm25`` (shared rare words), ``lsa`` (latent semantic analysis of the labels themselves), ``static``
+    (static word vectors; ``static_2``, ... where several were given), and ``hybrid``, the default. Hybrid adds the
+    z-scores of all others, moves the dense queries halfway to the mean of the ten best labels, and adds once more.
+
+    Attributes:
+      features: the feature of each searchable label.
+      texts: those labels.
+      lexical: the BM25 retriever.
+      dense: the others by name.
+
+    Example:
+      >>> labels = Labels.from_rows([Label(3, "dogs and cats"), Label(7, "stock prices"), Label(8, "a dog's bark")])
+      >>> [hit.index for hit in TextIndex.of(labels).search("dog", k=2, method="bm25")]
+      [3, 8]
+    """
+
+    features: Int[np.ndarray, " n"]
+    texts: tuple[str, ...]
+    lexical: BM25
+    dense: Mapping[str, Dense]
+
+    @classmethod
+    def of(cls, labels: Labels, embeddings: Sequence[StaticEmbedding] | None = None) -> "TextIndex":
+        """Index the chosen labels.
+
+        Args:
+          labels: the labels of an atlas.
+          embeddings: static word vectors to use; by default those that come with the package.
+
+        Raises:
+          AtlasError: where no feature has a label.
+        """
+        features = labels.described()
+        if not features:
+            raise AtlasError("these labels are empty, so there is nothing to search; give feature ids instead")
+        texts = tuple(str(labels[i]) for i in features)
+        bags = [terms(text) for text in texts]
+        vocabulary = vocabulary_of(bags)
+        counts = count_matrix([[vocabulary[term] for term in bag] for bag in bags], len(vocabulary))
+        embeddings = [StaticEmbedding.default()] if embeddings is None else embeddings
+        dense = {"lsa": lsa(counts, vocabulary)}
+        for i, embedding in enumerate(embeddings, 1):
+            dense["static" if i == 1 else f"static_{i}"] = averaged(texts, embedding)
+        dense = {name: one for name, one in dense.items() if one is not None}
+        return cls(np.array(features), texts, BM25.of(counts, vocabulary), dense)
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The retrievers of this index."""
+        return ("hybrid", "bm25", *self.dense)
+
+    def search(self, text: str, k: int = 20, method: str = "hybrid") -> list[Hit]:
+        """The k features whose labels fit a text best, best first; none where no word of it is known.
+
+        Raises:
+          AtlasError: for a blank text, k below 1, or an unknown retriever.
+        """
+        if k < 1:
+            raise AtlasError(f"a search returns at least one feature, not {k}")
+        scores = self.scores(text, method)
+        if not np.any(scores):
+            return []
+        best = np.argsort(-scores, kind="stable")[:k]
+        if method == "bm25":
+            best = best[scores[best] > 0]
+        top = scores[best[0]]
+        share = np.clip(scores[best] / top, 0, 1) if top > 0 else np.ones(len(best))
+        found = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
+        return [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in found]
+
+    def scores(self, text: str, method: str = "hybrid") -> Float[np.ndarray, " n"]:
+        """The score of every label, in the order of ``features``; all zero where no word of the text is known.
+
+        Raises:
+          AtlasError: for a blank text or an unknown retriever.
+        """
+        if not text.strip():
+            raise AtlasError("the text to search for is blank")
+        if method not in self.methods:
+            raise AtlasError(f"there is no retriever '{method}'; this index has {', '.join(self.methods)}")
+        if method == "bm25":
+            return self.lexical.scores(text)
+        return self._hybrid(text) if method == "hybrid" else self.dense[method].scores(text)
+
+    def _hybrid(self, text: str) -> Float[np.ndarray, " n"]:
+        lexical = self.lexical.scores(text)
+        queries = {name: one.embed(text) for name, one in self.dense.items()}
+        if not np.any(lexical) and not any(map(np.any, queries.values())):
+            return lexical
+        first = self._added(lexical, queries)
+        best = np.argsort(-first, kind="stable")[:FEEDBACK]
+        moved = {name: unit(q + unit(self.dense[name].documents[best].mean(0))) for name, q in queries.items()}
+        return self._added(lexical, moved)
+
+    def _added(
+        self, lexical: Float[np.ndarray, " n"], queries: Mapping[str, Float[np.ndarray, " w"]]
+    ) -> Float[np.ndarray, " n"]:
+        similarities = (self.dense[name].documents @ query for name, query in queries.items())
+        return _z_score(lexical) + sum(_z_score(one.astype(np.float64)) for one in similarities)
+
+
+def _z_score(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    deviation = scores.std()
+    return (scores - scores.mean()) / deviation if deviation > 0 else np.zeros_like(scores)
