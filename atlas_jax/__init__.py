@@ -1,0 +1,75 @@
+"""Atlas-Alignment in JAX: read and steer a language model through a labelled concept atlas of another.
+
+``import atlas_jax as aj`` imports nothing heavy; a name is loaded when it is first used.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from atlas_jax import labels as labels, metrics as metrics, models as models, translators as translators
+    from atlas_jax.atlas import ConceptAtlas as ConceptAtlas
+    from atlas_jax.corpus import Corpus as Corpus, build_corpus as build_corpus
+    from atlas_jax.errors import AtlasError as AtlasError
+    from atlas_jax.labels import Labels as Labels
+    from atlas_jax.mesh import make_mesh as make_mesh
+    from atlas_jax.models import LanguageModel as LanguageModel, generate as generate, run as run
+    from atlas_jax.pipeline import (
+        Alignment as Alignment,
+        AlignSettings as AlignSettings,
+        align as align,
+        load_pair as load_pair,
+    )
+    from atlas_jax.sae import SparseAutoencoder as SparseAutoencoder
+    from atlas_jax.statistics import (
+        PassStatistics as PassStatistics,
+        Statistics as Statistics,
+        merge as merge,
+        update as update,
+    )
+    from atlas_jax.steering import (
+        Ablate as Ablate,
+        Add as Add,
+        ProjectOut as ProjectOut,
+        Replace as Replace,
+        Steer as Steer,
+        at as at,
+    )
+    from atlas_jax.subject import Subject as Subject
+    from atlas_jax.translation import Translation as Translation
+    from atlas_jax.types import Run as Run, Site as Site, Tokens as Tokens
+
+_HOMES = {
+    "atlas": ("ConceptAtlas",),
+    "corpus": ("Corpus", "build_corpus"),
+    "errors": ("AtlasError",),
+    "labels": ("Labels",),
+    "mesh": ("make_mesh",),
+    "models": ("LanguageModel", "generate", "run"),
+    "pipeline": ("Alignment", "AlignSettings", "align", "load_pair"),
+    "sae": ("SparseAutoencoder",),
+    "statistics": ("PassStatistics", "Statistics", "merge", "update"),
+    "steering": ("Ablate", "Add", "ProjectOut", "Replace", "Steer", "at"),
+    "subject": ("Subject",),
+    "translation": ("Translation",),
+    "types": ("Run", "Site", "Tokens"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = {*_HOMES, "artifacts", "bundled", "experiments", "metrics", "pooling", "translators"}
+
+__all__ = [*_HOME, "labels", "metrics", "models", "translators"]  # noqa: PLE0604 - the names above, loaded when used
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("atlas-jax")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"atlas_jax.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"atlas_jax.{name}")
+    raise AttributeError(f"module 'atlas_jax' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

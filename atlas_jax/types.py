@@ -6,7 +6,8 @@ Axis letters used throughout: ``b`` rows of a batch, ``t`` token positions, ``d`
 
 import dataclasses
 import re
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -119,3 +120,27 @@ class Where(NamedTuple):
 
     position: Int[Array, "b t"]
     prompt_length: Int[Array, " b"]
+
+
+class FeatureSpace(Protocol):
+    """What an alignment needs of either side: text to tokens, and tokens to one row of features a sentence.
+
+    ``model`` has a ``config`` and a ``tokenizer``; ``widths`` says how many features each site has; ``pooled`` gives
+    the features with the positions of their peaks, and ``encode`` the features alone, ``{site: [b, d]}``. Both are
+    pure functions of the space's arrays, so they may be called inside ``jax.jit``.
+    """
+
+    model: Any
+
+    @property
+    def widths(self) -> dict[Site, int]:
+        """Features of each site."""
+
+    def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
+        """Encode texts into one padded batch."""
+
+    def pooled(self, tokens: Tokens) -> dict[Site, Any]:
+        """Pooled activations of every site, with the position of each peak."""
+
+    def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
+        """Pooled activations of every site."""

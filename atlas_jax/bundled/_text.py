@@ -1,0 +1,49 @@
+"""The text the bundled pair is trained on: installed documentation, split into training and held-out documents."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from atlas_jax.corpus import installed_documentation
+from atlas_jax.models import Tokenizer
+
+
+class Documents(NamedTuple):
+    """Texts for training, and texts of other documents for measuring."""
+
+    train: list[str]
+    held_out: list[str]
+    sha256: str
+
+    @property
+    def characters(self) -> tuple[int, int]:
+        """Characters of both parts."""
+        return sum(map(len, self.train)), sum(map(len, self.held_out))
+
+
+def read_documents(held_out_share: int = 40) -> Documents:
+    """All installed documentation; one document in ``held_out_share`` is held out, chosen by a hash of its text."""
+    train, held_out, digest = [], [], hashlib.sha256()
+    for document in installed_documentation():
+        text = " ".join(document.text.split())
+        digest.update(text.encode())
+        key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+        (held_out if key % held_out_share == 0 else train).append(text)
+    return Documents(train, held_out, digest.hexdigest())
+
+
+def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.ndarray:
+    """One long stream of tokens cut into rows ``[n, length]`` that each start with BOS."""
+    encoded = tokenizer.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+    stream = np.concatenate([np.asarray(e.ids, np.int32) for e in encoded if e.ids])
+    n = len(stream) // (length - 1)
+    body = stream[: n * (length - 1)].reshape(n, length - 1)
+    return np.concatenate([np.full((n, 1), tokenizer.bos_id, np.int32), body], axis=1)
+
+
+def file_sha256(path: Path) -> str:
+    """Hash of a file's bytes."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,136 @@
+"""Make the bundled pair from nothing but installed text: ``python -m atlas_jax.bundled.make --out DIRECTORY``.
+
+Stages: ``subject`` (Llama architecture), ``foundation`` (Gemma 2 architecture), ``atlas`` (SAE and labels). A stage
+whose result is already in the directory is not run again.
+"""
+
+import argparse
+import dataclasses
+import importlib.metadata
+import itertools
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import transformers
+
+from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.bundled._pretrain import pretrain
+from atlas_jax.bundled._text import Documents, file_sha256, read_documents, token_rows
+from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
+from atlas_jax.corpus import build_corpus, installed_documentation
+from atlas_jax.experiments import atlas_facts
+from atlas_jax.labels import Labels, WordTable, statistical_labels
+from atlas_jax.models import LanguageModel, ModelConfig, Tokenizer
+from atlas_jax.pipeline import Pass, token_activations, top_sentences
+from atlas_jax.sae import SAEConfig, shuffled_rows, train
+from atlas_jax.subject import Subject
+from atlas_jax.types import Site
+
+ROW = 128
+CONTEXT = 512
+SUBJECT = transformers.LlamaConfig(
+    vocab_size=3072, hidden_size=128, intermediate_size=384, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=32, max_position_embeddings=CONTEXT, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=0, eos_token_id=1,
+    architectures=["LlamaForCausalLM"],
+)  # fmt: skip
+FOUNDATION = transformers.Gemma2Config(
+    vocab_size=3072, hidden_size=160, intermediate_size=480, num_hidden_layers=5, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=40, max_position_embeddings=CONTEXT, query_pre_attn_scalar=40, sliding_window=64,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=2, eos_token_id=1, pad_token_id=0,
+    architectures=["Gemma2ForCausalLM"],
+)  # fmt: skip
+MODELS = {
+    "subject": (SUBJECT, train_byte_level, {"steps": 3000, "batch": 24, "learning_rate": 4e-3, "seed": 1}),
+    "foundation": (FOUNDATION, train_byte_fallback, {"steps": 3000, "batch": 24, "learning_rate": 4e-3, "seed": 2}),
+}
+
+
+SITE = Site("resid_post", 3)
+SAE = {"d_sae": 1536, "k": 10.0, "steps": 6000, "seed": 3}
+LABEL_SENTENCES = 50
+MEASURED = 10000
+
+
+def make_model(name: str, out: Path, documents: Documents) -> None:
+    """Train one model and its tokenizer, and record how."""
+    hf, train_tokenizer, options = MODELS[name]
+    backend = train_tokenizer(documents.train, hf.vocab_size)
+    bos_id = hf.bos_token_id
+    if backend.token_to_id("<s>") != bos_id:
+        raise ValueError(f"the tokenizer put BOS at {backend.token_to_id('<s>')} where the config says {bos_id}")
+    tokenizer = Tokenizer(backend, bos_id, 0)
+    rows, held_out = (token_rows(tokenizer, t, ROW) for t in (documents.train, documents.held_out))
+    config = ModelConfig.from_hf(hf)
+    decoder, log = pretrain(config, rows, held_out, **options, progress=_say(name))
+    LanguageModel(config, tokenizer, decoder, hf.to_diff_dict()).save_pretrained(out / name, dtype="bfloat16")
+    _record(out / name, {"options": options, "rows": len(rows), "log": log._asdict(), "text": describe(documents)})
+
+
+def make_atlas(out: Path) -> None:
+    """Train the SAE on the foundation's residuals, label its features, and put the atlas together."""
+    foundation = LanguageModel.from_pretrained(out / "foundation")
+    corpus = build_corpus(installed_documentation())
+    stream = Pass.of([Subject.of(foundation, [SITE])], corpus.fit)
+    chunks = (chunk for _ in itertools.count() for chunk in token_activations(stream, SITE))
+    rows = shuffled_rows(chunks, batch=1024, buffer=1 << 17, seed=SAE["seed"])
+    on_log = lambda step, m: _say("sae")(step, round(float(m.fvu), 4))
+    sae, log = train(rows, **SAE, describe=SAEConfig("jumprelu", 0, 0, site=SITE, model="foundation"), on_log=on_log)
+    unlabelled = ConceptAtlas.of(foundation, sae, SITE, Labels.empty(sae.config.d_sae))
+    top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[SITE]
+    labels = statistical_labels(WordTable.of(corpus.fit), np.asarray(top.index))
+    atlas = dataclasses.replace(unlabelled, labels=labels)
+    facts = atlas_facts(atlas, corpus.eval[:MEASURED], stage=lambda name: None)
+    _say("atlas")("facts", facts)
+    with tempfile.TemporaryDirectory(dir=out) as directory:
+        new = Path(directory) / "atlas"
+        atlas.save_pretrained(new, {"measured": facts})
+        record = {"options": SAE, "log": {k: v.tolist() for k, v in log._asdict().items()}, "measured": facts}
+        _record(new / "sae", record | {"corpus": corpus.hash, "corpus_statistics": corpus.statistics._asdict()})
+        shutil.copy(out / "foundation" / "training.json", new / "model")
+        new.rename(out / "atlas")
+
+
+def describe(documents: Documents) -> dict[str, Any]:
+    """What the training text was: sizes, a hash, and the packages that were installed."""
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    return {
+        "source": "docstrings, comments and documentation files of the Python standard library and installed packages",
+        "characters": documents.characters,
+        "sha256": documents.sha256,
+        "python": sys.version.split()[0],
+        "packages": dict(sorted(packages.items())),
+    }
+
+
+def _say(name: str) -> Any:
+    return lambda step, loss: sys.stderr.write(f"{name} step {step} loss {loss}\n")
+
+
+def _record(directory: Path, content: dict[str, Any]) -> None:
+    files = {p.name: file_sha256(p) for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".npz")}
+    (directory / "training.json").write_text(json.dumps(content | {"sha256": files}, indent=1))
+
+
+def main() -> None:
+    """Run the stages that have not run yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    missing = [name for name in (*MODELS, "atlas") if not (arguments.out / name).exists()]
+    documents = read_documents() if set(missing) & set(MODELS) else None
+    for name in missing:
+        if documents is not None and name in MODELS:
+            make_model(name, arguments.out, documents)
+        else:
+            make_atlas(arguments.out)
+
+
+if __name__ == "__main__":
+    main()

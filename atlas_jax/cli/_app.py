@@ -1,0 +1,22 @@
+"""All commands. Their modules import the numerics only when they run, so ``--help`` is quick."""
+
+import typer
+
+from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _quickstart, _use
+
+app = typer.Typer(
+    name="atlas-jax",
+    help="Read and steer a language model through a labelled concept atlas of another.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.command()(_quickstart.quickstart)
+app.add_typer(_corpus.app, name="corpus")
+app.add_typer(_atlas.app, name="atlas")
+app.command()(_align.align)
+app.command()(_use.identify)
+app.command()(_use.name)
+app.command()(_use.steer)
+app.add_typer(_evaluate.app, name="evaluate")

@@ -1,0 +1,52 @@
+"""Progress on standard error, results on standard output as tables or JSON."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+out = Console()
+err = Console(stderr=True)
+
+
+def emit(as_json: bool, data: Any, render: Callable[[], Any]) -> None:
+    """Print plain JSON for machines, or a rendered table for people."""
+    if as_json:
+        out.file.write(json.dumps(data, indent=1, default=str) + "\n")
+    else:
+        out.print(render())
+
+
+def note(text: str) -> None:
+    """A line about what is going on."""
+    err.print(f"[dim]{text}[/dim]")
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
+    """Progress bars of named passes, each with sentences and tokens a second and the time left."""
+    columns = (
+        TextColumn("{task.description:12}"),
+        BarColumn(bar_width=30),
+        TaskProgressColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err) as bars:
+
+        def stage(name: str) -> Callable[[int, int, int], None]:
+            task, start = bars.add_task(name, total=None, rate=""), time.monotonic()
+
+            def advance(done: int, total: int, tokens: int) -> None:
+                seconds = time.monotonic() - start
+                rate = f"{done / seconds:,.0f} sentences/s  {tokens / seconds:,.0f} tokens/s"
+                bars.update(task, completed=done, total=total, rate=rate)
+
+            return advance
+
+        yield stage

@@ -1,0 +1,56 @@
+"""``atlas-jax quickstart``."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from atlas_jax.cli._console import emit, err, note, out, stages
+from atlas_jax.cli._corpus import read_corpus
+
+SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
+CONCEPTS = ("copyright and licence", "plots, axes and figures", "probability distribution")
+PROMPTS = ("This function", "The")
+STRENGTHS = (0.0, 2.0, 5.0)
+
+
+def quickstart(
+    text: Annotated[list[Path] | None, typer.Option("--text", help="Your own text instead of installed docs.")] = None,
+    out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")] = Path("runs/quickstart"),
+    site: Annotated[list[str] | None, typer.Option("--site", help="Subject site; may be repeated.")] = None,
+    method: Annotated[list[str] | None, typer.Option("--method", help="Translator; may be repeated.")] = None,
+    concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept in words; may be repeated.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
+    strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
+    sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many measure.", min=2)] = 20000,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """The whole job offline on the bundled pair: align, measure, search, identify and steer.
+
+    Example: atlas-jax quickstart --concept "dates and time" --strength 0 --strength 4
+    """
+    start = time.monotonic()
+    note("loading both models")
+    from atlas_jax.bundled import ATLAS, SUBJECT
+    from atlas_jax.cli._tables import concept_group, quality_table
+    from atlas_jax.experiments import METHODS, quickstart as experiment
+    from atlas_jax.pipeline import AlignSettings, load_pair
+
+    settings = AlignSettings(tuple(site or SITES), tuple(method or METHODS), seed=seed)
+    pair = load_pair(SUBJECT, ATLAS, settings)
+    note("reading text")
+    corpus = read_corpus(text, n_fit=sentences, seed=seed)
+    note(f"{len(corpus.fit)} sentences to fit on, {len(corpus.eval)} held out")
+    with stages() as stage:
+        result = experiment(
+            pair, corpus, settings, out_dir,
+            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS, stage=stage,
+            note=note,
+        )  # fmt: skip
+    data = {"quality": result.quality.as_json(), "concepts": [c.as_json() for c in result.concepts]}
+    emit(as_json, data, lambda: quality_table(result.quality))
+    for found in [] if as_json else result.concepts:
+        out.print(concept_group(found))
+    err.print(f"written to {result.directory} in {time.monotonic() - start:.0f} s")

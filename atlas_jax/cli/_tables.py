@@ -1,0 +1,95 @@
+"""How results look."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Group
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+
+def table(title: str, *columns: str, caption: str | None = None) -> Table:
+    """An empty table in the house style; column names that start with ``>`` are right-aligned."""
+    made = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for column in columns:
+        right = column.startswith(">")
+        made.add_column(column.removeprefix(">"), justify="right" if right else "left", overflow="fold")
+    return made
+
+
+def quality_table(quality: Any) -> Table:
+    """Table 3: AUROC and AP of every method at every site."""
+    caption = (
+        f"mean over {len(quality.features)} atlas features that fire in {quality.band[0]:.1%} to {quality.band[1]:.0%} "
+        f"of the sentences, 95% bootstrap interval over features; {quality.sentences} held-out sentences; "
+        f"AP of chance {quality.chance:.3f}"
+    )
+    made = table("Translation quality", "site", "method", ">AUROC", ">AP", caption=caption)
+    best = {}
+    for row in quality.rows:
+        best[row.site] = max(best.get(row.site, 0.0), row.average_precision.mean)
+    for row in quality.rows:
+        style = "bold" if row.average_precision.mean == best[row.site] else None
+        cells = (str(row.site), row.method, interval(row.auroc), interval(row.average_precision))
+        made.add_row(*cells, style=style)
+    return made
+
+
+def interval(x: Any) -> str:
+    """``0.812 [0.790, 0.833]``."""
+    return f"{x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]"
+
+
+def hits_table(title: str, hits: Sequence[Any]) -> Table:
+    """Atlas features found by their labels."""
+    made = table(title, ">feature", "label", ">score", ">weight")
+    for hit in hits:
+        made.add_row(str(hit.index), escape(hit.label), f"{hit.score:.3f}", f"{hit.weight:.3f}")
+    return made
+
+
+def identified_table(title: str, found: Sequence[Any]) -> Table:
+    """Subject features with their maximally activating sentences, the peak token marked."""
+    made = table(title, ">feature", ">similarity", ">activation", "maximally activating held-out sentences")
+    for item in found:
+        for i, peak in enumerate(item.peaks):
+            head = (str(item.feature), f"{item.similarity:.3f}") if i == 0 else ("", "")
+            made.add_row(*head, f"{peak.activation:.2f}", _marked(peak), end_section=i == len(item.peaks) - 1)
+    return made
+
+
+def steered_table(title: str, steered: Sequence[Any]) -> Table:
+    """Baseline beside steered text."""
+    made = table(
+        title, "prompt", ">strength", ">concept", "continuation",
+        caption="concept: activation of the query's atlas features on the continuation; strength 0 is the baseline",
+    )  # fmt: skip
+    prompt = None
+    for s in steered:
+        shown = "" if s.prompt == prompt else s.prompt
+        prompt = s.prompt
+        made.add_row(escape(shown), f"{s.strength:g}", f"{s.concept:.2f}", escape(" ".join(s.text.split())))
+    return made
+
+
+def concept_group(concept: Any) -> Group:
+    """One concept from search to steering."""
+    where = f"{concept.site}, {concept.method}"
+    return Group(
+        hits_table(f"Concept '{concept.text}': atlas features", concept.hits),
+        identified_table(f"Concept '{concept.text}': subject features at {where}", concept.identified),
+        steered_table(f"Concept '{concept.text}': steering", concept.steered),
+    )
+
+
+def facts_table(title: str, facts: dict[str, Any]) -> Table:
+    """Names and values."""
+    made = table(title, "", "")
+    for name, value in facts.items():
+        made.add_row(name, f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
+    return made
+
+
+def _marked(peak: Any) -> Text:
+    return Text.assemble(peak.before, (peak.token, "bold reverse"), peak.after)

@@ -1,0 +1,22 @@
+"""The stream: sentences through both models into statistics, translations and scores."""
+
+from atlas_jax.pipeline._alignment import (
+    Alignment as Alignment,
+    AlignSettings as AlignSettings,
+    Stage as Stage,
+    align as align,
+)
+from atlas_jax.pipeline._plan import Plan as Plan, Rows as Rows
+from atlas_jax.pipeline._residuals import sae_quality as sae_quality, token_activations as token_activations
+from atlas_jax.pipeline._solve import solve as solve
+from atlas_jax.pipeline._stream import (
+    Fitted as Fitted,
+    Pass as Pass,
+    Progress as Progress,
+    Scored as Scored,
+    fit_lenses as fit_lenses,
+    fit_statistics as fit_statistics,
+    pooled_activations as pooled_activations,
+    score_sentences as score_sentences,
+    top_sentences as top_sentences,
+)

@@ -1,0 +1,197 @@
+"""An alignment: a subject, an atlas, the corpus both read, and what was fitted; saved as a run directory."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from atlas_jax.artifacts import RUN, directory_hash, read_json, write_json
+from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.corpus import Corpus
+from atlas_jax.errors import AtlasError
+from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.pipeline._solve import solve
+from atlas_jax.pipeline._stream import Pass, Progress, fit_statistics
+from atlas_jax.statistics import TopK
+from atlas_jax.subject import Subject
+from atlas_jax.translation import Translation
+from atlas_jax.translators import needs_of
+from atlas_jax.types import Site
+
+Stage = Callable[[str], Progress]
+"""Given the name of a stage, the progress callback of its pass."""
+
+
+def silent(name: str) -> Progress:
+    """A stage that shows nothing."""
+    return lambda done, total, tokens: None
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignSettings:
+    """How an alignment is fitted. Defaults are the paper's where it states one.
+
+    Attributes:
+      sites: subject sites.
+      methods: names in :data:`atlas_jax.translators.METHODS`.
+      pooling: over the tokens of a sentence.
+      max_length: tokens at which sentences are cut.
+      token_budget: tokens of a batch, for each model.
+      top_k: activations per feature that SemanticLens averages.
+      seed: of everything random.
+    """
+
+    sites: tuple[str, ...]
+    methods: tuple[str, ...]
+    pooling: str = "max"
+    max_length: int = 128
+    token_budget: int = 4096
+    top_k: int = 50
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """What an alignment run found.
+
+    Attributes:
+      subject: the subject and its sites.
+      atlas: the Concept Atlas.
+      corpus: the sentences, in a fit and an eval half.
+      settings: how it was fitted.
+      sources: names and content hashes of subject, atlas and corpus.
+      translations: by site and method.
+      rate: share of the fit half in which each atlas feature fires ``[d_c]``.
+      top: by site, the held-out sentences that activate each subject feature most; None before they were looked for.
+    """
+
+    subject: Subject
+    atlas: ConceptAtlas
+    corpus: Corpus
+    settings: AlignSettings
+    sources: Mapping[str, Any]
+    translations: Mapping[tuple[Site, str], Translation]
+    rate: np.ndarray
+    top: Mapping[Site, TopK] | None = None
+
+    def translation(self, site: str | Site, method: str) -> Translation:
+        """One translation.
+
+        Raises:
+          AtlasError: for a site or method that was not aligned, naming those that were.
+        """
+        key = (Site.parse(site), method)
+        if key not in self.translations:
+            known = ", ".join(f"{s} {m}" for s, m in self.translations)
+            raise AtlasError(f"this run has no translation of {key[0]} by {method}; it has {known}")
+        return self.translations[key]
+
+    def stream(self, half: str) -> Pass:
+        """A pass of subject and atlas over the "fit" or the "eval" half."""
+        return stream_of(self.subject, self.atlas, self.corpus, self.settings, half)
+
+    def save(self, directory: Path) -> None:
+        """Write the run into a directory (see :func:`atlas_jax.artifacts.run_directory`)."""
+        for (site, method), translation in self.translations.items():
+            translation.save_pretrained(directory / "translations" / str(site) / method)
+        for site, top in (self.top or {}).items():
+            (directory / "top").mkdir(exist_ok=True)
+            save_file({k: np.asarray(v) for k, v in top._asdict().items()}, directory / "top" / f"{site}.safetensors")
+        np.save(directory / "rate.npy", self.rate)
+        self.corpus.save(directory / "corpus")
+        write_json(directory / RUN, {"settings": dataclasses.asdict(self.settings), "sources": dict(self.sources)})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Alignment":
+        """Read a run directory, and its models from where they were.
+
+        Raises:
+          AtlasError: if it is no run, is damaged, or a model is not where it was or not what it was.
+        """
+        directory = Path(directory)
+        if not (directory / RUN).is_file():
+            raise AtlasError(f"'{directory}' is not a run (no {RUN}); make one with atlas-jax align")
+        run = read_json(directory / RUN)
+        settings = AlignSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in run["settings"].items()})
+        sources = run["sources"]
+        pair = load_pair(sources["subject"]["path"], sources["atlas"]["path"], settings)
+        if changed := [k for k in ("subject", "atlas") if pair.sources[k]["sha256"] != sources[k]["sha256"]]:
+            path = sources[changed[0]]["path"]
+            raise AtlasError(f"the {changed[0]} at {path} is not what this run was made with; align again")
+        folder = directory / "translations"
+        places = [(site, m, folder / str(site) / m) for site in pair.subject.sites for m in settings.methods]
+        translations = {(site, m): Translation.from_pretrained(path) for site, m, path in places}
+        top = {site: _load_top(directory / "top" / f"{site}.safetensors") for site in pair.subject.sites}
+        top = None if None in top.values() else top
+        corpus = Corpus.load(directory / "corpus")
+        rate = np.load(directory / "rate.npy")
+        return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top)
+
+
+class Pair(NamedTuple):
+    """Both feature spaces of an alignment, loaded.
+
+    Attributes:
+      subject: the subject and its sites.
+      atlas: the Concept Atlas.
+      sources: where they came from, and hashes of what was there.
+    """
+
+    subject: Subject
+    atlas: ConceptAtlas
+    sources: dict[str, Any]
+
+
+def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings) -> Pair:
+    """Load both models and check the settings against them.
+
+    Args:
+      subject: the subject model's directory or hub name.
+      atlas: the atlas's directory or hub name.
+      settings: sites, methods and pooling.
+
+    Raises:
+      AtlasError: for anything wrong with a path, a model, a site, a method or the pooling.
+    """
+    needs_of(settings.methods)
+    paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
+    sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
+    spaces = Subject.of(LanguageModel.from_pretrained(paths["subject"]), settings.sites, settings.pooling)
+    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"]), sources)
+
+
+def align(pair: Pair, corpus: Corpus, settings: AlignSettings, *, stage: Stage = silent) -> Alignment:
+    """Stream the fit half once, and solve every method at every site.
+
+    Args:
+      pair: the subject and the atlas, see :func:`load_pair`.
+      corpus: the sentences.
+      settings: methods and the rest; the sites are the pair's.
+      stage: makes a progress callback for each named pass.
+
+    Raises:
+      AtlasError: for an unknown method, or activations that are not finite.
+    """
+    subject, atlas, sources = pair
+    stream = stream_of(subject, atlas, corpus, settings, "fit")
+    fitted = fit_statistics(stream, needs_of(settings.methods), top_k=settings.top_k, progress=stage("align"))
+    translations = solve(stream, fitted, settings.methods, progress=stage("second pass"))
+    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
+    rate = np.asarray(fitted.active) / len(corpus.fit)
+    return Alignment(subject, atlas, corpus, settings, sources, translations, rate)
+
+
+def stream_of(subject: Subject, atlas: ConceptAtlas, corpus: Corpus, settings: AlignSettings, half: str) -> Pass:
+    """A pass of subject and atlas over one half of a corpus."""
+    texts: Sequence[str] = corpus.fit if half == "fit" else corpus.eval
+    first = 0 if half == "fit" else len(corpus.fit)
+    options = {"max_length": settings.max_length, "token_budget": settings.token_budget}
+    return Pass.of([subject, atlas], texts, first=first, **options)
+
+
+def _load_top(path: Path) -> TopK | None:
+    return TopK(**load_file(path)) if path.is_file() else None

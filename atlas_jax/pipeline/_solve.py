@@ -1,0 +1,29 @@
+"""From statistics to translations: every site by every method."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from atlas_jax.pipeline._stream import Fitted, Pass, Progress, fit_lenses
+from atlas_jax.translation import Translation
+from atlas_jax.translators import METHODS
+from atlas_jax.types import Site
+
+
+def solve(
+    stream: Pass,
+    fitted: Fitted,
+    methods: Sequence[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[Site, str], Translation]:
+    """Solve every method at every site, with SemanticLens' second pass where it is asked for."""
+    lenses = {}
+    if any(METHODS[m].second_pass for m in methods):
+        lenses = fit_lenses(stream, fitted.statistics, progress)
+    found = {}
+    for site in fitted.statistics.sites:
+        statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))
+        for method in methods:
+            found[site, method] = Translation.from_statistics(statistics, method, site=site, metadata=metadata)
+    return found

@@ -1,0 +1,67 @@
+"""From activations at every position to one value a feature and sentence."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Pooled(NamedTuple):
+    """Pooled activations.
+
+    Attributes:
+      values: one value a feature; 0 in rows without a single position that counts.
+      peak: the position the value was read at (for ``mean``: of the largest value), -1 in such rows.
+    """
+
+    values: Float[Array, "b d"]
+    peak: Int[Array, "b d"]
+
+
+Pooling = Callable[[Float[Array, "b t d"], Bool[Array, "b t"]], Pooled]
+
+
+def pool_max(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+    """The largest value over the positions that count, as in section 4.1 of the paper.
+
+    Example:
+      >>> x = jnp.array([[[9.0], [1.0], [2.0]]])
+      >>> pool_max(x, jnp.array([[False, True, True]]))
+      Pooled(values=Array([[2.]], dtype=float32), peak=Array([[2]], dtype=int32))
+    """
+    return _at_peak(x, x, mask)
+
+
+def pool_absmax(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+    """The value of largest magnitude, with its sign."""
+    return _at_peak(x, jnp.abs(x), mask)
+
+
+def pool_mean(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+    """The mean over the positions that count."""
+    weight = mask[:, :, None].astype(x.dtype)
+    count = jnp.maximum(jnp.sum(weight, axis=1), 1)
+    mean = jnp.sum(x * weight, axis=1) / count
+    return Pooled(mean, _at_peak(x, x, mask).peak)
+
+
+def pool_last(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+    """The value at the last position that counts."""
+    place = jnp.arange(mask.shape[1])[None, :]
+    return _at_peak(x, jnp.broadcast_to(place[:, :, None], x.shape).astype(jnp.float32), mask)
+
+
+POOLINGS: dict[str, Pooling] = {"max": pool_max, "absmax": pool_absmax, "mean": pool_mean, "last": pool_last}
+
+
+def _at_peak(x: Float[Array, "b t d"], height: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+    height = jnp.where(mask[:, :, None], height, -jnp.inf)
+    top = jnp.max(height, axis=1)
+    t = x.shape[1]
+    place = jnp.arange(t, dtype=jnp.int32)[None, :, None]
+    peak = jnp.min(jnp.where(height == top[:, None, :], place, t), axis=1)
+    peak = jnp.minimum(peak, t - 1)
+    any_counts = jnp.any(mask, axis=1)[:, None]
+    values = jnp.take_along_axis(x, peak[:, None, :], axis=1)[:, 0]
+    return Pooled(jnp.where(any_counts, values, 0.0), jnp.where(any_counts, peak, -1))

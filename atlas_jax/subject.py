@@ -1,0 +1,67 @@
+"""The subject as a feature space: some sites of a model, pooled over each sentence."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.models import LanguageModel, check_site, forward
+from atlas_jax.pooling import POOLINGS, Pooled
+from atlas_jax.types import Site, Tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A feature space: ``tokenize(texts)`` then ``encode(tokens) -> {site: [b, d]}``.
+
+    A pytree whose leaves are the model's parameters; ``encode`` may be called inside a jitted function.
+
+    Attributes:
+      model: the language model.
+      sites: where features are read.
+      pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
+
+    Example:
+      >>> subject = Subject.of(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> [a.shape for a in subject.encode(subject.tokenize(["some text"])).values()]
+      [(1, 384)]
+    """
+
+    model: Any
+    sites: tuple[Site, ...] = dataclasses.field(metadata={"static": True})
+    pooling: str = dataclasses.field(default="max", metadata={"static": True})
+
+    @classmethod
+    def of(cls, model: LanguageModel, sites: Sequence[Site | str], pooling: str = "max") -> "Subject":
+        """Check the sites and the pooling.
+
+        Raises:
+          AtlasError: for no site, one the model does not have, or an unknown pooling.
+        """
+        if not sites:
+            raise AtlasError("no site was given; name at least one, such as mlp_act.0")
+        if pooling not in POOLINGS:
+            raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
+        return cls(model, tuple(dict.fromkeys(check_site(model.config, s) for s in sites)), pooling)
+
+    @property
+    def widths(self) -> dict[Site, int]:
+        """Features of each site."""
+        return {site: self.model.config.width(site.point) for site in self.sites}
+
+    def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
+        """As :meth:`LanguageModel.tokenize`."""
+        return self.model.tokenize(texts, **options)
+
+    def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
+        """Pooled activations of every site, with the position of each peak."""
+        pool = lambda x: POOLINGS[self.pooling](x, tokens.mask)
+        return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
+
+    def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
+        """Pooled activations of every site."""
+        return {site: pooled.values for site, pooled in self.pooled(tokens).items()}

@@ -1,0 +1,57 @@
+"""Copy the tables of a quickstart run into the README: ``python benchmarks/readme_examples.py runs/quickstart``."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def quality_lines(quality: dict) -> list[str]:
+    """The quality table in Markdown."""
+    sites = list(dict.fromkeys(row["site"] for row in quality["rows"]))
+    methods = list(dict.fromkeys(row["method"] for row in quality["rows"]))
+    cell = {(r["site"], r["method"]): f"{r['auroc']['mean']:.3f} / {r['ap']['mean']:.3f}" for r in quality["rows"]}
+    low, high = quality["band"]
+    yield_lines = [
+        f"AUROC / AP, mean over {len(quality['features'])} atlas features that fire in {low:.1%} to {high:.0%} of the "
+        f"sentences; {quality['sentences']} held-out sentences; AP of chance {quality['chance']:.3f}. "
+        "Intervals are in the printed table.",
+        "",
+        "| method | " + " | ".join(sites) + " |",
+        "|---|" + "---|" * len(sites),
+    ]
+    return yield_lines + [f"| {m} | " + " | ".join(cell[s, m] for s in sites) + " |" for m in methods]
+
+
+def concept_lines(concept: dict) -> list[str]:
+    """One concept: atlas features, subject features with their sentences, steered text."""
+    labels = "; ".join(f"{h['index']} ({h['label']})" for h in concept["atlas_features"])
+    lines = [f"### {concept['text']}", "", f"Atlas features: {labels}.", ""]
+    lines += [
+        f"Subject features at `{concept['site']}` by {concept['method']}, with their strongest held-out sentences:",
+        "",
+    ]
+    for found in concept["identified"]:
+        lines.append(f"- feature {found['feature']}, similarity {found['similarity']:.2f}")
+        lines += [f"  - {p['before']}**{p['token'].strip() or p['token']}**{p['after']}" for p in found["peaks"][:2]]
+    lines += ["", "| prompt | strength | concept in the text | continuation |", "|---|---|---|---|"]
+    for s in concept["steered"]:
+        text = " ".join(s["text"].split()).replace("|", "\\|")
+        lines.append(f"| {s['prompt']} | {s['strength']:g} | {s['concept']:.2f} | {text} |")
+    return [*lines, ""]
+
+
+def main() -> None:
+    """Replace what stands between the markers."""
+    tables = Path(sys.argv[1]) / "tables"
+    quality, concepts = (json.loads((tables / f"{n}.json").read_text()) for n in ("quality", "concepts"))
+    lines = [*quality_lines(quality), ""] + [line for c in concepts for line in concept_lines(c)]
+    block = "<!-- quickstart:begin -->\n" + "\n".join(lines) + "<!-- quickstart:end -->"
+    pattern = re.compile(r"<!-- quickstart:begin -->.*<!-- quickstart:end -->", re.S)
+    README.write_text(pattern.sub(lambda _: block, README.read_text()))
+
+
+if __name__ == "__main__":
+    main()

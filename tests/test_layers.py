@@ -1,0 +1,70 @@
+"""Imports go downward only, siblings do not import each other, and the package imports nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "atlas_jax"
+LAYERS = {
+    "errors": 0, "types": 0, "types_statistics": 0, "mesh": 0,
+    "models": 1, "sae": 1, "steering": 1, "statistics": 1, "translators": 1, "metrics": 1, "labels": 1, "pooling": 1,
+    "atlas": 2, "subject": 2, "translation": 2, "artifacts": 2, "corpus": 2,
+    "pipeline": 3,
+    "experiments": 4,
+    "bundled": 5, "cli": 6,
+}  # fmt: skip
+
+
+def _imports():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        home = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if home == "__init__":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            modules = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                modules = [node.module] if node.module != "atlas_jax" else [f"atlas_jax.{a.name}" for a in node.names]
+            elif isinstance(node, ast.Import):
+                modules = [a.name for a in node.names]
+            for module in modules:
+                parts = module.split(".")
+                if parts[0] == "atlas_jax" and len(parts) > 1 and parts[1] != home:
+                    yield path.relative_to(PACKAGE), home, parts[1]
+
+
+def test_every_module_has_a_layer():
+    homes = {p.stem for p in PACKAGE.iterdir() if p.suffix == ".py" or (p / "__init__.py").is_file()}
+    assert homes - {"__init__"} == set(LAYERS)
+
+
+def test_imports_go_downward():
+    low = {"errors", "types", "types_statistics"}  # the vocabulary: errors < types < types_statistics
+    wrong = [
+        f"{path}: {home} imports {target}"
+        for path, home, target in _imports()
+        if LAYERS[target] >= LAYERS[home] and not (home in low and target in low)
+    ]
+    assert not wrong
+
+
+def test_the_import_check_can_fail():
+    assert any(home == "experiments" and target == "pipeline" for _, home, target in _imports())
+
+
+@pytest.mark.parametrize("module", ["atlas_jax", "atlas_jax.cli._app"])
+def test_importing_is_light(module):
+    code = f"import {module}, sys; print(sorted({{'jax', 'flax', 'torch', 'transformers', 'nltk'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_public_name_resolves():
+    import atlas_jax as aj
+
+    for name in aj.__all__:
+        assert getattr(aj, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        aj.nothing  # noqa: B018

@@ -1,0 +1,358 @@
+"""Translators against float64 numpy and scipy, on well-posed, ill-conditioned and rank-deficient problems."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from atlas_jax import translators
+from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import make_mesh
+from atlas_jax.statistics import NEEDS, Statistics, lens_init, lens_update, update
+from atlas_jax.translators import METHODS, needs_of, polar, polar_express
+
+N = 800
+SHAPES = [(12, 20), (16, 16), (20, 12)]
+
+
+def draw(rng, d_s, d_c, rank=30, dead=True):
+    """Means far from zero, sparse atlas features, a dead neuron and a dead atlas feature."""
+    latent = rng.normal(size=(N, rank))
+    a_s = latent @ rng.normal(size=(rank, d_s)) / 3 + rng.normal(size=d_s)
+    a_c = np.maximum(latent @ rng.normal(size=(rank, d_c)) / 3, 0) + 0.1
+    if dead:
+        a_s[:, 1], a_c[:, 2] = 0, 0
+    return a_s.astype(np.float32), a_c.astype(np.float32)
+
+
+def statistics_of(a_s, a_c, needs=tuple(NEEDS)):
+    """Statistics built in numpy from all the rows, so that only translators are under test."""
+    split = lambda x: (jnp.asarray(x, jnp.float32), jnp.asarray(x - np.asarray(x, np.float32), jnp.float32))
+    empty = Statistics.init(needs, a_s.shape[1], a_c.shape[1], top_k=5)
+    s, c = a_s.astype(np.float64), a_c.astype(np.float64)
+    views = {"raw": (s, c), "unit": (unit(s), unit(c))}
+
+    def side(like, which):
+        parts = {}
+        for view, rows in views.items():
+            if (moments := getattr(like, view)) is None:
+                parts[view] = (None, None)
+                continue
+            x = rows[which] - rows[which].mean(0)
+            values = (rows[which].mean(0), (x**2).sum(0), None if moments.gram is None else x.T @ x)
+            pairs = [(None, None) if v is None else split(v) for v in values]
+            parts[view] = tuple(type(moments)(*half) for half in zip(*pairs, strict=True))
+        return tuple(type(like)(parts["raw"][half], parts["unit"][half]) for half in (0, 1))
+
+    def cross(view):
+        x, y = (rows - rows.mean(0) for rows in views[view])
+        return (None, None) if getattr(empty.cross, view) is None else split(x.T @ y)
+
+    crosses = [type(empty.cross)(*half) for half in zip(cross("raw"), cross("unit"), strict=True)]
+    weight, atlas, subject = split(np.float64(len(s))), side(empty.atlas, 1), side(empty.subject, 0)
+    low = (weight[1], atlas[1], subject[1], crosses[1])
+    stats = empty._replace(weight=weight[0], atlas=atlas[0], subject=subject[0], cross=crosses[0], low=low)
+    return with_top(stats, a_s, a_c) if "top_k" in needs else stats
+
+
+def with_top(stats, a_s, a_c):
+    rows = np.argsort(-a_s, axis=0, kind="stable")[:5].T
+    top = stats.top._replace(values=jnp.asarray(np.take_along_axis(a_s.T, rows, 1)), index=jnp.asarray(rows, jnp.int32))
+    total = jnp.asarray(a_c[rows].sum(axis=1), jnp.float32)
+    return stats._replace(
+        top=top, lens=lens_init(top, a_c.shape[1])._replace(total=total, found=jnp.full(len(rows), 5))
+    )
+
+
+def unit(a):
+    norm = np.linalg.norm(a, axis=1, keepdims=True)
+    return np.divide(a, norm, out=np.zeros_like(a), where=norm > 0)
+
+
+def polar64(m):
+    """The polar factor over the range, by a float64 SVD."""
+    u, s, vt = np.linalg.svd(np.asarray(m, np.float64), full_matrices=False)
+    keep = s > 1e-9 * s[0]
+    return u[:, keep] @ vt[keep]
+
+
+def distance(x, y):
+    return np.linalg.norm(np.asarray(x, np.float64) - y) / np.linalg.norm(y)
+
+
+def oracle(method, a_s, a_c):
+    """Each method by its definition, in float64, with all the rows in memory."""
+    s, c = a_s.astype(np.float64), a_c.astype(np.float64)
+    x, y = s - s.mean(0), c - c.mean(0)
+    if method == "covariance":
+        return x.T @ y / N
+    if method == "correlation":
+        with np.errstate(invalid="ignore"):
+            return np.nan_to_num((x / x.std(0)).T @ (y / y.std(0)) / N)
+    if method == "least_squares":
+        return np.linalg.lstsq(c, s, rcond=1e-7)[0].T
+    if method == "ridge":
+        penalty = 1e-2 * (y**2).sum(0)[c.any(0)].mean()
+        return np.linalg.lstsq(
+            np.vstack([c, np.sqrt(penalty) * np.eye(c.shape[1])]), np.pad(s, ((0, c.shape[1]), (0, 0)))
+        )[0].T
+    if method == "procrustes":
+        return polar64(unit(s).T @ unit(c))
+    if method == "semantic_lens":
+        return np.stack([c[np.argsort(-column, kind="stable")[:5]].mean(0) for column in s.T])
+    if method == "whitened":
+        values, vectors = np.linalg.eigh(unit(s).T @ unit(s))
+        keep = values > 1e-9 * values[-1]
+        return (vectors[:, keep] / np.sqrt(values[keep])) @ vectors[:, keep].T @ unit(s).T @ unit(c)
+    raise NotImplementedError(method)
+
+
+def test_from_a_stream_to_every_matrix():
+    """The whole road once: update in batches, second pass, solve."""
+    a_s, a_c = draw(np.random.default_rng(2), 12, 20)
+    methods = sorted(METHODS.keys() - {"random", "procrustes_exact"})
+    stats = Statistics.init(needs_of(methods), 12, 20, top_k=5)
+    for half in np.split(np.arange(N), 2):
+        stats = update(stats, a_s[half], a_c[half])
+    lens = lens_update(lens_init(stats.top, 20), np.arange(N, dtype=np.int32), a_c)
+    stats = stats._replace(lens=lens)
+    for method in methods:
+        assert distance(METHODS[method].solve(stats).matrix, oracle(method, a_s, a_c)) < 1e-5, method
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=str)
+def problem(request):
+    a_s, a_c = draw(np.random.default_rng(1), *request.param)
+    return a_s, a_c, statistics_of(a_s, a_c)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("random", "procrustes_exact")])
+def test_each_method_is_its_definition(problem, method):
+    a_s, a_c, stats = problem
+    result = METHODS[method].solve(stats)
+    assert result.matrix.dtype == jnp.float32
+    assert distance(result.matrix, oracle(method, a_s, a_c)) < 1e-5
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
+def test_dead_features_are_exactly_zero(problem, method):
+    matrix = np.asarray(METHODS[method].solve(problem[2]).matrix)
+    assert np.isfinite(matrix).all()
+    assert not matrix[:, 2].any()
+    assert method == "semantic_lens" or not matrix[1].any()
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_declared_needs_suffice(method):
+    a_s, a_c = draw(np.random.default_rng(1), 12, 20)
+    stats = statistics_of(a_s, a_c, tuple(sorted(METHODS[method].needs)))
+    assert METHODS[method].solve(stats).matrix.shape == (12, 20)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "random"])
+def test_missing_needs_are_named(method):
+    with pytest.raises(AtlasError, match="lack|second pass"):
+        METHODS[method].solve(Statistics.init([], 3, 4))
+
+
+@pytest.mark.parametrize("method", ["least_squares", "procrustes", "procrustes_exact"])
+def test_a_planted_rotation_is_recovered(rng, method):
+    """A_s = A_c R^T exactly: every method that models the map finds R."""
+    rotation = np.linalg.qr(rng.normal(size=(16, 16)))[0]
+    a_c = rng.normal(size=(N, 16)) + 1
+    result = METHODS[method].solve(statistics_of((a_c @ rotation.T).astype(np.float32), a_c.astype(np.float32)))
+    assert distance(result.matrix, rotation) < 1e-5
+
+
+@pytest.mark.parametrize("method", ["covariance", "correlation", "semantic_lens", "whitened", "ridge"])
+def test_a_planted_permutation_is_recovered(rng, method):
+    """Each subject feature is one atlas feature with noise: the largest entry of its row says which."""
+    order = rng.permutation(16)
+    a_c = np.maximum(rng.normal(size=(N, 16)), 0)
+    a_s = a_c[:, order] + 0.1 * rng.normal(size=(N, 16))
+    matrix = METHODS[method].solve(statistics_of(a_s.astype(np.float32), a_c.astype(np.float32))).matrix
+    assert np.argmax(matrix, axis=1).tolist() == order.tolist()
+
+
+def ill_conditioned(rng, d_s, d_c, condition, dead_rows=0.0, dead_columns=0.0):
+    r = min(d_s, d_c)
+    u, v = (np.linalg.qr(rng.normal(size=(d, r)))[0] for d in (d_s, d_c))
+    m = (u * np.geomspace(1, 1 / condition, r)) @ v.T
+    m[rng.permutation(d_s)[: int(dead_rows * d_s)]] = 0
+    m[:, rng.permutation(d_c)[: int(dead_columns * d_c)]] = 0
+    return m
+
+
+@pytest.mark.parametrize("shape", [(150, 200), (180, 180), (200, 150)])
+@pytest.mark.parametrize(("condition", "bound"), [(1e4, 1e-5), (1e6, 1e-4)])
+def test_polar_factor_of_ill_conditioned_matrices(rng, shape, condition, bound):
+    m = ill_conditioned(rng, *shape, condition)
+    t, certificate = polar(m)
+    assert distance(t, polar64(m)) < bound
+    assert (certificate["accepted"], certificate["rank"], certificate["solver"]) == (True, min(shape), "gram_eigh")
+    assert certificate["condition"] == pytest.approx(condition, rel=1e-3)
+
+
+def test_float32_svd_would_fail(rng):
+    """The twin that must fail: what most would call misses the bound that the float64 road keeps."""
+    m = ill_conditioned(rng, 150, 200, 1e6).astype(np.float32)
+    u, _, vt = scipy.linalg.svd(m, full_matrices=False)
+    assert distance(u @ vt, polar64(m)) > 1e-4
+    assert distance(polar(m.astype(np.float64))[0], polar64(m)) < 1e-6
+
+
+@pytest.mark.parametrize("solver", [polar, lambda m: polar_express(jnp.asarray(m, jnp.float32))])
+def test_polar_factor_with_dead_rows_and_columns(rng, solver):
+    m = ill_conditioned(rng, 200, 260, 1e3, dead_rows=0.02, dead_columns=0.2).astype(np.float32)
+    t, certificate = solver(m)
+    t = np.asarray(t)
+    assert not t[~m.any(axis=1)].any()
+    assert not t[:, ~m.any(axis=0)].any()
+    assert distance(t, polar64(m)) < 2e-5
+    assert certificate["accepted"]
+    assert certificate["rank"] == 196
+
+
+def test_polar_factor_of_rank_deficient_zero_and_huge_matrices(rng):
+    low = rng.normal(size=(40, 9)) @ rng.normal(size=(9, 50))
+    t, certificate = polar(1e30 * low)
+    assert (certificate["rank"], certificate["accepted"]) == (9, True)
+    assert distance(t, polar64(low)) < 1e-5
+    t, certificate = polar(np.zeros((3, 4)))
+    assert (not t.any(), certificate["rank"], certificate["accepted"]) == (True, 0, True)
+
+
+def test_svd_takes_over_where_the_gram_matrix_is_not_enough(rng, monkeypatch):
+    from atlas_jax.translators import _polar
+
+    monkeypatch.setattr(_polar, "CORRECTION", 0.0)
+    m = ill_conditioned(rng, 30, 40, 1e3)
+    t, certificate = polar(m)
+    assert certificate["solver"] == "svd"
+    assert distance(t, polar64(m)) < 1e-6
+
+
+def test_the_certificate_catches_planted_faults(rng):
+    from atlas_jax.translators import _polar
+
+    m = ill_conditioned(rng, 30, 40, 1e2)
+    u, s, vt = np.linalg.svd(m, full_matrices=False)
+    good = (u @ vt).astype(np.float32)
+    turn = np.eye(40) + 1e-2 * (lambda a: a - a.T)(rng.normal(size=(40, 40))) / 6
+    certify = lambda t: _polar._certify(m, t.astype(np.float32), u, s, "test", 0.0)
+    assert certify(good)["accepted"]
+    assert not certify(good @ np.linalg.qr(turn)[0])["accepted"]
+    assert not certify(good * 0.999)["accepted"]
+    assert not certify(-good)["accepted"]
+    assert not certify((u * np.where(np.arange(30) == 29, -1, 1)) @ vt)["accepted"]
+
+
+@pytest.mark.parametrize(("condition", "bound"), [(1e2, 1e-5), (1e4, 1e-4)])
+def test_polar_express_on_the_cpu(rng, condition, bound):
+    m = ill_conditioned(rng, 128, 160, condition)
+    t, certificate = polar_express(jnp.asarray(m, jnp.float32))
+    assert certificate["accepted"]
+    assert distance(t, polar64(m)) < bound
+    np.testing.assert_allclose(polar_express(jnp.asarray(m.T, jnp.float32))[0].T, t, atol=1e-5)
+
+
+def test_polar_express_of_a_sharded_matrix(rng):
+    m = jnp.asarray(ill_conditioned(rng, 128, 160, 1e2), jnp.float32)
+    mesh = make_mesh(4, 2)
+    sharded, certificate = polar_express(jax.device_put(m, NamedSharding(mesh, P("data", "model"))))
+    assert certificate["accepted"]
+    assert distance(sharded, np.asarray(polar_express(m)[0], np.float64)) < 1e-5
+
+
+def test_device_solver_falls_back_when_its_certificate_fails(rng):
+    """Directions that float32 cannot resolve are half-grown by the iteration; the host then solves."""
+    a_s, a_c = draw(rng, 12, 20, rank=3, dead=False)
+    stats = statistics_of(a_s, a_c + a_c @ np.full((20, 20), 1e3, np.float32), ("unit_cross",))
+    result = translators.procrustes(stats, solver="device")
+    assert result.certificate["accepted"]
+    well = statistics_of(*draw(rng, 12, 20, dead=False), ("unit_cross",))
+    assert translators.procrustes(well, solver="device").certificate["solver"] == "polar_express"
+
+
+def test_least_squares_of_a_rank_deficient_gram(rng):
+    a_s, a_c = draw(rng, 12, 20)
+    a_c[:, 7], a_c[:, 8] = a_c[:, 5], a_c[:, 5] + a_c[:, 6]
+    result = translators.least_squares(statistics_of(a_s, a_c))
+    assert (result.certificate["solver"], result.certificate["rank"]) == ("eigh", 17)
+    expected = np.linalg.lstsq(a_c.astype(np.float64), a_s.astype(np.float64), rcond=1e-5)[0].T
+    assert distance(result.matrix, expected) < 1e-4
+
+
+def test_centring_and_normalisation_options(rng):
+    a_s, a_c = draw(rng, 12, 20)
+    stats = statistics_of(a_s, a_c)
+    s, c = a_s.astype(np.float64), a_c.astype(np.float64)
+    x, y, us, uc = s - s.mean(0), c - c.mean(0), unit(s), unit(c)
+    procrustes = lambda **options: translators.procrustes(stats, **options).matrix
+    assert distance(procrustes(normalize_rows=False), polar64(s.T @ c)) < 1e-5
+    assert distance(procrustes(centre=True), polar64((us - us.mean(0)).T @ (uc - uc.mean(0)))) < 1e-5
+    assert distance(procrustes(normalize_rows=False, centre=True), polar64(x.T @ y)) < 1e-5
+    assert distance(translators.least_squares(stats, centre=True).matrix, np.linalg.lstsq(y, x, rcond=1e-7)[0].T) < 1e-5
+
+
+def test_whitened_family_contains_its_members(rng):
+    stats = statistics_of(*draw(rng, 12, 20, dead=False))
+    options = {"normalize_rows": False, "centre": True}
+    family = translators.whitened_family(stats, [(0, 0), (0, 1), (1, 0), (0.5, 0.5)], **options)
+    assert distance(family[0, 0].matrix, N * translators.covariance(stats).matrix) < 1e-5
+    assert distance(family[0, 1].matrix, translators.least_squares(stats, centre=True).matrix) < 1e-4
+    singular = np.linalg.svd(family[0.5, 0.5].matrix, compute_uv=False)
+    assert (singular < 1 + 1e-5).all()
+    ridged = translators.whitened(stats, alpha=1.0, ridge=1e9, **options).matrix
+    covariance = np.asarray(translators.covariance(stats).matrix)
+    cosine = (ridged * covariance).sum() / np.linalg.norm(ridged) / np.linalg.norm(covariance)
+    assert cosine == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("normalize_rows", [True, False])
+def test_exact_procrustes_beats_the_polar_factor_in_equation_2(rng, normalize_rows):
+    a_s, a_c = draw(rng, 12, 20)
+    stats = statistics_of(a_s, a_c)
+    s, c = (unit(a.astype(np.float64)) if normalize_rows else a.astype(np.float64) for a in (a_s, a_c))
+    loss = lambda t: np.linalg.norm(s - c @ np.asarray(t, np.float64).T) ** 2
+    polar_factor = translators.procrustes(stats, normalize_rows=normalize_rows)
+    exact = translators.procrustes_exact(stats, normalize_rows=normalize_rows)
+    assert exact.certificate["converged"]
+    assert loss(exact.matrix) < 0.95 * loss(polar_factor.matrix)
+    t = np.delete(np.asarray(exact.matrix, np.float64), 1, axis=0)
+    np.testing.assert_allclose(t @ t.T, np.eye(11), atol=1e-6)
+    assert exact.certificate["loss_change"] == pytest.approx(loss(exact.matrix) - loss(polar_factor.matrix), rel=1e-3)
+    for _ in range(20):
+        direction = rng.normal(size=(12, 20)) * np.asarray(exact.matrix).any(1)[:, None] * c.any(0)[None, :]
+        nearby = polar64(np.asarray(exact.matrix, np.float64) + 1e-2 * direction)
+        assert loss(exact.matrix) <= loss(nearby) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (20, 12)])
+def test_exact_procrustes_is_the_polar_factor_for_no_fewer_subject_features(rng, shape):
+    stats = statistics_of(*draw(rng, *shape, dead=False))
+    np.testing.assert_array_equal(translators.procrustes_exact(stats).matrix, translators.procrustes(stats).matrix)
+
+
+def test_random_is_seeded_and_has_unit_rows_on_average():
+    one, two = (translators.random(jax.random.key(seed), 50, 4000).matrix for seed in (0, 1))
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=0.06)
+    assert abs(float(jnp.vdot(one, two))) < 1.0
+    stats = Statistics.init([], 3, 4)
+    np.testing.assert_array_equal(METHODS["random"].solve(stats).matrix, METHODS["random"].solve(stats).matrix)
+
+
+def test_second_pass_that_missed_samples_is_refused(rng):
+    a_s, a_c = draw(rng, 12, 20)
+    stats = statistics_of(a_s, a_c, ("top_k",))
+    lens = stats.lens._replace(found=stats.lens.found - 1)
+    with pytest.raises(AtlasError, match="missed .* selected samples"):
+        translators.semantic_lens(stats._replace(lens=lens))
+
+
+def test_registry():
+    assert needs_of(["covariance", "least_squares"]) == {"cross", "atlas_gram"}
+    with pytest.raises(AtlasError, match="unknown method 'magic'; known are covariance"):
+        needs_of(["magic"])
