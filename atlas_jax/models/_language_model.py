@@ -1,5 +1,6 @@
 """A language model: configuration, tokenizer and decoder, as one thing."""
 
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -7,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -18,8 +20,16 @@ from atlas_jax.models._weights import load_decoder, save_decoder
 from atlas_jax.types import Tokens
 
 
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    config: ModelConfig
+    tokenizer: Tokenizer
+    hf_config: dict[str, Any] = dataclasses.field(hash=False, compare=False)
+
+
+@jax.tree_util.register_pytree_node_class
 class LanguageModel:
-    """A decoder with its tokenizer.
+    """A decoder with its tokenizer. A pytree whose leaves are the parameters, so it passes through ``jax.jit``.
 
     Attributes:
       config: what the decoder computes with.
@@ -33,8 +43,17 @@ class LanguageModel:
       1
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, decoder: Decoder, hf_config: dict[str, Any]):
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, decoder: Any, hf_config: dict[str, Any]):
         self.config, self.tokenizer, self.decoder, self.hf_config = config, tokenizer, decoder, hf_config
+
+    def tree_flatten(self) -> "tuple[tuple, _Static]":
+        """The parameters, and all the rest as one static value compared by identity of the tokenizer."""
+        return (self.decoder,), _Static(self.config, self.tokenizer, self.hf_config)
+
+    @classmethod
+    def tree_unflatten(cls, static: "_Static", children: tuple) -> "LanguageModel":
+        """Inverse of :meth:`tree_flatten`."""
+        return cls(static.config, static.tokenizer, children[0], static.hf_config)
 
     @classmethod
     def from_pretrained(

@@ -59,10 +59,11 @@ class Tokenizer:
         """Text of ids, special tokens left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text each id adds to the text before it."""
-        texts = [self.decode(ids[:i]) for i in range(len(ids) + 1)]
-        return [b[len(a) :] if b.startswith(a) else b for a, b in zip(texts, texts[1:], strict=False)]
+    def span(self, text: str, position: int) -> tuple[int, int]:
+        """Where in a text the token at ``position`` (BOS counted) comes from: first character and one past the last."""
+        encoding = self.backend.encode(text)
+        shift = len(self._with_bos(encoding.ids)) - len(encoding.ids)
+        return encoding.offsets[position - shift]
 
     def pad(self, rows: Sequence[Sequence[int]], length: int, index: Sequence[int], side: str = "right") -> Tokens:
         """Stack rows of ids into a batch of one length.
