@@ -1,6 +1,7 @@
 """The Concept Atlas: a foundation model, a sparse autoencoder on one of its sites, and labels for its features."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,5 +187,6 @@ def _part(directory: Path, name: str) -> str | Path:
     return directory / name if (directory / name).exists() else name
 
 
+@functools.lru_cache(maxsize=4)
 def _index(labels: Labels) -> TextIndex:
     return TextIndex.of(labels)

@@ -1,4 +1,4 @@
-"""Every on-disk layout: files built here as their release writes them, read back, against the published math in float64."""
+"""Every on-disk layout: files as their release writes them, read back, against the published math in float64."""
 
 import json
 import os
@@ -323,7 +323,7 @@ def _saelens(path, w, drop=(), **change):
         (lambda p, w: (_saelens(p, w), (p / "cfg.json").write_text("{")), "cannot read"),
         (lambda p, w: (_saelens(p, w), (p / "sae_weights.safetensors").write_bytes(b"12345678garbage")), "cannot read"),
         (lambda p, w: (p / "params.npz").write_bytes(b"PK garbage"), "cannot read"),
-        (lambda p, w: np.savez(p / "params.npz", W_enc=w["W_enc"]), "W_enc"),
+        (lambda p, w: np.savez(p / "params.npz", W_enc=w["W_enc"]), "no tensor 'b_enc'"),
         (lambda p, w: (p / "notes.txt").write_text("hello"), "no known SAE layout"),
         (lambda p, w: dictionary_learning(p, "CrossCoder", {}), "class 'CrossCoder'"),
         (

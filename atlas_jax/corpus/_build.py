@@ -139,9 +139,7 @@ def _splitter(documents: Iterator[Document]) -> tuple[Splitter, Iterator[Documen
 def _cut(half: list[int], domains: list[str], wanted: int | None, at_least: int, name: str) -> list[int]:
     """The first ``wanted`` of a half in hash order, each domain in proportion."""
     if len(half) < at_least:
-        raise AtlasError(
-            f"too few sentences: the {name} half has {len(half)} and needs {at_least}; give more text"
-        )
+        raise AtlasError(f"too few sentences: the {name} half has {len(half)} and needs {at_least}; give more text")
     if wanted is None or wanted >= len(half):
         return half
     left = _quotas(Counter(domains[i] for i in half), wanted)

@@ -13,7 +13,7 @@ from atlas_jax.labels._static import StaticEmbedding
 from atlas_jax.labels._terms import count_matrix, terms
 
 LSA_ROWS = 50_000
-COMMON_DIRECTIONS = 3
+COMMON_SHARE = 1 / 20
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,14 +65,15 @@ def lsa(counts: sp.csr_matrix, vocabulary: Mapping[str, int], width: int = 100) 
 def averaged(texts: Sequence[str], embedding: StaticEmbedding) -> Dense:
     """Means of static word vectors, weighted by how rare a token is among the texts.
 
-    The three strongest common directions of the texts are removed: what all descriptions share tells none apart.
+    The strongest common directions of the texts, one in 20, are removed: what all descriptions share tells none apart.
     """
     table = embedding.vectors
     counts = count_matrix(embedding.token_ids(texts), len(table))
     rarity = np.log((1 + len(texts)) / (1 + document_frequency(counts))).astype(np.float32)
     mean = lambda ids: unit(count_matrix(ids, len(table)) @ (rarity[:, None] * table))
     raw = unit(counts @ (rarity[:, None] * table))
-    common = np.linalg.eigh(raw.T @ raw)[1][:, -min(COMMON_DIRECTIONS, table.shape[1] - 1) :]
+    width = table.shape[1]
+    common = np.linalg.eigh(raw.T @ raw)[1][:, width - int(COMMON_SHARE * width) :]
     clean = lambda rows: unit(rows - (rows @ common) @ common.T)
     return Dense(clean(raw), lambda text: clean(mean(embedding.token_ids([text])))[0])
 
@@ -80,6 +81,8 @@ def averaged(texts: Sequence[str], embedding: StaticEmbedding) -> Dense:
 def _log_weighted(counts: sp.csr_matrix, rarity: Float[np.ndarray, " words"]) -> sp.csr_matrix:
     """Unit rows of (1 + log f) * rarity."""
     weighted = counts.copy()
-    weighted.data = ((1 + np.log(counts.data)) * rarity[counts.indices]).astype(np.float32)
+    weighted.data = (1 + np.log(counts.data)) * rarity[counts.indices]
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
-    return sp.diags_array(1 / np.where(norms > 0, norms, 1)).astype(np.float32) @ weighted
+    per_entry = np.repeat(norms, np.diff(weighted.indptr))
+    weighted.data = (weighted.data / np.where(per_entry > 0, per_entry, 1)).astype(np.float32)
+    return weighted

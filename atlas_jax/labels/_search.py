@@ -139,5 +139,6 @@ class TextIndex:
 
 
 def _z_score(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Zero mean and unit deviation; where all are equal, one for a match and zero for none."""
     deviation = scores.std()
-    return (scores - scores.mean()) / deviation if deviation > 0 else np.zeros_like(scores)
+    return (scores - scores.mean()) / deviation if deviation > 0 else np.sign(scores)

@@ -70,7 +70,8 @@ class StaticEmbedding:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
-        tensors = {"embeddings": self.vectors.astype(np.float16), "weights": self.weights.astype(np.float16)}
+        tensors = {"embeddings": self.vectors, "weights": self.weights}
+        tensors = {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
         save_file(tensors, directory / "model.safetensors")
         config = {"model_type": "model2vec", "hidden_dim": self.vectors.shape[1], "normalize": self.normalize}
         (directory / "config.json").write_text(json.dumps(config) + "\n")

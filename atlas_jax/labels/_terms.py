@@ -43,7 +43,7 @@ def _stem(word: str) -> str:
     if len(word) <= 3:
         return word
     word = _without_verb_ending(_singular(word))
-    if word.endswith("e") and len(word) > 4:
+    if word.endswith("e") and len(word) > 3:
         word = word[:-1]
     return word[:-1] + "i" if word.endswith("y") and len(word) > 3 else word
 

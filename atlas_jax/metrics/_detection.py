@@ -40,7 +40,7 @@ def auroc(
 
     Args:
       scores: ``[*q, n]``, any real dtype; -0.0 equals 0.0.
-      labels: boolean, ``[n]`` shared by all queries or broadcastable to ``[*q, n]``.
+      labels: boolean (numbers count as positive above 0), ``[n]`` shared by all queries or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable; a weight of 0 removes the sample.
 
     Returns:
@@ -48,7 +48,7 @@ def auroc(
       rounding, for data on the host; a float32 jax array within 1e-6 on an accelerator or inside ``jit``.
 
     Raises:
-      ValueError: for labels that are not boolean, no samples, shapes that do not broadcast, or (outside ``jit``)
+      ValueError: for no samples, shapes that do not broadcast, or (outside ``jit``)
         negative weights.
 
     Example:
@@ -68,7 +68,7 @@ def average_precision(
 
     Args:
       scores: ``[*q, n]``, any real dtype; -0.0 equals 0.0.
-      labels: boolean, ``[n]`` shared by all queries or broadcastable to ``[*q, n]``.
+      labels: boolean (numbers count as positive above 0), ``[n]`` shared by all queries or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable; a weight of 0 removes the sample.
 
     Returns:
@@ -91,7 +91,7 @@ def detection(
 
     Args:
       scores: ``[*q, n]``, as in :func:`auroc`.
-      labels: boolean, ``[n]`` or broadcastable to ``[*q, n]``.
+      labels: boolean (numbers count as positive above 0), ``[n]`` or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable.
 
     Returns:
@@ -114,8 +114,7 @@ def _measure(
     weights: Num[AnyArray, "*w n"] | None,
     wanted: tuple[str, ...],
 ) -> Detection:
-    if labels.dtype != bool:
-        raise ValueError(f"labels are {labels.dtype}; pass booleans, such as labels > 0")
+    labels = labels if labels.dtype == bool else labels > 0
     if scores.shape[-1] == 0:
         raise ValueError(f"scores of shape {scores.shape} have no samples")
     for name, array in (("labels", labels), ("weights", weights)):

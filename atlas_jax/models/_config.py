@@ -1,16 +1,14 @@
 """One description for every decoder family, read from a Hugging Face config with nothing assumed."""
 
 import dataclasses
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 from atlas_jax.errors import AtlasError
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 
-_READ = {
+READ = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
     "head_dim", "hidden_act", "hidden_activation", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
     "rope_parameters", "attention_bias", "mlp_bias", "query_pre_attn_scalar", "sliding_window", "layer_types",
@@ -18,12 +16,14 @@ _READ = {
     "use_sliding_window", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern",
 }  # fmt: skip
 # Training-time, bookkeeping, or old spellings that transformers has already folded into rope_parameters and dtype.
-_IRRELEVANT = {
+IRRELEVANT = {
     "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
     "torch_dtype", "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout",
     "_name_or_path", "rope_theta", "rope_scaling", "rope_local_base_freq", "cache_implementation", "pretraining_tp",
     "unsloth_fixed", "unsloth_version", "tokenizer_class", "_attn_implementation_autoset", "auto_map",
 }  # fmt: skip
+# Attributes that are read elsewhere by transformers and computed here for these values alone.
+ONLY = {"use_bidirectional_attention": (None, False)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +118,11 @@ class ModelConfig:
         """
         hf = getattr(hf, "text_config", hf) if hf.model_type == "gemma3" else hf
         _check_attributes(hf)
+        return cls.from_attributes(hf)
+
+    @classmethod
+    def from_attributes(cls, hf: Any) -> "ModelConfig":
+        """:meth:`from_hf` without the check for attributes that are not handled."""
         gemma = hf.model_type.startswith("gemma")
         activation = hf.hidden_activation if gemma else hf.hidden_act
         if activation not in ("silu", "gelu_pytorch_tanh"):
@@ -152,41 +157,20 @@ class ModelConfig:
         )
 
 
-def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Read ``config.json``; returns our config and the file's own content.
-
-    Raises:
-      AtlasError: if the file is missing, is not JSON, or describes an unsupported architecture.
-    """
-    path = directory / "config.json"
-    if not path.is_file():
-        raise AtlasError(f"{directory} has no config.json; give a model directory in Hugging Face layout")
-    try:
-        raw = json.loads(path.read_text())
-    except json.JSONDecodeError as e:
-        raise AtlasError(f"{path} is not valid JSON ({e}); download the file again") from e
-    family = raw.get("model_type")
-    if family not in (*FAMILIES, "gemma3"):
-        raise AtlasError(f"{path} has model_type '{family}', which is not supported; supported: {', '.join(FAMILIES)}")
-    from transformers import CONFIG_MAPPING
-
-    try:
-        return ModelConfig.from_hf(CONFIG_MAPPING[family].from_dict(raw)), raw
-    except AtlasError as e:
-        raise AtlasError(f"{path}: {e}") from e
-    except (KeyError, TypeError, ValueError) as e:
-        raise AtlasError(f"{path} is not a usable {family} configuration: {e}") from e
-
-
 def _check_attributes(hf: Any) -> None:
     if hf.model_type not in FAMILIES:
         raise AtlasError(f"model_type '{hf.model_type}' is not supported; supported are {', '.join(FAMILIES)}")
     defaults = type(hf)().to_dict()
     for name, value in hf.to_dict().items():
-        if name in _READ or name in _IRRELEVANT:
+        if is_settled(name, value):
             continue
         if name not in defaults or value != defaults[name]:
             raise AtlasError(f"config attribute {name}={value!r} is not handled; the outputs could be wrong without it")
+
+
+def is_settled(name: str, value: Any) -> bool:
+    """Whether an attribute is handled, or can change nothing."""
+    return name in READ or name in IRRELEVANT or value in ONLY.get(name, ())
 
 
 def _layer_types(hf: Any) -> list[str]:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models._config import ModelConfig, load_config
+from atlas_jax.models._config import ModelConfig
+from atlas_jax.models._config_file import load_config
 from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
@@ -35,7 +36,7 @@ class LanguageModel:
       config: what the decoder computes with.
       tokenizer: text to ids and back.
       decoder: the Flax NNX module, a pytree that may be passed to jitted functions.
-      hf_config: the content of the checkpoint's ``config.json``.
+      hf_config: the content of the checkpoint's ``config.json``; of the text part alone where there are others.
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)

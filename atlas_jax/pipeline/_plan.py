@@ -48,7 +48,7 @@ class Plan(NamedTuple):
     batches: tuple[tuple[int, int, Int[np.ndarray, " r"]], ...]
 
     @classmethod
-    def of(cls, lengths: Int[np.ndarray, " n"], *, token_budget: int, shapes: int = 5) -> "Plan":
+    def of(cls, lengths: Int[np.ndarray, " n"], *, token_budget: int, shapes: int = 3) -> "Plan":
         """Group sentences of like length.
 
         Lengths are rounded up to ``shapes`` values, multiples of 8 chosen at even quantiles, so that few programs

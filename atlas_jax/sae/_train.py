@@ -1,6 +1,6 @@
 """Training a sparse autoencoder on a stream of activations."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -25,10 +25,10 @@ class TrainingLog(NamedTuple):
 
 
 def train(
-    batches: Iterator[Float[Array | np.ndarray, "n d"]],
+    batches: Iterable[Float[Array | np.ndarray, "n d"]],
     *,
     d_sae: int,
-    k: float,
+    k: float | int,
     steps: int,
     seed: int = 0,
     log_every: int = 50,
@@ -65,9 +65,9 @@ def train(
       >>> sae.save_pretrained("my-sae")                                 # doctest: +SKIP
     """
     config = TrainConfig(d_sae=d_sae, k=k, steps=steps, seed=seed, **options)
-    state, curves = None, []
+    stream, state, curves = iter(batches), None, []
     for step in range(steps):
-        x = next(batches, None)
+        x = next(stream, None)
         if x is None:
             raise AtlasError(f"the activations ran out after {step} of {steps} batches: use more text or fewer steps")
         x = jnp.asarray(x)

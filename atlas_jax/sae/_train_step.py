@@ -32,7 +32,7 @@ class TrainConfig:
     """
 
     d_sae: int
-    k: float
+    k: float | int
     steps: int
     learning_rate: float | None = None
     seed: int = 0
@@ -158,7 +158,7 @@ def _revival(
 def _threshold(pre: Float[Array, "n m"], active: Float[Array, ""]) -> Float[Array, ""]:
     """The non-negative value that ``active`` entries a row exceed on average, by bisection: sorting is slow."""
 
-    def halve(_: int, bounds):
+    def halve(_, bounds):
         low, high = bounds
         middle = (low + high) / 2
         too_many = jnp.mean((pre > middle).astype(jnp.float32)) * pre.shape[1] > active

@@ -1,0 +1,48 @@
+"""A run is complete under its final name, or not there."""
+
+import pytest
+
+from atlas_jax.artifacts import RUN, directory_hash, read_json, run_directory, write_json
+from atlas_jax.errors import AtlasError
+
+
+def test_a_failing_run_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError), run_directory(tmp_path / "run") as directory:
+        write_json(directory / RUN, {})
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_run_keeps_the_one_before(tmp_path):
+    with run_directory(tmp_path / "run") as directory:
+        write_json(directory / RUN, {"seed": 1})
+    with pytest.raises(RuntimeError), run_directory(tmp_path / "run") as directory:
+        raise RuntimeError
+    assert read_json(tmp_path / "run" / RUN) == {"seed": 1}
+    with run_directory(tmp_path / "run") as directory:
+        write_json(directory / RUN, {"seed": 2})
+    assert read_json(tmp_path / "run" / RUN) == {"seed": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_is_no_run_is_never_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.tex").write_text("x")
+    with pytest.raises(AtlasError, match="exists and is not a run"), run_directory(tmp_path / "thesis"):
+        pass
+    assert (tmp_path / "thesis" / "chapter.tex").exists()
+
+
+def test_the_hash_sees_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = directory_hash(tmp_path)
+    (tmp_path / "a").write_text("2")
+    second = directory_hash(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({first, second, directory_hash(tmp_path)}) == 3
+
+
+def test_damaged_json_is_named(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(AtlasError, match="x.json cannot be read"):
+        read_json(tmp_path / "x.json")

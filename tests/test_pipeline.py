@@ -1,0 +1,132 @@
+"""The streamed pass against the same activations held whole, in float64."""
+
+import numpy as np
+import pytest
+
+from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.bundled import ATLAS, SUBJECT
+from atlas_jax.corpus import build_corpus, installed_documentation
+from atlas_jax.errors import AtlasError
+from atlas_jax.experiments import choose_features, translation_quality
+from atlas_jax.metrics import auroc
+from atlas_jax.models import LanguageModel
+from atlas_jax.pipeline import Pass, Plan, _stream, fit_statistics, pooled_activations, solve, top_sentences
+from atlas_jax.subject import Subject
+
+SITES = ("mlp_act.1", "resid_post.2")
+METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens")
+
+
+@pytest.fixture(scope="module")
+def spaces():
+    subject = Subject.of(LanguageModel.from_pretrained(SUBJECT), SITES)
+    return subject, ConceptAtlas.from_pretrained(ATLAS)
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    return build_corpus(installed_documentation(max_bytes=200_000), n_fit=400, n_eval=200)
+
+
+@pytest.fixture(scope="module")
+def streamed(spaces, corpus):
+    stream = Pass.of(spaces, corpus.fit, token_budget=1024)
+    fitted = fit_statistics(stream, ["cross", "unit_cross", "atlas_gram", "top_k"], top_k=20)
+    return stream, fitted, solve(stream, fitted, METHODS)
+
+
+@pytest.fixture(scope="module")
+def held(spaces, corpus):
+    subject, atlas = spaces
+    a_s = pooled_activations(Pass.of([subject], corpus.fit))
+    return a_s, pooled_activations(Pass.of([atlas], corpus.fit))[atlas.site].astype(np.float64)
+
+
+def test_a_plan_visits_every_sentence_once_in_few_shapes(rng):
+    lengths = rng.integers(3, 90, 500).astype(np.int32)
+    plan = Plan.of(lengths, token_budget=512, shapes=4)
+    visited = np.concatenate([p for _, _, p in plan.batches])
+    assert sorted(visited.tolist()) == list(range(500))
+    assert all(length % 8 == 0 and lengths[p].max() <= length and len(p) <= rows for length, rows, p in plan.batches)
+    assert len({(length, rows) for length, rows, _ in plan.batches}) <= 4
+
+
+def test_a_streamed_pass_equals_the_formulas_on_held_activations(streamed, held, spaces):
+    _, fitted, translations = streamed
+    a_s, a_c = held
+    assert np.asarray(fitted.active).tolist() == (a_c > 0).sum(axis=0).tolist()
+    for site in spaces[0].sites:
+        x = a_s[site].astype(np.float64)
+        centred_s, centred_c = x - x.mean(0), a_c - a_c.mean(0)
+        covariance = centred_s.T @ centred_c
+        _close(translations[site, "covariance"].matrix, covariance, 1e-5)
+        deviation = np.outer(x.std(0), a_c.std(0))
+        _close(translations[site, "correlation"].matrix, covariance / np.where(deviation > 0, deviation, np.inf), 1e-4)
+        _close(translations[site, "least_squares"].matrix, np.linalg.lstsq(a_c, x, rcond=1e-6)[0].T, 2e-2)
+        unit = lambda a: a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-30)
+        u, _, vt = np.linalg.svd(unit(x).T @ unit(a_c), full_matrices=False)
+        _close(translations[site, "procrustes"].matrix, u @ vt, 2e-2)
+        order = np.argsort(-x, axis=0, kind="stable")[:20]
+        _close(translations[site, "semantic_lens"].matrix, a_c[order].mean(axis=0), 1e-5)
+
+
+def _close(ours, theirs, tolerance):
+    ours = np.asarray(ours, np.float64)
+    assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
+
+
+def test_batches_and_filler_rows_change_nothing(spaces, corpus, streamed):
+    other = fit_statistics(Pass.of(spaces, corpus.fit, token_budget=3000), ["cross"])
+    site = spaces[0].sites[0]
+    one, two = (f.statistics.statistics(site) for f in (streamed[1], other))
+    assert float(one.weight) == float(two.weight) == 400
+    _close(one.cross.raw, np.asarray(two.cross.raw, np.float64), 1e-5)
+
+
+def test_the_step_is_compiled_once_a_shape(spaces, corpus):
+    _stream._fit_step.clear_cache()
+    stream = Pass.of(spaces, corpus.fit, token_budget=512)
+    fit_statistics(stream, ["cross"])
+    shapes = {(length, rows) for length, rows, _ in stream.plan.batches}
+    assert _stream._fit_step._cache_size() == len(shapes) < len(stream.plan)
+
+
+def test_quality_equals_scores_from_held_activations(spaces, corpus, streamed):
+    subject, atlas = spaces
+    _, fitted, translations = streamed
+    features = choose_features(np.asarray(fitted.active) / 400, count=7, band=(0.02, 0.3), seed=0)
+    stream = Pass.of(spaces, corpus.eval, first=400, token_budget=1024)
+    quality, scored = translation_quality(stream, translations, features, band=(0.02, 0.3))
+    a_s = pooled_activations(Pass.of([subject], corpus.eval))
+    fires = pooled_activations(Pass.of([atlas], corpus.eval))[atlas.site][:, features].T > 0
+    np.testing.assert_array_equal(scored.positive, fires)
+    site = subject.sites[1]
+    t = translations[site, "covariance"].matrix
+    query = np.asarray(t)[:, features] / np.maximum(np.linalg.norm(t, axis=1, keepdims=True), 1e-30)
+    cosine = (query / np.linalg.norm(query, axis=0)).T @ (
+        a_s[site] / np.linalg.norm(a_s[site], axis=1, keepdims=True)
+    ).T
+    row = next(r for r in quality.rows if r.site == site and r.method == "covariance")
+    np.testing.assert_allclose(row.auroc.mean, np.nanmean(auroc(cosine, fires)), atol=2e-3)
+    best = np.argsort(-a_s[site], axis=0, kind="stable")[:5].T + 400
+    np.testing.assert_array_equal(np.asarray(scored.top[site].index), best)
+
+
+def test_peaks_point_at_the_largest_token(spaces, corpus):
+    subject, _ = spaces
+    top = top_sentences(Pass.of([subject], corpus.eval), top_k=3)[subject.sites[1]]
+    for feature in (0, 11):
+        text = corpus.eval[int(top.index[feature, 0])]
+        tokens = subject.tokenize([text])
+        values, peak = subject.pooled(tokens)[subject.sites[1]]
+        np.testing.assert_allclose(values[0, feature], top.values[feature, 0], rtol=1e-4, atol=1e-5)
+        assert int(peak[0, feature]) == int(top.position[feature, 0])
+
+
+def test_no_text_no_site_and_no_pooling_are_named(spaces):
+    with pytest.raises(AtlasError, match="no sentence"):
+        Pass.of(spaces, [])
+    with pytest.raises(AtlasError, match="no site"):
+        Subject.of(spaces[0].model, [])
+    with pytest.raises(AtlasError, match="unknown pooling"):
+        Subject.of(spaces[0].model, SITES, "median")
