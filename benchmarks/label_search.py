@@ -127,7 +127,7 @@ def main() -> None:
     index = TextIndex.of(labels, embeddings)
     report = {
         "versions": {"numpy": np.__version__, "scipy": scipy.__version__},
-        "embeddings": ["package", *map(str, args.embedding or [])],
+        "embeddings": ["package", *(directory.name for directory in args.embedding or [])],
         "labels": len(index.texts),
         "coverage": labels.coverage,
         **timings(labels, embeddings),

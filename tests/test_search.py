@@ -117,7 +117,7 @@ def test_static_embedding_round_trip(tmp_path, rng):
     model.save(tmp_path / "saved")
     back = StaticEmbedding.load(tmp_path / "saved")
     texts = ["dog cat unheard", "Guitar, piano!", "?"]
-    np.testing.assert_allclose(back.encode(texts), model.encode(texts), atol=2e-3)
+    np.testing.assert_allclose(back.encode(texts), model.encode(texts), atol=0.02)
     np.testing.assert_allclose(np.linalg.norm(model.encode(texts), axis=1), [1, 1, 0], rtol=1e-5)
 
 
@@ -184,7 +184,7 @@ def test_bad_embeddings_are_refused(tmp_path):
     with pytest.raises(AtlasError, match="no static embeddings"):
         StaticEmbedding.load(tmp_path / "b")
     save_file({"embeddings": np.ones((5, 2), np.float32)}, small_static(tmp_path / "c") / "model.safetensors")
-    with pytest.raises(AtlasError, match="6 tokens, 5 vectors"):
+    with pytest.raises(AtlasError, match="6 tokens and tensors for 5"):
         StaticEmbedding.load(tmp_path / "c")
     with pytest.raises(AtlasError, match="need more than"):
         train_static(["too few words"], width=4)

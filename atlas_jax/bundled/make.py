@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from atlas_jax.bundled._text import Documents, file_sha256, read_documents, toke
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.experiments import atlas_facts
-from atlas_jax.labels import Labels, WordTable, statistical_labels
+from atlas_jax.labels import Labels, WordTable, statistical_labels, words_at
 from atlas_jax.models import LanguageModel, ModelConfig, Tokenizer
 from atlas_jax.pipeline import Pass, token_activations, top_sentences
 from atlas_jax.sae import SAEConfig, shuffled_rows, train
+from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.types import Site
 
@@ -68,7 +70,7 @@ def make_model(name: str, out: Path, documents: Documents) -> None:
     rows, held_out = (token_rows(tokenizer, t, ROW) for t in (documents.train, documents.held_out))
     config = ModelConfig.from_hf(hf)
     decoder, log = pretrain(config, rows, held_out, **options, progress=_say(name))
-    LanguageModel(config, tokenizer, decoder, hf.to_diff_dict()).save_pretrained(out / name, dtype="bfloat16")
+    LanguageModel(config, tokenizer, decoder, hf.to_dict()).save_pretrained(out / name, dtype="bfloat16")
     _record(out / name, {"options": options, "rows": len(rows), "log": log._asdict(), "text": describe(documents)})
 
 
@@ -83,17 +85,26 @@ def make_atlas(out: Path) -> None:
     sae, log = train(rows, **SAE, describe=SAEConfig("jumprelu", 0, 0, site=SITE, model="foundation"), on_log=on_log)
     unlabelled = ConceptAtlas.of(foundation, sae, SITE, Labels.empty(sae.config.d_sae))
     top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[SITE]
-    labels = statistical_labels(WordTable.of(corpus.fit), np.asarray(top.index))
+    labels = statistical_labels(WordTable.of(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
     facts = atlas_facts(atlas, corpus.eval[:MEASURED], stage=lambda name: None)
     _say("atlas")("facts", facts)
     with tempfile.TemporaryDirectory(dir=out) as directory:
         new = Path(directory) / "atlas"
-        atlas.save_pretrained(new, {"measured": facts})
+        atlas.save_pretrained(new, {"measured": facts}, dtype="bfloat16")
         record = {"options": SAE, "log": {k: v.tolist() for k, v in log._asdict().items()}, "measured": facts}
         _record(new / "sae", record | {"corpus": corpus.hash, "corpus_statistics": corpus.statistics._asdict()})
         shutil.copy(out / "foundation" / "training.json", new / "model")
         new.rename(out / "atlas")
+
+
+def peak_words(top: TopK, texts: Sequence[str], tokenizer: Tokenizer) -> list[list[set[str]]]:
+    """For every feature, the word at the peak of each of its strongest sentences."""
+    index, position = np.asarray(top.index), np.asarray(top.position)
+    return [
+        [words_at(texts[i], tokenizer.span(texts[i], p)[1] - 1) for i, p in zip(*row, strict=True) if i >= 0]
+        for row in zip(index.tolist(), position.tolist(), strict=True)
+    ]
 
 
 def describe(documents: Documents) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from atlas_jax.labels._statistical import (
     WordTable as WordTable,
     characteristic_words as characteristic_words,
     statistical_labels as statistical_labels,
+    words_at as words_at,
     words_of as words_of,
 )
 from atlas_jax.labels._train_static import train_static as train_static

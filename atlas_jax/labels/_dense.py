@@ -13,7 +13,7 @@ from atlas_jax.labels._static import StaticEmbedding
 from atlas_jax.labels._terms import count_matrix, terms
 
 LSA_ROWS = 50_000
-COMMON_SHARE = 1 / 20
+COMMON_DIRECTIONS = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,17 +65,19 @@ def lsa(counts: sp.csr_matrix, vocabulary: Mapping[str, int], width: int = 100) 
 def averaged(texts: Sequence[str], embedding: StaticEmbedding) -> Dense:
     """Means of static word vectors, weighted by how rare a token is among the texts.
 
-    The strongest common directions of the texts, one in 20, are removed: what all descriptions share tells none apart.
+    The two strongest common directions of the texts are removed (fewer below width 40): what all descriptions share
+    tells none apart.
     """
-    table = embedding.vectors
-    counts = count_matrix(embedding.token_ids(texts), len(table))
+    vectors = embedding.vectors
+    counts = count_matrix(embedding.token_ids(texts), len(vectors))
     rarity = np.log((1 + len(texts)) / (1 + document_frequency(counts))).astype(np.float32)
-    mean = lambda ids: unit(count_matrix(ids, len(table)) @ (rarity[:, None] * table))
-    raw = unit(counts @ (rarity[:, None] * table))
-    width = table.shape[1]
-    common = np.linalg.eigh(raw.T @ raw)[1][:, width - int(COMMON_SHARE * width) :]
+    vectors = rarity[:, None] * vectors
+    raw = unit(counts @ vectors)
+    width = vectors.shape[1]
+    common = np.linalg.eigh(raw.T @ raw)[1][:, width - min(COMMON_DIRECTIONS, width // 20) :]
     clean = lambda rows: unit(rows - (rows @ common) @ common.T)
-    return Dense(clean(raw), lambda text: clean(mean(embedding.token_ids([text])))[0])
+    embed = lambda text: clean(unit(count_matrix(embedding.token_ids([text]), len(vectors)) @ vectors))[0]
+    return Dense(clean(raw), embed)
 
 
 def _log_weighted(counts: sp.csr_matrix, rarity: Float[np.ndarray, " words"]) -> sp.csr_matrix:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from atlas_jax.labels._train_static import train_static
 
-SETTINGS = {"width": 96, "min_count": 8, "window": 8, "smoothing": 0.75}
+SETTINGS = {"width": 128, "min_count": 8, "window": 8, "smoothing": 0.75}
 
 
 def main() -> None:
@@ -25,7 +25,12 @@ def main() -> None:
     embedding = train_static((text for file in args.text for text in _texts(file)), **SETTINGS)
     embedding.save(args.out)
     hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in args.text}
-    record = {"settings": SETTINGS, "words": len(embedding.vectors) - 1, "sha256": hashes}
+    record = {
+        "settings": SETTINGS,
+        "words": len(embedding.rows) - 1,
+        "vectors": len(embedding.table) - 1,
+        "sha256": hashes,
+    }
     (args.out / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 

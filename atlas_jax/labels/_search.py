@@ -39,7 +39,8 @@ class TextIndex:
 
     Retrievers: ``bm25`` (shared rare words), ``lsa`` (latent semantic analysis of the labels themselves), ``static``
     (static word vectors; ``static_2``, ... where several were given), and ``hybrid``, the default. Hybrid adds the
-    z-scores of all others, moves the dense queries halfway to the mean of the ten best labels, and adds once more.
+    z-scores of all others, moves the dense queries halfway to the mean of the ten best labels, and adds once more;
+    labels that share a rare word with the text come first, and with far larger weights.
 
     Attributes:
       features: the feature of each searchable label.
@@ -48,6 +49,7 @@ class TextIndex:
       dense: the others by name.
 
     Example:
+      >>> from atlas_jax.labels import Label
       >>> labels = Labels.from_rows([Label(3, "dogs and cats"), Label(7, "stock prices"), Label(8, "a dog's bark")])
       >>> [hit.index for hit in TextIndex.of(labels).search("dog", k=2, method="bm25")]
       [3, 8]

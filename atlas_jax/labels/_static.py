@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -23,13 +23,15 @@ class StaticEmbedding:
 
     Attributes:
       tokenizer: a ``tokenizers.Tokenizer``.
-      vectors: float32 ``[v, w]``, one row a token.
+      table: float32 ``[c, w]``, the distinct vectors.
+      rows: ``[v]``, the row of the table that belongs to each token.
       weights: float32 ``[v]``, the factor of each token in :meth:`encode`.
       normalize: whether :meth:`encode` returns unit rows.
     """
 
     tokenizer: Any
-    vectors: Float[np.ndarray, "v w"]
+    table: Float[np.ndarray, "c w"]
+    rows: Int[np.ndarray, " v"]
     weights: Float[np.ndarray, " v"]
     normalize: bool = True
 
@@ -48,16 +50,15 @@ class StaticEmbedding:
         try:
             tensors = load_file(directory / "model.safetensors")
             normalize = json.loads((directory / "config.json").read_text()).get("normalize", True)
-            vectors = tensors["embeddings"].astype(np.float32)
+            table = tensors["embeddings"].astype(np.float32)
         except (OSError, SafetensorError, ValueError, KeyError) as error:
             raise AtlasError(f"{directory} holds no static embeddings in model2vec's layout: {error!r}") from error
-        mapping = tensors.get("mapping")
-        vectors = vectors if mapping is None else vectors[mapping]
-        weights = tensors.get("weights", np.ones(len(vectors))).astype(np.float32)
+        rows = tensors.get("mapping", np.arange(len(table)))
+        weights = tensors.get("weights", np.ones(len(rows))).astype(np.float32)
         size = tokenizer.get_vocab_size()
-        if not size == len(vectors) == len(weights):
-            raise AtlasError(f"{directory} has {size} tokens, {len(vectors)} vectors and {len(weights)} weights")
-        return cls(tokenizer, vectors, weights, normalize)
+        if not size == len(rows) == len(weights) or rows.min() < 0 or rows.max() >= len(table):
+            raise AtlasError(f"{directory} has {size} tokens and tensors for {len(rows)}: they do not belong together")
+        return cls(tokenizer, table, rows, weights, normalize)
 
     @classmethod
     @lru_cache(maxsize=1)
@@ -65,15 +66,29 @@ class StaticEmbedding:
         """The small English vectors that come with the package."""
         return cls.load(DEFAULT)
 
+    @property
+    def vectors(self) -> Float[np.ndarray, "v w"]:
+        """One vector a token."""
+        return self.table[self.rows]
+
     def save(self, directory: str | Path) -> None:
-        """Write the three files :meth:`load` reads, vectors in float16."""
+        """Write the three files :meth:`load` reads, vectors as int8: each is a whole multiple of 1/127 of the largest.
+
+        Raises:
+          AtlasError: where :meth:`encode` is not normalised, because the scale is lost.
+        """
+        if not self.normalize:
+            raise AtlasError("only normalised embeddings can be saved, because int8 vectors lose their scale")
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
-        tensors = {"embeddings": self.vectors, "weights": self.weights}
-        tensors = {name: np.ascontiguousarray(value, np.float16) for name, value in tensors.items()}
+        tensors = {
+            "embeddings": np.rint(self.table * (127 / np.abs(self.table).max())).astype(np.int8, order="C"),
+            "mapping": self.rows.astype(np.int32),
+            "weights": self.weights.astype(np.float16),
+        }
         save_file(tensors, directory / "model.safetensors")
-        config = {"model_type": "model2vec", "hidden_dim": self.vectors.shape[1], "normalize": self.normalize}
+        config = {"model_type": "model2vec", "hidden_dim": self.table.shape[1], "normalize": self.normalize}
         (directory / "config.json").write_text(json.dumps(config) + "\n")
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
@@ -85,12 +100,12 @@ class StaticEmbedding:
 
     def encode(self, texts: Sequence[str]) -> Float[np.ndarray, "n w"]:
         """Mean of the weighted vectors of the known tokens, as model2vec computes it; zero where there are none."""
-        rows = np.zeros((len(texts), self.vectors.shape[1]), np.float32)
-        for row, ids in zip(rows, self.token_ids(texts), strict=True):
+        means = np.zeros((len(texts), self.table.shape[1]), np.float32)
+        for mean, ids in zip(means, self.token_ids(texts), strict=True):
             if ids:
-                row[:] = (self.vectors[ids] * self.weights[ids][:, None]).mean(axis=0)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        return rows / np.where(norms > 0, norms, 1) if self.normalize else rows
+                mean[:] = (self.table[self.rows[ids]] * self.weights[ids][:, None]).mean(axis=0)
+        norms = np.linalg.norm(means, axis=1, keepdims=True)
+        return means / np.where(norms > 0, norms, 1) if self.normalize else means
 
 
 def _tokenizer(file: Path) -> Any:

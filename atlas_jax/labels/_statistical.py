@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from atlas_jax.labels._labels import Label, Labels
 
-_WORD = re.compile(r"[^\W\d_]{2,}|\d+|[^\w\s]")
+_WORD = re.compile(r"[^\W\d_]{2,}|\d+")
 
 
 class WordTable(NamedTuple):
@@ -29,7 +29,7 @@ class WordTable(NamedTuple):
 
     @classmethod
     def of(cls, texts: Sequence[str], *, first: int = 0, min_count: int = 5) -> "WordTable":
-        """Words of at least two letters, numbers and punctuation marks that occur in ``min_count`` sentences or more.
+        """Words of at least two letters and numbers that occur in ``min_count`` sentences or more.
 
         Example:
           >>> WordTable.of(["A red ball.", "a red hat", "blue"], min_count=2).words
@@ -52,68 +52,78 @@ class WordTable(NamedTuple):
 
 
 def words_of(text: str) -> set[str]:
-    """The distinct words of a text: two letters or more, numbers, and single punctuation marks, in lower case."""
+    """The distinct words of two letters or more and numbers of a text, in lower case."""
     return set(_WORD.findall(text.lower()))
 
 
+def words_at(text: str, position: int, reach: int = 1) -> set[str]:
+    """The word that covers a character, or the last one before it, and up to ``reach - 1`` words before that.
+
+    Example:
+      >>> sorted(words_at("the mean of the sample variance", 18, reach=2))
+      ['sample', 'the']
+    """
+    found = [m.group() for m in _WORD.finditer(text.lower()) if m.start() <= position]
+    return set(found[-reach:])
+
+
 def characteristic_words(
-    table: WordTable, index: Int[np.ndarray, "m k"], *, count: int = 3, prior: float = 10.0
+    table: WordTable, bags: Sequence[Sequence[set[str]]], *, count: int = 3, prior: float = 10.0, common: float = 0.05
 ) -> list[list[tuple[str, float]]]:
-    r"""The most characteristic words of each feature's top sentences.
+    r"""The most characteristic words of each feature's strongest examples.
 
     The statistic is the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn
-    2008): a word in :math:`y` of :math:`n` top sentences and in a share :math:`\pi` of all :math:`N` scores
+    2008): a word in :math:`y` of :math:`n` examples and in a share :math:`\pi` of all :math:`N` sentences scores
 
     .. math:: z = \frac{\log\frac{y + a}{n + A - y - a} - \log\frac{\pi N + a}{N + A - \pi N - a}}
                        {\sqrt{1 / (y + a) + 1 / (\pi N + a)}}, \quad a = A \pi,
 
-    with :math:`A` the ``prior``. Words must occur in at least 15% of the top sentences.
+    with :math:`A` the ``prior``. Words must occur in two examples and in 10% of them.
 
     Args:
       table: the words of all sentences.
-      index: ids of each feature's top sentences, -1 where there are fewer.
+      bags: for each feature, the words of each of its examples.
       count: words a feature.
       prior: weight of the prior, in sentences.
+      common: words in a larger share of all sentences are used only for a feature that has no other.
 
     Returns:
-      For each feature up to ``count`` words with their scores, best first; empty for a feature without sentences.
+      For each feature up to ``count`` words with their scores, best first; empty for a feature without examples.
     """
     total = table.present.shape[0]
     share = np.asarray(table.present.mean(axis=0)).ravel().astype(np.float64)
+    column = {word: i for i, word in enumerate(table.words)}
     result = []
-    for ids in index:
-        ids = ids[ids >= 0] - table.first
-        if not len(ids):
-            result.append([])
-            continue
-        y = np.asarray(table.present[ids].sum(axis=0)).ravel().astype(np.float64)
-        z = _z_scores(y, len(ids), share, total, prior)
-        z[y < max(2.0, 0.15 * len(ids))] = -np.inf
-        best = np.argsort(-z, kind="stable")[:count]
-        result.append([(table.words[i], float(z[i])) for i in best if z[i] > 0])
+    for examples in bags:
+        y = Counter(column[w] for bag in examples for w in bag if w in column)
+        ids = np.array([i for i, n in y.items() if n >= max(2, 0.1 * len(examples))], np.int64)
+        z = _z_scores(np.array([y[i] for i in ids], np.float64), len(examples), share[ids], total, prior)
+        ranked = sorted((share[i] > common, -score, i) for i, score in zip(ids, z, strict=True) if score > 0)
+        rare = [row for row in ranked if not row[0]] or ranked[:1]
+        result.append([(table.words[i], float(-score)) for _, score, i in rare[:count]])
     return result
 
 
-def statistical_labels(table: WordTable, index: Int[np.ndarray, "m k"], *, count: int = 3) -> Labels:
-    """Labels that list each feature's :func:`characteristic_words`; the label's score is the first word's z.
+def statistical_labels(table: WordTable, bags: Sequence[Sequence[set[str]]], *, count: int = 3) -> Labels:
+    """Labels that list each feature's :func:`characteristic_words`.
 
     Args:
       table: the words of all sentences.
-      index: ids of each feature's top sentences, -1 where there are fewer.
+      bags: for each feature, the words of each of its strongest examples.
       count: words a label.
 
     Example:
       >>> table = WordTable.of(["red hat", "red ball", "blue sea", "blue sky"] * 5)
-      >>> statistical_labels(table, np.array([[0, 1, 4, 5]]), count=1)[0]
+      >>> statistical_labels(table, [[{"red", "hat"}, {"red", "ball"}]], count=1)[0]
       'red'
     """
-    found = characteristic_words(table, index, count=count)
+    found = characteristic_words(table, bags, count=count)
     rows = [
-        Label(i, ", ".join(word for word, _ in words), explainer="log-odds", source="statistical", score=words[0][1])
+        Label(i, ", ".join(word for word, _ in words), explainer="log-odds", source="statistical")
         for i, words in enumerate(found)
         if words
     ]
-    return Labels.from_rows(rows, len(index))
+    return Labels.from_rows(rows, len(bags))
 
 
 def _z_scores(

@@ -11,45 +11,58 @@ from scipy.sparse.linalg import svds
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels._static import StaticEmbedding
+from atlas_jax.labels._terms import terms
 
 _UNKNOWN = "[UNK]"
 
 
 def train_static(
-    texts: Iterable[str], *, width: int = 64, min_count: int = 8, window: int = 8, smoothing: float = 0.75
+    texts: Iterable[str], *, width: int = 128, min_count: int = 8, window: int = 8, smoothing: float = 0.75
 ) -> StaticEmbedding:
     r"""Static word vectors from some texts, for label search in their language and domain.
 
-    Words co-occur within ``window`` words, counted 1 / distance. Rows are :math:`U \Sigma^{1/2}` of the truncated SVD
-    of :math:`\max(0, \log \frac{P(w, c)}{P(w) P(c)})`, with context counts raised to the power ``smoothing``.
+    Words with one stem share a vector and function words have none. The others co-occur within ``window`` of
+    themselves, counted 1 / distance. Vectors are the rows of :math:`U \Sigma^{1/2}`, scaled to norm one, of the
+    truncated SVD of :math:`\max(0, \log \frac{P(w, c)}{P(w) P(c)})` with context counts raised to ``smoothing``.
 
     Args:
       texts: sentences or documents; no pair of words crosses from one to the next.
       width: of the vectors.
-      min_count: rarer words are unknown.
+      min_count: rarer stems are unknown, and words that occur once.
       window: reach of co-occurrence, in words.
       smoothing: below 1 keeps rare contexts from dominating.
 
     Raises:
-      AtlasError: where the texts have no more than ``width`` words of that count.
+      AtlasError: where the texts have no more than ``width`` stems of that count.
 
     Example:
-      >>> train_static(["the red cat sat", "the red dog sat"] * 9, width=2).vectors.shape
-      (6, 2)
+      >>> train_static(["the red cats sat", "the red dog sat"] * 9, width=2).vectors.shape
+      (5, 2)
     """
     split = _word_tokenizer({_UNKNOWN: 0})
-    documents = [_words(split, text) for text in texts]
-    counts = Counter(word for words in documents for word in words)
-    kept = sorted(word for word, n in counts.items() if n >= min_count)
+    documents = [[word for word in _words(split, text) if terms(word)] for text in texts]
+    forms = Counter(word for words in documents for word in words)
+    stems = Counter()
+    for word, n in forms.items():
+        stems.update(dict.fromkeys(terms(word), n))
+    kept = sorted(stem for stem, n in stems.items() if n >= min_count)
     if len(kept) <= width:
         raise AtlasError(f"{width} dimensions need more than {len(kept)} words that occur {min_count} times or more")
-    vocabulary = {word: i for i, word in enumerate([_UNKNOWN, *kept])}
-    ids = _joined([[vocabulary.get(word, 0) for word in words] for words in documents], window)
-    association = _positive_pmi(_co_occurrence(ids, len(vocabulary), window), smoothing)
-    start = np.random.default_rng(0).standard_normal(len(vocabulary)).astype(np.float32)
+    row = {stem: i for i, stem in enumerate(kept, 1)}
+    row_of = {word: row[stem] for word in sorted(forms) for stem in terms(word) if stem in row and forms[word] > 1}
+    ids = _joined([[row_of.get(word, 0) for word in words] for words in documents], window)
+    table = _factors(_positive_pmi(_co_occurrence(ids, len(kept) + 1, window), smoothing), width)
+    tokenizer = _word_tokenizer({word: i for i, word in enumerate([_UNKNOWN, *row_of])})
+    rows = np.array([0, *row_of.values()])
+    return StaticEmbedding(tokenizer, table, rows, np.ones(len(rows), np.float32))
+
+
+def _factors(association: sp.csr_matrix, width: int) -> Float[np.ndarray, "v w"]:
+    start = np.random.default_rng(0).standard_normal(association.shape[0]).astype(np.float32)
     left, strength, _ = svds(association, k=width, v0=start)
     vectors = left[:, ::-1] * np.sqrt(strength[::-1])
-    return StaticEmbedding(_word_tokenizer(vocabulary), vectors.astype(np.float32), np.ones(len(vectors), np.float32))
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.ascontiguousarray(vectors / np.where(norms > 0, norms, 1), np.float32)
 
 
 def _word_tokenizer(vocabulary: Mapping[str, int]) -> Any:

@@ -40,7 +40,7 @@ def auroc(
 
     Args:
       scores: ``[*q, n]``, any real dtype; -0.0 equals 0.0.
-      labels: boolean (numbers count as positive above 0), ``[n]`` shared by all queries or broadcastable to ``[*q, n]``.
+      labels: boolean (numbers count as positive above 0), ``[n]`` for all queries or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable; a weight of 0 removes the sample.
 
     Returns:
@@ -68,7 +68,7 @@ def average_precision(
 
     Args:
       scores: ``[*q, n]``, any real dtype; -0.0 equals 0.0.
-      labels: boolean (numbers count as positive above 0), ``[n]`` shared by all queries or broadcastable to ``[*q, n]``.
+      labels: boolean (numbers count as positive above 0), ``[n]`` for all queries or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable; a weight of 0 removes the sample.
 
     Returns:
