@@ -167,10 +167,18 @@ class ConceptAtlas:
         mean = jnp.mean(self.activations(texts), axis=0)
         return mean if contrast is None else mean - jnp.mean(self.activations(contrast), axis=0)
 
-    def save_pretrained(self, directory: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write the model, the SAE (Gemma Scope layout), the labels and the manifest into a directory."""
+    def save_pretrained(
+        self, directory: str | Path, metadata: dict[str, Any] | None = None, *, dtype: str | None = None
+    ) -> None:
+        """Write the model, the SAE (Gemma Scope layout), the labels and the manifest into a directory.
+
+        Args:
+          directory: where to.
+          metadata: plain values to keep in the manifest.
+          dtype: of the stored model parameters, their own by default.
+        """
         directory = Path(directory)
-        self.model.save_pretrained(directory / "model")
+        self.model.save_pretrained(directory / "model", dtype=dtype)
         self.sae.save_pretrained(directory / "sae")
         self.labels.save(directory / "labels.jsonl")
         manifest = {"model": "model", "sae": "sae", "labels": "labels.jsonl", "site": str(self.site)}

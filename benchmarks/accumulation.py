@@ -42,7 +42,20 @@ def write_data(folder: Path, sizes: dict, times: int) -> None:
         file.flush()
 
 
-def with_atlas_jax(a_s: np.ndarray, a_c: np.ndarray, sizes: dict) -> dict:
+class Rows:
+    """Rows of a file, mapped anew for each read so that pages of the file do not count as memory in use."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __len__(self) -> int:
+        return len(np.load(self.path, mmap_mode="r"))
+
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        return np.array(np.load(self.path, mmap_mode="r")[rows])
+
+
+def with_atlas_jax(a_s: Rows, a_c: Rows, sizes: dict) -> dict:
     import jax
 
     from atlas_jax.statistics import PassStatistics, lens_init, lens_update, selected_samples, update_pass
@@ -60,7 +73,8 @@ def with_atlas_jax(a_s: np.ndarray, a_c: np.ndarray, sizes: dict) -> dict:
     for part in ids.reshape(-1, chunk):
         lens = jax.block_until_ready(lens_update(lens, part, a_c[part]))
     stats = stats._replace(lens=lens)
-    mean_s, mean_c = (np.asarray(side.unit.mean) for side in (stats.subject, stats.atlas))
+    means = zip((stats.subject, stats.atlas), (stats.low[2], stats.low[1]), strict=True)
+    mean_s, mean_c = (np.float64(side.unit.mean) + np.float64(low.unit.mean) for side, low in means)
     return {
         "covariance": np.asarray(covariance(stats).matrix),
         "correlation": np.asarray(correlation(stats).matrix),
@@ -69,8 +83,8 @@ def with_atlas_jax(a_s: np.ndarray, a_c: np.ndarray, sizes: dict) -> dict:
     }
 
 
-def with_numpy(a_s: np.ndarray, a_c: np.ndarray, sizes: dict) -> dict:
-    a_s, a_c = np.array(a_s), np.array(a_c)
+def with_numpy(a_s: Rows, a_c: Rows, sizes: dict) -> dict:
+    a_s, a_c = a_s[:], a_c[:]
     x, y = a_s - a_s.mean(0), a_c - a_c.mean(0)
     covariance = x.T @ y / np.float32(len(x))
     correlation = (x / x.std(0)).T @ (y / y.std(0)) / np.float32(len(x))
@@ -81,10 +95,10 @@ def with_numpy(a_s: np.ndarray, a_c: np.ndarray, sizes: dict) -> dict:
     return dict(zip(MATRICES, (covariance, correlation, cross, lens), strict=True))
 
 
-def with_torch(a_s: np.ndarray, a_c: np.ndarray, sizes: dict) -> dict:
+def with_torch(a_s: Rows, a_c: Rows, sizes: dict) -> dict:
     import torch
 
-    a_s, a_c = torch.from_numpy(np.array(a_s)), torch.from_numpy(np.array(a_c))
+    a_s, a_c = torch.from_numpy(a_s[:]), torch.from_numpy(a_c[:])
     x, y = a_s - a_s.mean(0), a_c - a_c.mean(0)
     covariance = x.T @ y / len(x)
     correlation = (x / x.std(0, correction=0)).T @ (y / y.std(0, correction=0)) / len(x)
@@ -99,7 +113,7 @@ WAYS = {"atlas_jax": with_atlas_jax, "numpy": with_numpy, "torch": with_torch}
 
 def worker(way: str, folder: Path, times: int, sizes: dict) -> None:
     """Run one way ``repeats`` times after a warm-up on a small slice; print seconds and the growth of peak memory."""
-    a_s, a_c = (np.load(folder / f"{side}{times}.npy", mmap_mode="r") for side in "sc")
+    a_s, a_c = (Rows(folder / f"{side}{times}.npy") for side in "sc")
     WAYS[way](a_s[: sizes["chunk"]], a_c[: sizes["chunk"]], sizes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     seconds = []

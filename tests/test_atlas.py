@@ -12,7 +12,7 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import label_quality
-from atlas_jax.labels import Labels, WordTable, characteristic_words
+from atlas_jax.labels import Labels, WordTable, characteristic_words, words_of
 from atlas_jax.models import LanguageModel, forward
 from atlas_jax.pipeline import Pass
 
@@ -84,7 +84,7 @@ def test_characteristic_words_find_what_was_planted(rng):
     for i in range(0, 60, 2):
         texts[i] += " zebra stripes"
     table = WordTable.of(texts)
-    found = characteristic_words(table, np.array([[*range(0, 40, 2)], [-1] * 20]), count=2)
+    found = characteristic_words(table, [[words_of(texts[i]) for i in range(0, 40, 2)], []], count=2, common=0.2)
     assert {word for word, _ in found[0]} == {"zebra", "stripes"}
     assert found[1] == []
     assert table.contains_any(["zebra"]).sum() == 30

@@ -1,5 +1,6 @@
 """The main job end to end on a slice of installed text, twice, and the mistakes a newcomer makes."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -96,8 +97,12 @@ def test_unknown_feature_ids_are_named(runs):
     assert "subject feature 999999 does not exist" in done.stderr
 
 
-def test_the_bundled_files_are_small_and_recorded():
-    files = [p for folder in (SUBJECT, ATLAS) for p in folder.rglob("*") if p.is_file()]
-    assert sum(p.stat().st_size for p in files) < 12e6
-    record = json.loads((SUBJECT / "training.json").read_text())
-    assert record["log"]["perplexity"] < record["log"]["unigram_perplexity"] / 5
+def test_the_package_data_is_small_and_recorded():
+    package = SUBJECT.parent.parent
+    data = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert sum(p.stat().st_size for p in data) <= 12e6
+    for model in (SUBJECT, ATLAS / "model"):
+        record = json.loads((model / "training.json").read_text())
+        assert record["log"]["perplexity"] < record["log"]["unigram_perplexity"] / 5
+        weights = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+        assert record["sha256"]["model.safetensors"] == weights

@@ -76,8 +76,10 @@ def reference(sae, x):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("normalization", ["none", "constant_norm_rescale", "layer_norm"])
-@pytest.mark.parametrize("subtract", [False, True])
+@pytest.mark.parametrize(
+    ("normalization", "subtract"),
+    [("none", False), ("none", True), ("constant_norm_rescale", True), ("layer_norm", False)],
+)
 def test_encode_and_decode_follow_the_definition(rng, kind, normalization, subtract):
     sae = build(rng, kind, normalization=normalization, apply_b_dec_to_input=subtract)
     x = (2 * rng.normal(size=(50, D)) + rng.normal(size=D)).astype(np.float32)

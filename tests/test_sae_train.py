@@ -13,6 +13,8 @@ from atlas_jax.sae import SAEConfig, TrainConfig, init_state, quality, shuffled_
 from atlas_jax.types import Site
 
 D, FEATURES, ACTIVE, ROWS = 32, 64, 4, 256
+D_SAE = 128
+SMALL = {"d_sae": 16, "k": 2, "steps": 12, "dead_after": 3}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +38,8 @@ def batches(x, seed=0):
 @pytest.fixture(scope="module")
 def trained(planted):
     _, x = planted
-    site = SAEConfig("jumprelu", D, FEATURES, site=Site("resid_post", 2), model="m")
-    return train(batches(x[:30_000]), d_sae=FEATURES, k=ACTIVE, steps=700, log_every=100, describe=site)
+    site = SAEConfig("jumprelu", D, D_SAE, site=Site("resid_post", 2), model="m")
+    return train(batches(x[:30_000]), d_sae=D_SAE, k=ACTIVE, steps=700, log_every=100, describe=site)
 
 
 def test_a_planted_dictionary_is_found(planted, trained):
@@ -45,16 +47,15 @@ def test_a_planted_dictionary_is_found(planted, trained):
     sae, _ = trained
     cosines = (np.asarray(sae.W_dec) @ directions.T).max(0)
     measured = quality(sae, jnp.asarray(x[30_000:]))
-    assert np.mean(cosines > 0.95) > 0.9
-    assert float(measured.fvu) < 0.06
+    assert np.mean(cosines > 0.95) > 0.95
+    assert float(measured.fvu) < 0.15
     assert abs(float(measured.l0) - ACTIVE) < 0.15 * ACTIVE
-    assert float(measured.dead) == 0.0
 
 
 def test_untrained_and_shuffled_dictionaries_fail_the_same_measure(planted, trained):
     """The twin that must fail: no training, or features in the wrong order, explain little."""
     _, x = planted
-    config = TrainConfig(d_sae=FEATURES, k=ACTIVE, steps=10)
+    config = TrainConfig(d_sae=FEATURES, k=ACTIVE, steps=1)
     untrained = to_sae(config, init_state(config, jnp.asarray(x[:ROWS])))
     shuffled = dataclasses.replace(trained[0], W_dec=jnp.roll(trained[0].W_dec, 1, axis=0))
     assert all(float(quality(sae, jnp.asarray(x[30_000:])).fvu) > 0.5 for sae in (untrained, shuffled))
@@ -80,9 +81,9 @@ def test_the_log_tells_the_run(trained):
 def test_folding_keeps_the_map(planted):
     """The SAE of raw activations is the dictionary of scaled ones: equal features and reconstruction."""
     _, x = planted
-    config = TrainConfig(d_sae=FEATURES, k=ACTIVE, steps=30)
+    config = TrainConfig(**SMALL)
     state = init_state(config, jnp.asarray(x[:ROWS]))
-    for batch in itertools.islice(batches(x), 30):
+    for batch in itertools.islice(batches(x), 12):
         state, _ = train_step(config, state, jnp.asarray(batch))
     p = jax.tree.map(lambda a: np.asarray(a, np.float64), state.dictionary)
     scaled = x[:50].astype(np.float64) * float(state.scale)
@@ -95,7 +96,7 @@ def test_folding_keeps_the_map(planted):
 
 def test_same_seed_same_sae_and_another_seed_another(planted):
     _, x = planted
-    run = lambda seed: train(batches(x), d_sae=16, k=2, steps=5, seed=seed)[0]
+    run = lambda seed: train(batches(x), seed=seed, **SMALL)[0]
     first, again, other = run(0), run(0), run(1)
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first.W_dec, other.W_dec)
@@ -103,7 +104,7 @@ def test_same_seed_same_sae_and_another_seed_another(planted):
 
 def test_a_saved_state_goes_on_to_the_same_numbers(planted):
     _, x = planted
-    config = TrainConfig(d_sae=16, k=2, steps=12, dead_after=3)
+    config = TrainConfig(**SMALL)
     stream = [jnp.asarray(b) for b in itertools.islice(batches(x), 12)]
     state, saved = init_state(config, stream[0]), None
     for step, batch in enumerate(stream):
@@ -127,21 +128,21 @@ def test_dead_features_come_back(planted):
     _, x = planted
 
     def final_dead(revival):
-        config = TrainConfig(d_sae=FEATURES, k=ACTIVE, steps=300, dead_after=10, revival=revival)
+        config = TrainConfig(d_sae=FEATURES, k=ACTIVE, steps=200, dead_after=10, revival=revival)
         state = init_state(config, jnp.asarray(x[:ROWS]))
         sunk = state.dictionary.b_enc.at[: FEATURES // 2].set(-1.5)
         state = state._replace(dictionary=state.dictionary._replace(b_enc=sunk))
-        for batch in itertools.islice(batches(x), 300):
+        for batch in itertools.islice(batches(x), 200):
             state, metrics = train_step(config, state, jnp.asarray(batch))
         return float(metrics.dead)
 
-    assert final_dead(1 / 32) < final_dead(0.0)
+    assert final_dead(1 / 32) < 0.5 * final_dead(0.0)
 
 
 def test_running_out_of_activations_is_said(planted):
     _, x = planted
-    with pytest.raises(AtlasError, match="ran out after 3 of 9"):
-        train(itertools.islice(batches(x), 3), d_sae=8, k=2, steps=9)
+    with pytest.raises(AtlasError, match="ran out after 3 of 12"):
+        train(itertools.islice(batches(x), 3), **SMALL)
 
 
 def test_shuffled_rows_hand_out_every_row_that_counts_once(rng):

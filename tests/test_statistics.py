@@ -145,9 +145,11 @@ def test_weights_and_padding(data, rng):
 def test_a_batch_of_padding_changes_nothing(data):
     a_s, a_c = data
     stats = stream(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c)
-    before = jax.tree.map(np.array, stats)
+    whole = lambda stats: jax.tree.map(lambda x, low: np.float64(x) + np.float64(low), stats[:4], stats.low)
+    before = whole(stats)
     after = stream(stats, a_s[:40], a_c[:40], weight=np.zeros(40, np.float32))
-    chex.assert_trees_all_equal(before._replace(seen=after.seen), after)
+    chex.assert_trees_all_equal(before, whole(after))
+    assert (int(after.seen), int(after.faults.rows)) == (N + 40, 0)
 
 
 def test_sites_share_the_atlas_side_and_faults_are_left_out(data, rng):
@@ -280,3 +282,16 @@ def test_unknown_needs_and_sites_are_named():
         Statistics.init(["kurtosis"], 1, 1)
     with pytest.raises(AtlasError, match="no statistics for site 'b'"):
         PassStatistics.init(["cross"], {"a": 1}, 1).statistics("b")
+
+
+def test_wrong_shapes_are_named_before_anything_is_traced():
+    state = PassStatistics.init(["top_k"], {"a": 3, "b": 4}, 5, peaks=True)
+    zeros = lambda *shape: np.zeros(shape, np.float32)
+    with pytest.raises(ValueError, match="no activations for site b"):
+        update_pass(state, {"a": zeros(2, 3)}, zeros(2, 5))
+    with pytest.raises(ValueError, match=r"site 'b' needs activations \(2, 4\), got \(2, 3\)"):
+        update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 3)}, zeros(2, 5))
+    with pytest.raises(ValueError, match=r"the atlas needs activations \(2, 5\), got \(2, 6\)"):
+        update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 6))
+    with pytest.raises(ValueError, match="needs the positions of every site"):
+        update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 5))

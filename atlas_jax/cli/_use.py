@@ -77,6 +77,8 @@ def steer(
     strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
     method: Method = "procrustes",
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 40,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0)] = 0.7,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts, steered along a concept, beside the unsteered continuation.
@@ -91,7 +93,15 @@ def steer(
     query = _query(alignment, concept, feature)
     strengths = list(dict.fromkeys([0.0, *(strength or (2.0, 5.0))]))
     steered = experiments.steer(
-        alignment.subject.model, alignment.atlas, translations, query, prompt, strengths, max_new_tokens=tokens
+        alignment.subject.model,
+        alignment.atlas,
+        translations,
+        query,
+        prompt,
+        strengths,
+        max_new_tokens=tokens,
+        temperature=temperature,
+        seed=seed,
     )
     emit(as_json, [s._asdict() for s in steered], lambda: steered_table("Steering", steered))
 

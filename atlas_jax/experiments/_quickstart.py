@@ -83,7 +83,14 @@ def explore(
     )
     translations = {s: alignment.translation(s, method) for s in steer_sites}
     steered = steer(
-        alignment.subject.model, alignment.atlas, translations, query, prompts, strengths, max_new_tokens=max_new_tokens
+        alignment.subject.model,
+        alignment.atlas,
+        translations,
+        query,
+        prompts,
+        strengths,
+        max_new_tokens=max_new_tokens,
+        seed=alignment.settings.seed,
     )
     return Concept(text, hits, site, method, found, steered)
 

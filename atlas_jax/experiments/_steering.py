@@ -38,10 +38,13 @@ def steer(
     strengths: Sequence[float],
     *,
     max_new_tokens: int,
+    temperature: float = 0.7,
+    seed: int = 0,
 ) -> list[Steered]:
-    """Steer along a concept at every site of ``translations`` at once, greedily; all rows decode as one batch.
+    """Steer along a concept at every site of ``translations`` at once; all rows decode as one batch.
 
-    The direction at each site is the similarity vector ``s_c`` of Eq. 3, unnormalised as in the paper.
+    The direction at each site is the similarity vector ``s_c`` of Eq. 3, unnormalised as in the paper. A prompt is
+    sampled with the same random numbers at every strength, so strength 0 is the unsteered text exactly.
 
     Returns:
       One entry a prompt and strength, prompts outermost.
@@ -49,7 +52,10 @@ def steer(
     grid = [(p, s) for p in prompts for s in strengths]
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
     edits = {site: Steer(t.similarity(query), strength) for site, t in translations.items()}
-    texts = generate(model, [p for p, _ in grid], max_new_tokens=max_new_tokens, edits=edits).texts
+    seeds = [seed + prompts.index(p) for p, _ in grid]
+    texts = generate(
+        model, [p for p, _ in grid], max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds
+    ).texts
     concept = concept_activation(atlas, query, texts)
     return [Steered(p, float(s), text, c) for (p, s), text, c in zip(grid, texts, concept, strict=True)]
 

@@ -3,8 +3,11 @@
 from atlas_jax.pipeline._alignment import (
     Alignment as Alignment,
     AlignSettings as AlignSettings,
+    Pair as Pair,
     Stage as Stage,
     align as align,
+    load_pair as load_pair,
+    silent as silent,
 )
 from atlas_jax.pipeline._plan import Plan as Plan, Rows as Rows
 from atlas_jax.pipeline._residuals import sae_quality as sae_quality, token_activations as token_activations

@@ -25,9 +25,9 @@ class TrainConfig:
       decay: share of the steps, at the end, over which it falls to 0.
       sparsity_warmup: share of the steps over which the number of active features falls from ``k_start * k`` to
         ``k``.
-      k_start: see ``sparsity_warmup``.
+      k_start: see ``sparsity_warmup``; 1 means none, which measured best.
       dead_after: a feature counts as dead after this many batches in a row without firing.
-      revival: weight of the loss that lets dead features explain the residual error.
+      revival: weight of the loss that brings dead features back.
       calibration_rows: rows of each batch on which the threshold is found.
     """
 
@@ -39,7 +39,7 @@ class TrainConfig:
     warmup: float = 0.02
     decay: float = 0.5
     sparsity_warmup: float = 0.2
-    k_start: float = 1.5
+    k_start: float = 1.0
     dead_after: int = 50
     revival: float = 1 / 32
     calibration_rows: int = 512
@@ -125,16 +125,14 @@ def train_step(config: TrainConfig, state: TrainState, x: Float[Array, "n d"]) -
 def _loss(p: Dictionary, config: TrainConfig, x: Float[Array, "n d"], step: Int[Array, ""], dead: Bool[Array, " m"]):
     centred = x - jnp.broadcast_to(p.b_dec, x.shape)
     pre = centred @ p.W_enc
-    pre = jax.nn.relu(pre + jnp.broadcast_to(p.b_enc, pre.shape))
-    sample = jax.lax.stop_gradient(pre[: config.calibration_rows])
-    threshold = _threshold(sample, _active(config, step))
+    pre = pre + jnp.broadcast_to(p.b_enc, pre.shape)
+    threshold = _threshold(config, pre, _active(config, step))
     f = jnp.where(pre > threshold, pre, 0.0)
     error = centred - f @ p.W_dec
     total = jnp.sum((x - jnp.broadcast_to(jnp.mean(x, 0), x.shape)) ** 2)
     fvu = jnp.sum(error**2) / total
-    revival = jax.lax.cond(
-        jnp.any(dead), partial(_revival, config), lambda *_: jnp.zeros(()), p.W_dec, pre, error, dead
-    )
+    none = lambda *_: jnp.zeros(())
+    revival = jax.lax.cond(jnp.any(dead), partial(_revival, config), none, p.W_dec, pre, error, dead, threshold)
     active = f > 0
     l0 = jnp.sum(active) / x.shape[0]
     return fvu + config.revival * revival, (threshold, jnp.any(active, 0), fvu, l0)
@@ -146,17 +144,24 @@ def _revival(
     pre: Float[Array, "n m"],
     error: Float[Array, "n d"],
     dead: Bool[Array, " m"],
+    threshold: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """How badly the dead features alone, d/2 of them a row, explain what the living ones left over."""
-    pre = jnp.where(jnp.broadcast_to(dead, pre.shape), pre, 0.0)
-    sample = jax.lax.stop_gradient(pre[: config.calibration_rows])
-    f = jnp.where(pre > _threshold(sample, jnp.float32(error.shape[1] / 2)), pre, 0.0)
+    """What trains dead features: how far they are below the threshold, and how badly they explain what is left.
+
+    The first term brings back those that are off everywhere; the second, over the d/2 largest of a row, turns them to
+    the error of the living.
+    """
+    dead = jnp.broadcast_to(dead, pre.shape)
+    short = jnp.mean(jnp.where(dead, jax.nn.relu(threshold - pre), 0.0))
+    pre = jnp.where(dead, pre, 0.0)
+    f = jnp.where(pre > _threshold(config, pre, jnp.float32(error.shape[1] / 2)), pre, 0.0)
     error = jax.lax.stop_gradient(error)
-    return jnp.sum((error - f @ W_dec) ** 2) / jnp.sum(error**2)
+    return short + jnp.sum((error - f @ W_dec) ** 2) / jnp.sum(error**2)
 
 
-def _threshold(pre: Float[Array, "n m"], active: Float[Array, ""]) -> Float[Array, ""]:
+def _threshold(config: TrainConfig, pre: Float[Array, "n m"], active: Float[Array, ""]) -> Float[Array, ""]:
     """The non-negative value that ``active`` entries a row exceed on average, by bisection: sorting is slow."""
+    pre = jax.lax.stop_gradient(pre[: config.calibration_rows])
 
     def halve(_, bounds):
         low, high = bounds
@@ -164,7 +169,7 @@ def _threshold(pre: Float[Array, "n m"], active: Float[Array, ""]) -> Float[Arra
         too_many = jnp.mean((pre > middle).astype(jnp.float32)) * pre.shape[1] > active
         return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
 
-    return jax.lax.fori_loop(0, 24, halve, (jnp.zeros(()), jnp.max(pre)))[1]
+    return jax.lax.fori_loop(0, 24, halve, (jnp.zeros(()), jax.nn.relu(jnp.max(pre))))[1]
 
 
 def _active(config: TrainConfig, step: Int[Array, ""]) -> Float[Array, ""]:

@@ -84,16 +84,21 @@ def absorb(a: Sums, a_low: Sums, b: Sums, b_low: Sums) -> tuple[Sums, Sums]:
 def _chunk_moments(
     a: Float[Array, "b d"], weight: Float[Array, " b"], total: Float[Array, ""], like: Moments
 ) -> tuple[Moments, Moments, Float[Array, "b d"]]:
-    average = lambda x: jnp.dot(weight, x, precision=lax.Precision.HIGHEST) / total
-    mean = average(a)
-    rest = average(a - mean[None, :])
+    mean = _column_sums(weight, a) / total
+    rest = _column_sums(weight, a - mean[None, :]) / total
     rows = (a - mean[None, :]) - rest[None, :]
-    weighted = rows * weight[:, None]
-    scatter = jnp.dot(weight, rows * rows, precision=lax.Precision.HIGHEST)
-    gram = None if like.gram is None else product(rows, weighted)
+    scatter = _column_sums(weight, rows * rows)
+    gram = None if like.gram is None else product(rows, rows * weight[:, None])
     zero = jnp.zeros_like(scatter)
     low = Moments(rest, zero, None if gram is None else jnp.zeros_like(gram))
     return Moments(mean, scatter, gram), low, rows
+
+
+def _column_sums(weight: Float[Array, " b"], x: Float[Array, "b d"], parts: int = 32) -> Float[Array, " d"]:
+    """``weight @ x`` in 32 partial sums, whose rounding does not build up over the rows of a large batch."""
+    part = jnp.arange(x.shape[0]) % parts
+    select = jnp.where(part[None, :] == jnp.arange(parts)[:, None], weight[None, :], 0.0)
+    return jnp.sum(jnp.dot(select, x, precision=lax.Precision.HIGHEST), axis=0)
 
 
 def _absorb_side(

@@ -40,12 +40,16 @@ def update_pass(
       index: sentence ids of the rows, the running row number by default.
       positions: numbers to carry beside the top-k values, by site; needed when ``init`` had ``peaks=True``.
 
+    Raises:
+      ValueError: if a site of the state is missing or an array has the wrong width.
+
     Example:
       >>> state = PassStatistics.init(["cross"], {"a": 2}, 2)
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
       [[0.5, -0.5], [-0.5, 0.5]]
     """
+    _check(state, acts, a_c, positions)
     a_c = jnp.asarray(a_c, jnp.float32)
     acts = {site: jnp.asarray(acts[site], jnp.float32) for site in state.sites}
     weight = jnp.ones(a_c.shape[0], jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
@@ -135,6 +139,24 @@ def _chunk(
         chunk.crosses[site] = chunk_cross(rows, atlas_rows, weight, like.crosses[site])
         low.crosses[site] = jax.tree.map(jnp.zeros_like, chunk.crosses[site])
     return chunk, low
+
+
+def _check(state: PassStatistics, acts: Mapping[Any, Any], a_c: Any, positions: Mapping[Any, Any] | None) -> None:
+    widths = {site: side.raw.mean.shape[0] for site, side in state.sums.subjects.items()}
+    if missing := sorted(map(str, widths.keys() - acts.keys())):
+        raise ValueError(
+            f"no activations for site {', '.join(missing)}; these statistics hold every site given to init"
+        )
+    found = {"the atlas": (a_c, state.sums.atlas.raw.mean.shape[0])}
+    found |= {f"site '{site}'": (acts[site], width) for site, width in widths.items()}
+    for name, (a, width) in found.items():
+        if a.shape != (a_c.shape[0], width):
+            raise ValueError(f"{name} needs activations {(a_c.shape[0], width)}, got {tuple(a.shape)}")
+    peaks = [] if state.top is None else [site for site, top in state.top.items() if top.position is not None]
+    if peaks and (positions is None or set(peaks) - set(positions)):
+        raise ValueError(
+            "these statistics were made with peaks=True, so every update needs the positions of every site"
+        )
 
 
 def _record(faults: Faults, bad: Bool[Array, " b"], index: Int[Array, " b"]) -> Faults:

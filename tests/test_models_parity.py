@@ -1,0 +1,212 @@
+"""Every family against eager float32 transformers: logits, all sites, and twins with one fault that must fail."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from hf_oracle import ALL_SITES, LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error
+
+from atlas_jax.models import Decoder, ModelConfig, forward, run
+from atlas_jax.models._config import Rope
+from atlas_jax.types import Run, Tokens
+
+TOLERANCE, FAULT = 1e-4, 1e-3
+ROW_LENGTHS = (LENGTH - 3, 20, 27)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Logits and activations of transformers on unpadded rows, computed once a model."""
+    done = {}
+
+    def get(name: str) -> tuple:
+        if name not in done:
+            done[name] = hf_run(hf_model(name), random_ids())
+        return done[name]
+
+    return get
+
+
+def batch(ids: np.ndarray, real: np.ndarray | None = None) -> Tokens:
+    real = None if real is None else jnp.asarray(real)
+    mask = jnp.ones(ids.shape, bool) if real is None else real
+    return Tokens(jnp.asarray(ids, jnp.int32), mask, jnp.arange(len(ids)), real)
+
+
+def padded(side: str, lengths: tuple[int, ...]) -> tuple[Tokens, list[slice]]:
+    """The oracle's rows cut to ``lengths`` and padded, and where each row's real tokens are."""
+    ids, real = np.full((len(lengths), LENGTH), 5), np.zeros((len(lengths), LENGTH), bool)
+    spans = [slice(0, n) if side == "right" else slice(LENGTH - n, LENGTH) for n in lengths]
+    for i, (n, span) in enumerate(zip(lengths, spans, strict=True)):
+        ids[i, span], real[i, span] = random_ids()[i, :n], True
+    return batch(ids, real), spans
+
+
+def real_tokens(x: np.ndarray, spans: list[slice]) -> np.ndarray:
+    return np.concatenate([np.asarray(x, np.float32)[i, span] for i, span in enumerate(spans)])
+
+
+def errors(ours: Run, theirs: tuple, spans: list[slice]) -> dict[str, float]:
+    """Relative norm error of logits and sites over real tokens; causality lets full rows be the reference."""
+    whole = [slice(0, s.stop - s.start) for s in spans]
+    pairs = {"logits": (ours.logits, theirs[0])} | {str(s): (ours.acts[s], theirs[1][s]) for s in ours.acts}
+    return {k: relative_error(real_tokens(a, spans), real_tokens(b, whole)) for k, (a, b) in pairs.items()}
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_logits_and_every_site_equal_transformers_however_rows_are_padded(name, reference):
+    for lengths, side in ((ROW_LENGTHS, "left"), (ROW_LENGTHS, "right"), ((LENGTH,) * 3, "right")):
+        tokens, spans = padded(side, lengths)
+        found = errors(run(jax_model(name), tokens, capture=ALL_SITES), reference(name), spans)
+        assert len(found) == 1 + len(ALL_SITES)
+        assert max(found.values()) <= TOLERANCE, (lengths, side, found)
+
+
+@pytest.mark.parametrize("name", ["llama31", "gemma2", "qwen2"])
+def test_bfloat16_is_as_close_as_bfloat16_allows(name, reference):
+    tokens, spans = padded("right", ROW_LENGTHS)
+    found = errors(run(jax_model(name, "bfloat16"), tokens), reference(name), spans)
+    assert 1e-4 < max(found.values()) <= 2e-2, found
+
+
+def test_the_oracle_itself_does_not_depend_on_padding(reference):
+    tokens, spans = padded("right", ROW_LENGTHS)
+    logits, _ = hf_run(hf_model("gemma2"), np.asarray(tokens.ids), np.asarray(tokens.attention_mask))
+    whole = [slice(0, n) for n in ROW_LENGTHS]
+    assert relative_error(real_tokens(logits, spans), real_tokens(reference("gemma2")[0], whole)) < 1e-5
+
+
+# Twins: the same parameters under one fault.
+
+
+def config_fault(**changes) -> Callable:
+    """A decoder of a changed config around the same parameters."""
+
+    def twin(decoder: Decoder) -> Decoder:
+        config = dataclasses.replace(decoder.config, **{k: f(decoder.config) for k, f in changes.items()})
+        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+        return nnx.merge(graph, nnx.state(decoder))
+
+    return twin
+
+
+def rope_fault(**changes) -> Callable:
+    return config_fault(ropes=lambda c: tuple(dataclasses.replace(r, **changes) for r in c.ropes))
+
+
+def module_fault(kind: str, **changes) -> Callable:
+    """The same decoder with attributes of all its submodules of a class changed."""
+
+    def twin(decoder: Decoder) -> Decoder:
+        copy = nnx.clone(decoder)
+        for _, module in nnx.iter_modules(copy):
+            if type(module).__name__ == kind:
+                for k, v in changes.items():
+                    setattr(module, k, v)
+        return copy
+
+    return twin
+
+
+def swapped_norms(decoder: Decoder) -> Decoder:
+    copy = nnx.clone(decoder)
+    for layer in copy.layers:
+        a, b = layer.post_attention_layernorm, layer.pre_feedforward_layernorm
+        layer.post_attention_layernorm, layer.pre_feedforward_layernorm = b, a
+    return copy
+
+
+def without_bias(module: str) -> Callable:
+    def twin(decoder: Decoder) -> Decoder:
+        copy = nnx.clone(decoder)
+        for path, linear in nnx.iter_modules(copy):
+            if path and path[-1] == module:
+                linear.bias = None
+        return copy
+
+    return twin
+
+
+def constant(value) -> Callable:
+    return lambda config: value
+
+
+def windows(change: Callable) -> Callable:
+    return config_fault(windows=lambda c: tuple(change(c.windows)))
+
+
+def default_rope(config: ModelConfig) -> tuple[Rope, ...]:
+    return tuple(dataclasses.replace(r, kind="default") for r in config.ropes)
+
+
+FAULTS = {
+    "llama31": {
+        "theta": rope_fault(theta=60.0),
+        "no rope scaling": config_fault(ropes=default_rope),
+        "rope factor": rope_fault(factor=8.0),
+        "low frequency factor": rope_fault(low_freq_factor=2.0),
+        "high frequency factor": rope_fault(high_freq_factor=3.0),
+        "original context": rope_fault(original_max_positions=64),
+        "eps": config_fault(rms_norm_eps=constant(1e-6)),
+        "query scale": config_fault(query_scale=constant(0.3)),
+        "activation": config_fault(activation=constant("gelu_pytorch_tanh")),
+        "norm offset": module_fault("RMSNorm", gemma=True),
+        "embedding scale": module_fault("Embedding", scale=32**0.5),
+    },
+    "llama": {f"no bias in {m}": without_bias(m) for m in ("q_proj", "o_proj", "gate_proj", "down_proj")},
+    "mistral": {
+        "no window": windows(lambda w: [None] * len(w)),
+        "window of one more": windows(lambda w: [x + 1 for x in w]),
+    },
+    "qwen2": {f"no bias in {m}": without_bias(m) for m in ("q_proj", "k_proj", "v_proj")},
+    "qwen3": {
+        "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
+        "theta": rope_fault(theta=110.0),
+    },
+    "gemma2": {
+        "no attention softcap": config_fault(attn_softcap=constant(None)),
+        "attention softcap": config_fault(attn_softcap=constant(1.7)),
+        "no final softcap": config_fault(final_softcap=constant(None)),
+        "final softcap": config_fault(final_softcap=constant(2.2)),
+        "no window": windows(lambda w: [None] * len(w)),
+        "window of one less": windows(lambda w: [x and x - 1 for x in w]),
+        "window in the wrong layers": windows(lambda w: [w[1], w[0], w[1]]),
+        "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
+        "eps": config_fault(rms_norm_eps=constant(1e-6)),
+        "theta": rope_fault(theta=110.0),
+        "activation": config_fault(activation=constant("silu")),
+        "norm offset": module_fault("RMSNorm", gemma=False),
+        "no embedding scale": module_fault("Embedding", scale=None),
+        "exchanged norms": swapped_norms,
+    },
+    "gemma3": {
+        "one rope for all layers": config_fault(ropes=lambda c: (c.ropes[0],) * 3),
+        "no linear rope scaling": config_fault(ropes=default_rope),
+        "global rope scaled in local layers": config_fault(ropes=lambda c: (c.ropes[1],) * 3),
+        "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
+        "norm offset": module_fault("RMSNorm", gemma=False),
+        "window of one more": windows(lambda w: [x and x + 1 for x in w]),
+        "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), [(n, f) for n, faults in FAULTS.items() for f in faults])
+def test_a_twin_with_one_fault_is_told_apart(name, fault, reference):
+    decoder = FAULTS[name][fault](jax_model(name).decoder)
+    logits = forward(decoder, batch(random_ids())).logits
+    assert relative_error(logits, reference(name)[0]) > FAULT
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_unchanged_twin_is_not(name, reference):
+    decoder = config_fault()(jax_model(name).decoder)
+    assert relative_error(forward(decoder, batch(random_ids())).logits, reference(name)[0]) <= TOLERANCE
+
+
+def test_the_oracle_is_eager_and_float32():
+    assert all(hf_model(n).config._attn_implementation == "eager" and hf_model(n).dtype == torch.float32 for n in ZOO)
