@@ -33,14 +33,21 @@ def concept_lines(concept: dict) -> list[str]:
         f"Subject features at `{concept['site']}` by {concept['method']}, with their strongest held-out sentences:",
         "",
     ]
-    for found in concept["identified"]:
+    for found in concept["identified"][:2]:
         lines.append(f"- feature {found['feature']}, similarity {found['similarity']:.2f}")
-        lines += [f"  - {p['before']}**{p['token'].strip() or p['token']}**{p['after']}" for p in found["peaks"][:2]]
+        lines += [f"  - {marked(p)}" for p in found["peaks"][:2]]
     lines += ["", "| prompt | strength | concept in the text | continuation |", "|---|---|---|---|"]
     for s in concept["steered"]:
         text = " ".join(s["text"].split()).replace("|", "\\|")
         lines.append(f"| {s['prompt']} | {s['strength']:g} | {s['concept']:.2f} | {text} |")
     return [*lines, ""]
+
+
+def marked(peak: dict) -> str:
+    """A sentence with the peak token in bold, blanks outside."""
+    token = peak["token"].strip()
+    blanks = peak["token"][: len(peak["token"]) - len(peak["token"].lstrip())]
+    return f"{peak['before']}{blanks}**{token or '␣'}**{peak['after']}"
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from atlas_jax.bundled import ATLAS, SUBJECT
 
-SMALL = ["--sentences", "600", "--concept", "probability", "--prompt", "The", "--strength", "0", "--strength", "5"]
+SMALL = ["--sentences", "600", "--concept", "file", "--prompt", "The", "--strength", "0", "--strength", "60"]
 
 
 def _command(*arguments, **options):
@@ -47,7 +47,7 @@ def test_the_table_has_every_method_and_site_and_beats_chance(runs):
 
 def test_a_run_is_read_back_and_used(runs):
     folder, done = runs
-    found = _command("identify", folder / "one", "--site", "mlp_act.2", "--concept", "probability", "--json")
+    found = _command("identify", folder / "one", "--site", "mlp_act.2", "--concept", "file", "--json")
     assert found.returncode == 0, found.stderr
     features = json.loads(found.stdout)
     assert features[0]["similarity"] >= features[-1]["similarity"]

@@ -10,9 +10,9 @@ from atlas_jax.cli._console import emit, err, note, out, stages
 from atlas_jax.cli._corpus import read_corpus
 
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
-CONCEPTS = ("copyright and licence", "plots, axes and figures", "probability distribution")
-PROMPTS = ("This function", "The")
-STRENGTHS = (0.0, 2.0, 5.0)
+CONCEPTS = ("attention", "font", "file")
+PROMPTS = ("This function", "The", "When")
+STRENGTHS = (0.0, 20.0, 40.0, 80.0)
 
 
 def quickstart(
@@ -29,7 +29,7 @@ def quickstart(
 ) -> None:
     """The whole job offline on the bundled pair: align, measure, search, identify and steer.
 
-    Example: atlas-jax quickstart --concept "dates and time" --strength 0 --strength 4
+    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 40
     """
     start = time.monotonic()
     note("loading both models")

@@ -77,7 +77,7 @@ def steer(
     strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
     method: Method = "procrustes",
     tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 40,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0)] = 0.7,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0)] = 0.5,
     seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
     as_json: AsJson = False,
 ) -> None:
@@ -91,7 +91,7 @@ def steer(
     alignment = _load(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = _query(alignment, concept, feature)
-    strengths = list(dict.fromkeys([0.0, *(strength or (2.0, 5.0))]))
+    strengths = list(dict.fromkeys([0.0, *(strength or (20.0, 40.0))]))
     steered = experiments.steer(
         alignment.subject.model,
         alignment.atlas,

@@ -19,4 +19,8 @@ from atlas_jax.experiments._quickstart import (
     measure as measure,
     quickstart as quickstart,
 )
-from atlas_jax.experiments._steering import Steered as Steered, steer as steer
+from atlas_jax.experiments._steering import (
+    Steered as Steered,
+    expression_rates as expression_rates,
+    steer as steer,
+)

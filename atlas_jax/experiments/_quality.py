@@ -1,6 +1,6 @@
 """Translation quality, the protocol of Table 3: does a translated feature rank the sentences that fire it first?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -103,8 +103,6 @@ def _row(site: Site, method: str, scores: np.ndarray, positive: np.ndarray) -> Q
     return QualityRow(site, method, bootstrap_mean(found.auroc), bootstrap_mean(found.average_precision))
 
 
-def best_method(quality: Quality, methods: Sequence[str]) -> tuple[Site, str]:
-    """The site and method of highest AP among ``methods``; ties go to the first row."""
-    rows = [r for r in quality.rows if r.method in methods]
-    best = max(rows, key=lambda r: r.average_precision.mean)
-    return best.site, best.method
+def best_method(quality: Quality) -> str:
+    """The method of the row with the highest AP; ties go to the first."""
+    return max(quality.rows, key=lambda row: row.average_precision.mean).method

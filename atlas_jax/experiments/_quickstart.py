@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from atlas_jax.artifacts import run_directory, write_json
 from atlas_jax.corpus import Corpus
+from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
 from atlas_jax.experiments._quality import Quality, best_method, choose_features, translation_quality
 from atlas_jax.experiments._steering import Steered, steer
@@ -62,30 +63,30 @@ def measure(alignment: Alignment, *, stage: Stage, features: int = FEATURES) -> 
 def explore(
     alignment: Alignment,
     text: str,
-    site: Site,
     method: str,
     *,
     steer_sites: Sequence[Site],
     prompts: Sequence[str],
     strengths: Sequence[float],
-    atlas_features: int = 5,
+    atlas_features: int = 3,
     max_new_tokens: int = 40,
 ) -> Concept:
-    """One concept through the whole chain: label search, query, identification at one site, steering at several."""
+    """One concept through the whole chain: label search, query, identification, steering at some sites.
+
+    Subject features are shown for the site where the most similar one is found.
+    """
     hits = alignment.atlas.search(text, atlas_features)
+    if not hits:
+        raise AtlasError(f"no label of this atlas matches '{text}'; try other words, or give feature ids")
     query = alignment.atlas.query([h.index for h in hits], [h.weight for h in hits])
-    found = identify(
-        alignment.translation(site, method),
-        query,
-        alignment.top[site],
-        alignment.corpus.sentence,
-        alignment.subject.model.tokenizer,
-    )
-    translations = {s: alignment.translation(s, method) for s in steer_sites}
+    at = lambda site: alignment.translation(site, method)
+    site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
+    tokenizer = alignment.subject.model.tokenizer
+    found = identify(at(site), query, alignment.top[site], alignment.corpus.sentence, tokenizer)
     steered = steer(
         alignment.subject.model,
         alignment.atlas,
-        translations,
+        {s: at(s) for s in steer_sites},
         query,
         prompts,
         strengths,
@@ -118,18 +119,22 @@ def quickstart(
 ) -> Result:
     """Align a subject to an atlas, measure every method, and take concepts through identification and steering.
 
-    The best method by AP is used at the site where it is best; steering acts on all sites of the residual stream,
-    or on all sites where there is none.
+    Concepts use the method of highest AP. Steering acts on the sites of the residual stream, or on all sites where
+    there is none.
+
+    Raises:
+      AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
     """
     with run_directory(out) as directory:
         alignment, quality = measure(align(pair, corpus, settings, stage=stage), stage=stage)
-        site, method = best_method(quality, [m for m in settings.methods if m != "random"])
+        method = best_method(quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
-        options = {
-            "steer_sites": residual or alignment.subject.sites, "prompts": prompts, "strengths": strengths
-        }  # fmt: skip
+        sites = residual or alignment.subject.sites
         note("searching, identifying and steering")
-        explored = [explore(alignment, text, site, method, **options) for text in concepts]
+        explored = [
+            explore(alignment, text, method, steer_sites=sites, prompts=prompts, strengths=strengths)
+            for text in concepts
+        ]
         alignment.save(directory)
         write_json(directory / "tables" / "quality.json", quality.as_json())
         write_json(directory / "tables" / "concepts.json", [c.as_json() for c in explored])

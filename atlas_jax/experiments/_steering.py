@@ -38,7 +38,7 @@ def steer(
     strengths: Sequence[float],
     *,
     max_new_tokens: int,
-    temperature: float = 0.7,
+    temperature: float = 0.5,
     seed: int = 0,
 ) -> list[Steered]:
     """Steer along a concept at every site of ``translations`` at once; all rows decode as one batch.
@@ -65,3 +65,9 @@ def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) ->
     acts = np.asarray(atlas.activations(texts))
     q = np.asarray(query)
     return (acts @ q / np.abs(q).sum()).tolist()
+
+
+def expression_rates(steered: Sequence[Steered]) -> dict[float, float]:
+    """Share of the texts at each strength in which a feature of the concept fires, the offline judge of section 4.4."""
+    strengths = dict.fromkeys(s.strength for s in steered)
+    return {at: float(np.mean([s.concept > 0 for s in steered if s.strength == at])) for at in strengths}
