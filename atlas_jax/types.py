@@ -7,7 +7,7 @@ Axis letters used throughout: ``b`` rows of a batch, ``t`` token positions, ``d`
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -122,6 +122,7 @@ class Where(NamedTuple):
     prompt_length: Int[Array, " b"]
 
 
+@runtime_checkable
 class FeatureSpace(Protocol):
     """What an alignment needs of either side: text to tokens, and tokens to one row of features a sentence.
 

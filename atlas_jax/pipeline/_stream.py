@@ -1,6 +1,6 @@
 """The streamed passes: both models, the SAE, the pooling and the statistics in one compiled step a batch shape."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ class Pass(NamedTuple):
                 progress(done, len(self.rows.index), tokens)
 
 
-def fit_statistics(stream: Pass, needs: Sequence[str], *, top_k: int = 10, progress: Progress | None = None) -> Fitted:
+def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progress: Progress | None = None) -> Fitted:
     """One pass over the fit half that serves every method that needs no second one.
 
     Only statistics leave the compiled step; no activation does.
