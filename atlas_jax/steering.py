@@ -1,13 +1,15 @@
 """Edits: values placed at a site that change what flows through it.
 
 An edit is a pytree called as ``edit(x, where) -> x`` with ``x[b, t, d]``. Its arrays may carry a leading row axis, so
-that every row of a batch is edited in its own way; they are traced, so changing them never compiles again.
+that every row of a batch is edited in its own way; they are traced, so changing them never compiles again. Where an
+edit has the properties ``width`` and ``rows``, both are checked before a pass: the features of the sites it fits, and
+the rows its arrays are for (1: any number).
 """
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from atlas_jax.types import Where
 
@@ -15,8 +17,8 @@ from atlas_jax.types import Where
 class Steer(NamedTuple):
     r"""Concept steering, Eq. 4: :math:`a' = (a + \lambda s) \lVert a \rVert / \lVert a + \lambda s \rVert`.
 
-    The norm of every position is kept. Where ``a`` is zero it stays zero, and where ``strength`` is zero the
-    activation is returned bit for bit.
+    The norm of every position is kept. Where ``a`` is zero it stays zero; where ``strength`` is zero, or
+    ``a + strength * s`` vanishes, the activation is returned bit for bit and gradients are zero.
 
     Attributes:
       direction: ``s``, ``[d]`` or ``[b, d]``.
@@ -36,13 +38,20 @@ class Steer(NamedTuple):
         """Features of the sites this fits."""
         return jnp.shape(self.direction)[-1]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batches this fits, 1 for any."""
+        return _row_count((self.direction, 1), (self.strength, 0))
+
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
+        """Steer ``x`` at every position."""
         a = x.astype(jnp.float32)
         strength = _rows(self.strength, 0)
         moved = a + strength * _rows(self.direction, 1)
-        norm = jnp.linalg.norm(moved, axis=-1, keepdims=True)
-        kept = jnp.linalg.norm(a, axis=-1, keepdims=True) / jnp.where(norm > 0, norm, 1.0)
-        return jnp.where(strength == 0, x, (moved * kept).astype(x.dtype))
+        squares = jnp.sum(jnp.square(moved), axis=-1, keepdims=True)
+        defined = squares > 0
+        kept = _norm(a) / jnp.sqrt(jnp.where(defined, squares, 1.0))
+        return jnp.where((strength == 0) | ~defined, x, (moved * kept).astype(x.dtype))
 
 
 class Add(NamedTuple):
@@ -56,7 +65,13 @@ class Add(NamedTuple):
         """Features of the sites this fits."""
         return jnp.shape(self.direction)[-1]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batches this fits, 1 for any."""
+        return _row_count((self.direction, 1), (self.strength, 0))
+
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
+        """Add to ``x`` at every position."""
         return (x.astype(jnp.float32) + _rows(self.strength, 0) * _rows(self.direction, 1)).astype(x.dtype)
 
 
@@ -70,7 +85,13 @@ class Replace(NamedTuple):
         """Features of the sites this fits."""
         return jnp.shape(self.value)[-1]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batches this fits, 1 for any."""
+        return _row_count((self.value, 1))
+
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
+        """Replace ``x`` at every position."""
         return jnp.broadcast_to(_rows(self.value, 1), x.shape).astype(x.dtype)
 
 
@@ -90,10 +111,16 @@ class Ablate(NamedTuple):
         """Features of the sites this fits."""
         return jnp.shape(self.features)[-1]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batches this fits, 1 for any."""
+        return _row_count((self.features, 1), (self.value, 1))
+
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
+        """Ablate features of ``x`` at every position."""
         value = jnp.asarray(self.value, jnp.float32)
-        value = jnp.broadcast_to(value if value.ndim == 0 else _rows(value, 1), x.shape)
-        features = jnp.asarray(self.features)
+        value = value[None, None, None] if value.ndim == 0 else _rows(value, 1)
+        features = jnp.asarray(self.features, bool)
         features = features[:, None, :] if features.ndim == 2 else features[None, None, :]
         return jnp.where(features, value.astype(x.dtype), x)
 
@@ -108,7 +135,13 @@ class ProjectOut(NamedTuple):
         """Features of the sites this fits."""
         return jnp.shape(self.direction)[-1]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batches this fits, 1 for any."""
+        return _row_count((self.direction, 1))
+
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
+        """Project ``x`` at every position."""
         v = _rows(self.direction, 1)
         norm2 = jnp.sum(v * v, axis=-1, keepdims=True)
         a = x.astype(jnp.float32)
@@ -117,7 +150,14 @@ class ProjectOut(NamedTuple):
 
 
 class At(NamedTuple):
-    """An edit restricted to some positions; made by :func:`at`."""
+    """An edit restricted to some positions; made by :func:`at`.
+
+    Attributes:
+      edit: any edit.
+      first: first positions of ranges, ``[b or 1, ranges]``.
+      last: their last positions, included.
+      from_prompt_end: whether they count from the end of a row's prompt.
+    """
 
     edit: Any
     first: Any
@@ -129,44 +169,68 @@ class At(NamedTuple):
         """Features of the sites the edit fits, None where it does not say."""
         return getattr(self.edit, "width", None)
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batches the edit and its positions fit, 1 for any."""
+        return max(getattr(self.edit, "rows", 1), jnp.shape(self.first)[0], jnp.shape(self.last)[0])
+
     def __call__(self, x: Float[Array, "b t d"], where: Where) -> Float[Array, "b t d"]:
-        shift = jnp.where(_column(self.from_prompt_end), where.prompt_length[:, None], 0)
-        p = where.position - shift
-        chosen = (p >= _column(self.first)) & (p <= _column(self.last)) & (where.position >= 0)
-        return jnp.where(chosen[:, :, None], self.edit(x, where), x)
+        """Edit ``x`` at the chosen positions."""
+        return jnp.where(self.chosen(where)[:, :, None], self.edit(x, where), x)
+
+    def chosen(self, where: Where) -> Bool[Array, "b t"]:
+        """The positions that are edited; never padding."""
+        start = jnp.where(self.from_prompt_end, where.prompt_length, 0)
+        p = (where.position - start[:, None])[:, :, None]
+        inside = (p >= self.first[:, None, :]) & (p <= self.last[:, None, :])
+        return inside.any(axis=-1) & (where.position >= 0)
 
 
-def at(edit: Any, positions: "str | tuple[ArrayLike, ArrayLike]") -> At:
+def at(edit: Any, positions: "str | tuple[ArrayLike, ArrayLike] | ArrayLike | list[int]") -> At:
     """Restrict an edit to positions of the text.
 
     Args:
       edit: any edit.
       positions: "all", "generated" (tokens after the prompt), "prompt", "last" (the prompt's last token and all that
-        is generated from it), or ``(first, last)``: inclusive 0-based positions, scalars or one a row.
+        is generated from it); or 0-based positions: a tuple ``(first, last)``, both included, scalars or one a row, or
+        a list or array of single positions, ``[p]`` for all rows or ``[b, p]``.
 
     Raises:
       ValueError: for an unknown name.
 
     Example:
-      >>> x = jnp.ones((1, 3, 2))
-      >>> where = Where(jnp.arange(3)[None, :], jnp.array([3]))
-      >>> at(Replace(jnp.zeros(2)), (1, 1))(x, where)[0, :, 0].tolist()
-      [1.0, 0.0, 1.0]
+      >>> x = jnp.ones((1, 4, 2))
+      >>> where = Where(jnp.arange(4)[None, :], jnp.array([4]))
+      >>> at(Replace(jnp.zeros(2)), (1, 2))(x, where)[0, :, 0].tolist()
+      [1.0, 0.0, 0.0, 1.0]
+      >>> at(Replace(jnp.zeros(2)), [0, 3])(x, where)[0, :, 0].tolist()
+      [0.0, 1.0, 1.0, 0.0]
     """
-    big = 2**30
-    ranges = {
-        "all": (0, big, False),
-        "generated": (0, big, True),
-        "prompt": (-big, -1, True),
-        "last": (-1, big, True),
-    }
     if isinstance(positions, str):
-        if positions not in ranges:
-            raise ValueError(f"unknown positions '{positions}'; use {', '.join(ranges)} or (first, last)")
-        first, last, relative = ranges[positions]
-        return At(edit, jnp.int32(first), jnp.int32(last), jnp.bool_(relative))
-    first, last = positions
-    return At(edit, jnp.asarray(first), jnp.asarray(last), jnp.bool_(False))
+        if positions not in _NAMED:
+            raise ValueError(f"unknown positions '{positions}'; use {', '.join(_NAMED)}, (first, last) or a list")
+        first, last, relative = _NAMED[positions]
+        return At(edit, jnp.full((1, 1), first), jnp.full((1, 1), last), jnp.bool_(relative))
+    if isinstance(positions, tuple):
+        first, last = (jnp.reshape(jnp.asarray(p, jnp.int32), (-1, 1)) for p in positions)
+        return At(edit, first, last, jnp.bool_(False))
+    single = jnp.atleast_2d(jnp.asarray(positions, jnp.int32))
+    return At(edit, single, single, jnp.bool_(False))
+
+
+_FAR = 2**30
+_NAMED = {"all": (0, _FAR, False), "generated": (0, _FAR, True), "prompt": (-_FAR, -1, True), "last": (-1, _FAR, True)}
+
+
+def _norm(x: Float[Array, "*b d"]) -> Float[Array, "*b 1"]:
+    """Euclidean norm along the last axis, with gradient zero at zero."""
+    squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
+def _row_count(*fields: tuple[ArrayLike, int]) -> int:
+    """The leading row axis of values that may have one in front of so many trailing axes, 1 where none has."""
+    return max((jnp.shape(v)[0] for v, axes in fields if jnp.ndim(v) > axes), default=1)
 
 
 def _rows(value: ArrayLike, axes: int) -> Float[Array, "..."]:
@@ -174,8 +238,3 @@ def _rows(value: ArrayLike, axes: int) -> Float[Array, "..."]:
     v = jnp.asarray(value, jnp.float32)
     v = v if v.ndim > axes else v[None]
     return v[:, None, :] if axes else v[:, None, None]
-
-
-def _column(value: ArrayLike) -> Array:
-    v = jnp.asarray(value)
-    return v[:, None] if v.ndim else v[None, None]

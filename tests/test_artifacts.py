@@ -6,22 +6,25 @@ from atlas_jax.artifacts import RUN, directory_hash, read_json, run_directory, w
 from atlas_jax.errors import AtlasError
 
 
-def test_a_failing_run_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), run_directory(tmp_path / "run") as directory:
-        write_json(directory / RUN, {})
+def _fail(path):
+    with run_directory(path) as directory:
+        write_json(directory / RUN, {"seed": 0})
         raise RuntimeError
+
+
+def test_a_failing_run_leaves_nothing_behind(tmp_path):
+    with pytest.raises(RuntimeError):
+        _fail(tmp_path / "run")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failing_run_keeps_the_one_before(tmp_path):
-    with run_directory(tmp_path / "run") as directory:
-        write_json(directory / RUN, {"seed": 1})
-    with pytest.raises(RuntimeError), run_directory(tmp_path / "run") as directory:
-        raise RuntimeError
-    assert read_json(tmp_path / "run" / RUN) == {"seed": 1}
-    with run_directory(tmp_path / "run") as directory:
-        write_json(directory / RUN, {"seed": 2})
-    assert read_json(tmp_path / "run" / RUN) == {"seed": 2}
+    for seed in (1, 2):
+        with run_directory(tmp_path / "run") as directory:
+            write_json(directory / RUN, {"seed": seed})
+        with pytest.raises(RuntimeError):
+            _fail(tmp_path / "run")
+        assert read_json(tmp_path / "run" / RUN) == {"seed": seed}
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

@@ -15,10 +15,10 @@ from atlas_jax.types import Site, Tokens
 CAPTURE = [Site.parse(s) for s in ("mlp_act.1", "z.0", "resid_post.2")]
 
 
-@pytest.fixture(scope="module", params=["llama31", "gemma2"])
-def pair(request):
+@pytest.fixture(scope="module")
+def pair():
     """The same checkpoint on one device and on 4 x 2."""
-    return jax_model(request.param), LanguageModel.from_pretrained(saved(request.param), mesh=make_mesh(model=2))
+    return jax_model("gemma2"), LanguageModel.from_pretrained(saved("gemma2"), mesh=make_mesh(model=2))
 
 
 def batch(rows: int) -> Tokens:

@@ -179,7 +179,6 @@ def hf_steered(model, prompt: list[int], hook_at: dict, steps: int = 64) -> list
         ("llama31", "resid_post.1"),
         ("llama31", "mlp_act.0"),
         ("llama31", "z.1"),
-        ("gemma2", "attn_in.1"),
         ("gemma2", "mlp_out_post.1"),
         ("gemma2", "resid_pre.2"),
     ],

@@ -4,5 +4,11 @@ from atlas_jax.models._config import ModelConfig as ModelConfig
 from atlas_jax.models._decoder import Decoder as Decoder
 from atlas_jax.models._generate import Generation as Generation, generate as generate
 from atlas_jax.models._language_model import LanguageModel as LanguageModel, resolve as resolve
-from atlas_jax.models._run import check_site as check_site, forward as forward, positions as positions, run as run
+from atlas_jax.models._run import (
+    check_site as check_site,
+    forward as forward,
+    positions as positions,
+    run as run,
+    split_heads as split_heads,
+)
 from atlas_jax.models._tokenizer import Tokenizer as Tokenizer

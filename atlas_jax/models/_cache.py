@@ -10,21 +10,21 @@ from atlas_jax.models._config import ModelConfig, window_or
 
 
 class LayerCache(NamedTuple):
-    """Keys and values by slot; time ``t`` of the padded batch lives in slot ``t % slots``. Empty slots have position -1."""
+    """Keys and values by slot: time ``t`` is in slot ``t % slots``. Empty slots have position -1."""
 
-    keys: Float[Array, "b s k h"]
-    values: Float[Array, "b s k h"]
+    keys: Float[Array, "b k s h"]
+    values: Float[Array, "b k s h"]
     position: Int[Array, "b s"]
 
     def extend(
-        self, k: Float[Array, "b t k h"], v: Float[Array, "b t k h"], position: Int[Array, "b t"], time: Int[Array, ""]
-    ) -> tuple[Float[Array, "b s2 k h"], Float[Array, "b s2 k h"], Int[Array, "b s2"], "LayerCache"]:
+        self, k: Float[Array, "b k t h"], v: Float[Array, "b k t h"], position: Int[Array, "b t"], time: Int[Array, ""]
+    ) -> tuple[Float[Array, "b k s2 h"], Float[Array, "b k s2 h"], Int[Array, "b s2"], "LayerCache"]:
         """Store new tokens; returns the keys, values and positions to attend over, and the cache after.
 
         Several tokens at once (the prompt) attend over themselves; one token (decoding) over the cache.
         """
         new = LayerCache(k, v, position)
-        if k.shape[1] == 1:
+        if position.shape[1] == 1:
             slot = time % self.position.shape[1]
             cache = LayerCache(*(_put(old, x, slot) for old, x in zip(self, new, strict=True)))
             return (*cache, cache)
@@ -36,18 +36,25 @@ def init_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype) ->
 
     def layer(window: int | None) -> LayerCache:
         slots = window_or(window, length)
-        shape = (rows, slots, config.num_kv_heads, config.head_dim)
+        shape = (rows, config.num_kv_heads, slots, config.head_dim)
         return LayerCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.full((rows, slots), -1))
 
     return tuple(layer(w) for w in config.windows)
 
 
 def _put(old: Array, new: Array, slot: Int[Array, ""]) -> Array:
-    return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=1)
+    return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=_slot_axis(old))
 
 
 def _keep_last(old: Array, new: Array) -> Array:
-    slots, length = old.shape[1], new.shape[1]
+    axis = _slot_axis(old)
+    slots, length = old.shape[axis], new.shape[axis]
     if length <= slots:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=1)
-    return jnp.roll(new[:, length - slots :], (length - slots) % slots, axis=1)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis=axis)
+    last = jax.lax.slice_in_dim(new, length - slots, length, axis=axis)
+    return jnp.roll(last, (length - slots) % slots, axis=axis)
+
+
+def _slot_axis(x: Array) -> int:
+    """Keys and values have the head before the slot: products over a head then read memory in order."""
+    return 2 if x.ndim == 4 else 1

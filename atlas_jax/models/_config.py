@@ -23,7 +23,11 @@ IRRELEVANT = {
     "unsloth_fixed", "unsloth_version", "tokenizer_class", "_attn_implementation_autoset", "auto_map",
 }  # fmt: skip
 # Attributes that are read elsewhere by transformers and computed here for these values alone.
-ONLY = {"use_bidirectional_attention": (None, False)}
+ONLY = {
+    "use_bidirectional_attention": (None, False),
+    "is_encoder_decoder": (False,),
+    "chunk_size_feed_forward": (0,),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +188,7 @@ def _layer_types(hf: Any) -> list[str]:
 
 
 def _rope_parameters(hf: Any, layer_type: str) -> dict[str, Any]:
-    p = hf.rope_parameters
-    return p[layer_type] if layer_type in p else p
+    return hf.rope_parameters.get(layer_type, hf.rope_parameters)
 
 
 def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:

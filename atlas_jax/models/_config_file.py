@@ -93,6 +93,9 @@ def _rope_is_complete(raw: dict[str, Any]) -> bool:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as e:
+        content = json.loads(path.read_text())
+    except ValueError as e:
         raise AtlasError(f"{path} is not valid JSON ({e}); download the file again") from e
+    if not isinstance(content, dict):
+        raise AtlasError(f"{path} holds no JSON object; download the file again")
+    return content

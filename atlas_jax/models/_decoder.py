@@ -41,7 +41,7 @@ class Linear(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """Root-mean-square norm in float32. Gemma scales by ``1 + weight`` before the cast, the others by ``weight`` after."""
+    """Root-mean-square norm in float32; Gemma scales by ``1 + weight`` before the cast, others by ``weight`` after."""
 
     def __init__(self, width: int, config: ModelConfig):
         self.weight = nnx.Param(jnp.zeros(width) if config.gemma else jnp.ones(width))
@@ -94,6 +94,7 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         rope = c.ropes[self.layer]
         q, k = rotate(q, context.position, rope), rotate(k, context.position, rope)
+        k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is None:
             keys, values, key_position = k, v, context.position
         else:
@@ -106,21 +107,23 @@ class Attention(nnx.Module):
 
 def attend(
     q: Float[Array, "b t n h"],
-    k: Float[Array, "b s k h"],
-    v: Float[Array, "b s k h"],
+    k: Float[Array, "b k s h"],
+    v: Float[Array, "b k s h"],
     mask: Bool[Array, "b t s"],
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "b t n h"]:
     """``softmax(scale q kᵀ) v`` with the logit softcap of Gemma 2 before the mask."""
     b, t, n, h = q.shape
-    q = q.reshape(b, t, k.shape[2], -1, h)
-    scores = jnp.einsum("btkgh,bskh->bkgts", q, k, precision=HIGHEST) * scale
+    kv = k.shape[1]
+    q = q.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, n // kv * t, h)
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, precision=HIGHEST) * scale
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
-    scores = jnp.where(mask[:, None, None], scores.astype(jnp.float32), -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskh->btkgh", weights, v, precision=HIGHEST).reshape(b, t, n, h)
+    scores = scores.astype(jnp.float32).reshape(b, kv, n // kv, t, -1)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(v.dtype)
+    z = jnp.einsum("bkqs,bksh->bkqh", weights.reshape(b, kv, n // kv * t, -1), v, precision=HIGHEST)
+    return z.reshape(b, kv, n // kv, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 class MLP(nnx.Module):

@@ -1,22 +1,20 @@
 """Generation: prompt and decoding in one compiled program, every row with its own edits."""
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models._cache import LayerCache, init_cache
-from atlas_jax.models._decoder import Context, Decoder
+from atlas_jax.models._decode import Request, State, advance, complete, start
 from atlas_jax.models._language_model import LanguageModel
-from atlas_jax.models._run import blocks, check_edits, positions
-from atlas_jax.models._sampling import Sampling, argmax, sample
-from atlas_jax.models._taps import Taps
-from atlas_jax.types import Site, Tokens, Where
+from atlas_jax.models._partition import shard_rows
+from atlas_jax.models._run import check_edits
+from atlas_jax.models._sampling import Sampling
+from atlas_jax.types import Site, Tokens
 
 
 class Generation(NamedTuple):
@@ -25,23 +23,17 @@ class Generation(NamedTuple):
     Attributes:
       ids: new token ids ``[b, n]``; after a row's end-of-text token, that token repeats.
       texts: the new text of each row, without the prompt.
+      lengths: new tokens of each row before its end-of-text token.
     """
 
     ids: Int[np.ndarray, "b n"]
     texts: list[str]
-
-
-class _State(NamedTuple):
-    ids: Int[Array, "b n"]
-    step: Int[Array, ""]
-    token: Int[Array, " b"]
-    done: Bool[Array, " b"]
-    caches: tuple[LayerCache, ...]
+    lengths: Int[np.ndarray, " b"]
 
 
 def generate(
     model: LanguageModel,
-    prompts: Sequence[str] | Sequence[Sequence[int]],
+    prompts: Sequence[str] | Sequence[Sequence[int]] | Sequence[Float[Array | np.ndarray, "_ d"]],
     *,
     max_new_tokens: int,
     edits: Mapping[Site | str, Any] | None = None,
@@ -49,106 +41,100 @@ def generate(
     top_k: int | Sequence[int] = 0,
     top_p: float | Sequence[float] = 1.0,
     seed: int | Sequence[int] = 0,
+    stream: Callable[[Generation], None] | None = None,
+    stream_every: int = 1,
 ) -> Generation:
     """Continue prompts, with edits at any sites during prompt and decoding.
 
     Args:
       model: the language model.
-      prompts: texts, or rows of token ids taken as they are.
+      prompts: texts; or rows of token ids taken as they are; or arrays ``[t, d]`` that enter the first block in place
+        of embedded tokens (``inputs_embeds`` in transformers; Gemma's embeddings are already scaled there).
       max_new_tokens: tokens to add to each prompt, fewer where an end-of-text token comes first.
       edits: as in :func:`run`; arrays with a row axis give each prompt its own edit.
       temperature: 0 is greedy. Like ``top_k``, ``top_p`` and ``seed``, one value or one a row.
       top_k: sample among this many most likely tokens; 0 among all.
       top_p: sample among the most likely tokens that together reach this probability.
       seed: one value seeds row i with ``seed + i``; a row's text depends on its own seed alone.
+      stream: called with all that was generated so far, every ``stream_every`` tokens and at the end.
+      stream_every: tokens between two calls of ``stream``.
 
     Returns:
       :class:`Generation`.
 
     Raises:
-      AtlasError: for no prompt, an empty one, or more tokens than the model's context.
+      AtlasError: for no prompt, an empty one, more tokens than the model's context, or an edit that does not fit.
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
       >>> generate(lm, ["Return the"], max_new_tokens=4).ids.shape
       (1, 4)
     """
-    tokens = _prompt_batch(model, prompts, max_new_tokens)
-    rows = len(prompts)
-    seeds = np.arange(seed, seed + rows) if isinstance(seed, int) else np.asarray(seed)
-    sampling = Sampling(
-        _per_row(temperature, rows, np.float32),
-        _per_row(top_k, rows, np.int32),
-        _per_row(top_p, rows, np.float32),
-        jax.vmap(jax.random.PRNGKey)(jnp.asarray(seeds)),
-    )
+    n, rows = max_new_tokens, len(prompts)
+    if n < 1 or stream_every < 1:
+        raise AtlasError(f"max_new_tokens {n} and stream_every {stream_every} must be at least 1")
+    tokens, embeddings = _prompt_batch(model, prompts, n)
+    edits = check_edits(model.config, edits or {}, rows)
+    sampling = _sampling(rows, temperature, top_k, top_p, seed)
+    tokens, embeddings, sampling = shard_rows((tokens, embeddings, sampling), model.decoder)
+    request = Request(tokens, embeddings, edits, sampling)
     greedy = not np.any(np.asarray(temperature) > 0)
-    edits = check_edits(model.config, edits or {})
-    ids = np.asarray(_generate(model.decoder, tokens, edits, sampling, max_new_tokens, greedy))
-    return Generation(ids, [model.tokenizer.decode(_until(row, model.config.eos_ids)) for row in ids])
+    if stream is None:
+        return _read(model, complete(model.decoder, request, n, greedy), n)
+    state = start(model.decoder, request, n, greedy)
+    for until in (*range(stream_every, n, stream_every), n):
+        state = advance(model.decoder, request, state, jnp.int32(until), greedy)
+        stream(_read(model, state, int(state.step)))
+        if bool(state.done.all()):
+            break
+    return _read(model, state, n)
 
 
-@partial(jax.jit, static_argnames=("n", "greedy"))
-def _generate(
-    decoder: Decoder, tokens: Tokens, edits: dict[Site, Any], sampling: Sampling, n: int, greedy: bool
-) -> Int[Array, "b n"]:
-    config, (rows, length) = decoder.config, tokens.ids.shape
-    dtype = decoder.norm.weight[...].dtype
-    position = positions(tokens)
-    prompt_length = jnp.max(position, axis=1) + 1
-    eos = jnp.asarray(config.eos_ids, jnp.int32)
-
-    def step(x: Array, where: Where, time: Array, caches: tuple) -> tuple[Array, tuple]:
-        taps = Taps(where, (), edits, None)
-        x, caches = blocks(decoder, x, Context(where.position, time), taps, config.num_layers, caches)
-        return decoder.logits(x[:, -1]), caches
-
-    def choose(logits: Array, i: Array) -> Array:
-        return argmax(logits) if greedy else sample(logits, sampling, i)
-
-    def keep(state: _State, token: Array, caches: tuple) -> _State:
-        token = jnp.where(state.done, state.token, token)
-        ids = jax.lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.step, axis=1)
-        ended = (token[:, None] == eos[None, :]).any(axis=1)
-        return _State(ids, state.step + 1, token, state.done | ended, caches)
-
-    def body(state: _State) -> _State:
-        where = Where((prompt_length + state.step - 1)[:, None], prompt_length)
-        logits, caches = step(decoder.embed_tokens(state.token[:, None]), where, length + state.step - 1, state.caches)
-        return keep(state, choose(logits, state.step), caches)
-
-    caches = init_cache(config, rows, length + n, dtype)
-    logits, caches = step(
-        decoder.embed_tokens(tokens.ids), Where(position, prompt_length), jnp.zeros((), jnp.int32), caches
+def _read(model: LanguageModel, state: State, n: int) -> Generation:
+    """The first ``n`` tokens of each row, ended rows filled up with their end-of-text token."""
+    ids = np.array(state.ids[:, :n])
+    ids[:, int(state.step) :] = np.asarray(state.token)[:, None]
+    ends = np.isin(ids, model.config.eos_ids)
+    lengths = np.where(ends.any(axis=1), ends.argmax(axis=1), n)
+    return Generation(
+        ids, [model.tokenizer.decode(row[:k].tolist()) for row, k in zip(ids, lengths, strict=True)], lengths
     )
-    start = _State(
-        jnp.zeros((rows, n), jnp.int32), jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), caches
+
+
+def _sampling(rows: int, temperature: Any, top_k: Any, top_p: Any, seed: Any) -> Sampling:
+    seeds = np.arange(seed, seed + rows) if np.ndim(seed) == 0 else np.asarray(seed)
+    return Sampling(
+        _per_row("temperature", temperature, rows, np.float32),
+        _per_row("top_k", top_k, rows, np.int32),
+        _per_row("top_p", top_p, rows, np.float32),
+        jax.vmap(jax.random.PRNGKey)(_per_row("seed", seeds, rows, np.uint32)),
     )
-    start = keep(start, choose(logits, start.step), caches)
-    end = jax.lax.while_loop(lambda s: (s.step < n) & ~s.done.all(), body, start)
-    filled = jnp.arange(n)[None, :] < end.step
-    return jnp.where(filled, end.ids, end.token[:, None])
 
 
-def _prompt_batch(model: LanguageModel, prompts: Sequence, n: int) -> Tokens:
-    if not prompts:
+def _prompt_batch(model: LanguageModel, prompts: Sequence, n: int) -> tuple[Tokens, Float[Array, "b t d"] | None]:
+    if not len(prompts):
         raise AtlasError("there is no prompt; give at least one")
-    rows = [list(p) for p in prompts] if not isinstance(prompts[0], str) else model.tokenizer.encode(prompts)
+    embedded = np.ndim(prompts[0]) == 2
+    texts = isinstance(prompts[0], str)
+    rows = model.tokenizer.encode(prompts) if texts else [[0] * len(p) if embedded else list(p) for p in prompts]
     if empty := [i for i, row in enumerate(rows) if not row]:
         raise AtlasError(f"prompt {empty[0]} has no token; give a text that is not empty")
-    longest = max(map(len, rows))
-    if longest + n > model.config.max_positions:
-        raise AtlasError(
-            f"a prompt of {longest} tokens and {n} new ones exceed the model's context of {model.config.max_positions}"
-        )
-    length = min(-(-longest // 8) * 8, model.config.max_positions - n)
-    return model.tokenizer.pad(rows, length, range(len(rows)), side="left")
+    longest, context = max(map(len, rows)), model.config.max_positions
+    if longest + n > context:
+        raise AtlasError(f"a prompt of {longest} tokens and {n} new ones exceed the model's context of {context}")
+    length = min(-(-longest // 8) * 8, context - n)
+    tokens = model.tokenizer.pad(rows, length, range(len(rows)), side="left")
+    return tokens, _pad_embeddings(prompts, length, model.config.hidden_size) if embedded else None
 
 
-def _per_row(value: Any, rows: int, dtype: type) -> Array:
-    return jnp.asarray(np.broadcast_to(np.asarray(value, dtype), (rows,)))
+def _pad_embeddings(prompts: Sequence, length: int, width: int) -> Float[Array, "b t d"]:
+    if wrong := [p.shape for p in prompts if np.shape(p)[1:] != (width,)]:
+        raise AtlasError(f"input embeddings of shape {wrong[0]} do not fit a model of width {width}")
+    return jnp.stack([jnp.pad(jnp.asarray(p), ((length - len(p), 0), (0, 0))) for p in prompts])
 
 
-def _until(ids: np.ndarray, eos_ids: tuple[int, ...]) -> np.ndarray:
-    ends = np.flatnonzero(np.isin(ids, eos_ids))
-    return ids[: ends[0]] if len(ends) else ids
+def _per_row(name: str, value: Any, rows: int, dtype: type) -> Array:
+    value = np.asarray(value).astype(dtype)
+    if value.ndim and value.shape != (rows,):
+        raise AtlasError(f"{name} has {value.shape[0]} values for {rows} prompts; give one, or one a prompt")
+    return jnp.asarray(np.broadcast_to(value, (rows,)))

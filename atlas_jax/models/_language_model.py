@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._config_file import load_config
-from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
 from atlas_jax.types import Tokens
@@ -69,9 +68,11 @@ class LanguageModel:
           revision: of a hub repository.
 
         Raises:
-          AtlasError: for a missing directory or repository, an unsupported architecture or config attribute, or
-            tensors that are missing, unexpected or mis-shaped (all of them in one message).
+          AtlasError: for a missing directory or repository, an unsupported architecture, config attribute or dtype,
+            or tensors that are missing, unexpected or mis-shaped (all of them in one message).
         """
+        if dtype not in ("float32", "bfloat16"):
+            raise AtlasError(f"dtype '{dtype}' is not supported; use float32 or bfloat16")
         directory = resolve(name, revision)
         config, raw = load_config(directory)
         tokenizer = Tokenizer.load(directory)

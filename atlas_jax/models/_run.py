@@ -13,6 +13,7 @@ from atlas_jax.models._cache import LayerCache
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Context, Decoder
 from atlas_jax.models._language_model import LanguageModel
+from atlas_jax.models._partition import shard_rows
 from atlas_jax.models._taps import Pool, Taps
 from atlas_jax.types import Run, Site, Tokens, Where
 
@@ -42,7 +43,8 @@ def run(
       :class:`Run` with float32 ``logits[b, t, v]`` (None without ``logits``) and ``acts[site][b, t, d]``.
 
     Raises:
-      AtlasError: for a site past the last layer, an edit of the wrong width, or a text longer than the model's context.
+      AtlasError: for a site past the last layer, an edit of the wrong width or for another number of rows, or a text
+        longer than the model's context.
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
@@ -51,14 +53,14 @@ def run(
     """
     config = model.config
     sites = tuple(check_site(config, s) for s in capture)
-    edits = check_edits(config, edits or {})
+    edits = check_edits(config, edits or {}, tokens.ids.shape[0])
     if tokens.ids.shape[1] > config.max_positions:
         raise AtlasError(
             f"texts of {tokens.ids.shape[1]} tokens exceed the model's context of {config.max_positions}; shorten them"
         )
     if not sites and not logits:
         raise ValueError("nothing was asked for: capture at least one site, or leave logits on")
-    return _run(model.decoder, tokens, edits, sites, logits, pool)
+    return _run(model.decoder, shard_rows(tokens, model.decoder), edits, sites, logits, pool)
 
 
 @partial(jax.jit, static_argnames=("capture", "logits", "pool"))
@@ -130,20 +132,37 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
     return site
 
 
-def check_edits(config: ModelConfig, edits: Mapping[Site | str, Any]) -> dict[Site, Any]:
-    """Parse the sites of the edits and check the widths of those that state one.
+def check_edits(config: ModelConfig, edits: Mapping[Site | str, Any], rows: int) -> dict[Site, Any]:
+    """Parse the sites of the edits and check the widths and rows of those that state them.
 
     Raises:
-      AtlasError: as :func:`check_site`, or for an edit of another width than its site.
+      AtlasError: as :func:`check_site`, for an edit of another width than its site, or for other rows than the batch.
     """
     checked = {}
     for name, edit in edits.items():
         site = check_site(config, name)
         for one in (edit,) if callable(edit) else tuple(edit):
-            width = getattr(one, "width", None)
-            if width is not None and width != config.width(site.point):
-                raise AtlasError(
-                    f"an edit of width {width} cannot go to {site}, which is {config.width(site.point)} wide"
-                )
-        checked[site] = edit if callable(edit) else tuple(edit)
+            width, there = getattr(one, "width", None), config.width(site.point)
+            if width not in (None, there):
+                raise AtlasError(f"an edit of width {width} cannot go to {site}, which is {there} wide")
+            if (wanted := getattr(one, "rows", 1)) not in (1, rows):
+                raise AtlasError(f"an edit with arrays for {wanted} rows cannot go to {site} of a batch of {rows}")
+        checked[site] = jax.tree.map(_strong, edit if callable(edit) else tuple(edit))
     return checked
+
+
+def _strong(leaf: Any) -> Array:
+    """An array of a definite dtype: a Python number would be traced apart from an array of the same value."""
+    return jnp.asarray(leaf, jnp.asarray(leaf).dtype)
+
+
+def split_heads(z: Float[Array, "*b d"], config: ModelConfig) -> Float[Array, "*b n h"]:
+    """The output of every attention head: activations of a site ``z`` as ``[..., heads, head_dim]``.
+
+    Example:
+      >>> lm = LanguageModel.from_pretrained(SUBJECT)
+      >>> z = run(lm, lm.tokenize(["some text"]), capture=["z.0"]).acts[Site("z", 0)]
+      >>> split_heads(z, lm.config).shape[2:] == (lm.config.num_heads, lm.config.head_dim)
+      True
+    """
+    return z.reshape(*z.shape[:-1], config.num_heads, config.head_dim)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,8 +24,10 @@ class Tokenizer:
       ''
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, bos_id: int | None, pad_id: int):
-        self.backend, self.bos_id, self.pad_id = backend, bos_id, pad_id
+    def __init__(
+        self, backend: tokenizers.Tokenizer, bos_id: int | None, pad_id: int, config: dict[str, Any] | None = None
+    ):
+        self.backend, self.bos_id, self.pad_id, self.config = backend, bos_id, pad_id, config or {}
         self.backend.no_padding()
         self.backend.no_truncation()
         added = backend.get_added_tokens_decoder()
@@ -44,11 +47,9 @@ class Tokenizer:
         bos = config.get("bos_token")
         bos = bos["content"] if isinstance(bos, dict) else bos
         bos_id = backend.token_to_id(bos) if bos else None
-        if config.get("add_bos_token") is False:
-            bos_id = None
-        elif bos_id is not None and not config.get("add_bos_token") and bos_id not in backend.encode("a").ids:
-            bos_id = None
-        return cls(backend, bos_id, 0)
+        added = config.get("add_bos_token")
+        added = bos_id in backend.encode("a").ids if added is None else added
+        return cls(backend, bos_id if added else None, 0, config)
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Ids of each text, BOS first where the model uses one, cut to ``max_length``."""
@@ -84,8 +85,11 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
         self.backend.save(str(directory / "tokenizer.json"))
-        bos = None if self.bos_id is None else self.backend.id_to_token(self.bos_id)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": bos, "add_bos_token": bos is not None}
+        config = (
+            {"tokenizer_class": "PreTrainedTokenizerFast"} | self.config | {"add_bos_token": self.bos_id is not None}
+        )
+        if self.bos_id is not None:
+            config["bos_token"] = self.backend.id_to_token(self.bos_id)
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
 
     def _with_bos(self, ids: list[int]) -> list[int]:

@@ -34,7 +34,8 @@ def _download(repo: str, folder: str) -> Path:
         root = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=_SKIP))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise AtlasError(f"there is no local path {repo}/{folder}, and the hub did not give it: {reason}") from None
+        name = f"{repo}/{folder}".rstrip("/")
+        raise AtlasError(f"there is no local path {name}, and the hub did not give it: {reason}") from None
     if not (root / folder).exists():
         raise AtlasError(f"the repository {repo} has no folder '{folder}'")
     return root / folder
