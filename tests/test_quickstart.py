@@ -63,6 +63,8 @@ def test_a_run_is_read_back_and_used(runs):
     ("arguments", "sentence"),
     [
         (["quickstart", "--text", "missing.txt"], "missing.txt"),
+        (["quickstart", "--text", "one.txt", "two.txt"], "one.txt"),
+        (["quickstart", "stray.txt"], "unexpected 'stray.txt'"),
         (["quickstart", "--site", "mlp_act.9", *SMALL], "site mlp_act.9 is past the last layer"),
         (["quickstart", "--site", "nowhere.1", *SMALL], "unknown site 'nowhere.1'"),
         (["quickstart", "--method", "magic", *SMALL], "unknown method 'magic'"),

@@ -8,6 +8,7 @@ import typer
 
 from atlas_jax.cli._console import emit, err, note, out, stages
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.errors import AtlasError
 
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
 CONCEPTS = ("attention", "font", "file")
@@ -17,6 +18,7 @@ STRENGTHS = (0.0, 20.0, 40.0, 80.0)
 
 def quickstart(
     text: Annotated[list[Path] | None, typer.Option("--text", help="Your own text instead of installed docs.")] = None,
+    more_text: Annotated[list[Path] | None, typer.Argument(help="More text files, after --text.")] = None,
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")] = Path("runs/quickstart"),
     site: Annotated[list[str] | None, typer.Option("--site", help="Subject site; may be repeated.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Translator; may be repeated.")] = None,
@@ -32,6 +34,8 @@ def quickstart(
     Example: atlas-jax quickstart --concept "image" --strength 0 --strength 40
     """
     start = time.monotonic()
+    if more_text and not text:
+        raise AtlasError(f"unexpected '{more_text[0]}'; name text files after --text")
     note("loading both models")
     from atlas_jax.bundled import ATLAS, SUBJECT
     from atlas_jax.cli._tables import concept_group, quality_table
@@ -41,7 +45,7 @@ def quickstart(
     settings = AlignSettings(tuple(site or SITES), tuple(method or METHODS), seed=seed)
     pair = load_pair(SUBJECT, ATLAS, settings)
     note("reading text")
-    corpus = read_corpus(text, n_fit=sentences, seed=seed)
+    corpus = read_corpus([*(text or ()), *(more_text or ())], n_fit=sentences, seed=seed)
     note(f"{len(corpus.fit)} sentences to fit on, {len(corpus.eval)} held out")
     with stages() as stage:
         result = experiment(

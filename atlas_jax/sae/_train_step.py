@@ -85,19 +85,17 @@ class Metrics(NamedTuple):
 
 @partial(jax.jit, static_argnames="config")
 def init_state(config: TrainConfig, x: Float[Array, "n d"]) -> TrainState:
-    """Start from a first batch: its mean is the decoder bias, random centred rows of it are the first dictionary.
+    """Start from a first batch: its mean is the decoder bias, the first dictionary is random and its own transpose.
 
     The scale brings the mean squared norm of the centred rows to ``d``, so that learning rates mean the same at any
     site.
     """
     x = x.astype(jnp.float32)
-    n, d = x.shape
+    d = x.shape[1]
     mean = jnp.mean(x, 0)
     centred = x - jnp.broadcast_to(mean, x.shape)
     scale = jnp.sqrt(d / jnp.mean(jnp.sum(centred**2, -1)))
-    key_rows, key_noise = jax.random.split(jax.random.key(config.seed))
-    rows = centred[jax.random.randint(key_rows, (config.d_sae,), 0, n)] * scale
-    W_dec = _unit_rows(rows + jax.random.normal(key_noise, rows.shape))
+    W_dec = _unit_rows(jax.random.normal(jax.random.key(config.seed), (config.d_sae, d)))
     dictionary = Dictionary(W_dec.T, jnp.zeros(config.d_sae), W_dec, mean * scale)
     zero = jnp.zeros((), jnp.int32)
     silent = jnp.zeros(config.d_sae, jnp.int32)
@@ -187,7 +185,7 @@ def _learning_rate(config: TrainConfig, d: int) -> optax.Schedule:
 
 
 def _optimizer(config: TrainConfig, d: int) -> optax.GradientTransformation:
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate(config, d)))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(_learning_rate(config, d), b2=0.99))
 
 
 def _tangent(grad: Dictionary, at: Dictionary) -> Dictionary:
