@@ -17,7 +17,7 @@ def procrustes(
     *,
     normalize_rows: bool = True,
     centre: bool = False,
-    solver: Literal["auto", "host", "device"] = "auto",
+    solver: Literal["host", "device"] = "host",
 ) -> Solution:
     """The polar factor of ``A_s^T A_c``, the closed form given for Eq. 2.
 
@@ -29,9 +29,9 @@ def procrustes(
       stats: statistics with the need ``"unit_cross"`` (``"cross"`` without ``normalize_rows``).
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation), which the paper does not.
-      solver: ``"host"`` diagonalises a float64 Gram matrix, ``"device"`` iterates matrix products in float32;
-        ``"auto"`` is ``"host"`` on a CPU backend and ``"device"`` elsewhere. When the certificate of ``"device"`` is
-        not accepted the host solves again, and the certificate names the solver that was used.
+      solver: ``"host"`` diagonalises a float64 Gram matrix (relative error below 1e-6); ``"device"`` iterates matrix
+        products in float32, about 2e-5 at condition 1e4 and 1e-3 at 1e6, with no duality gap in its certificate.
+        When that is not accepted the host solves again, and the certificate names the solver that was used.
 
     Returns:
       ``matrix`` float32 ``[d_s, d_c]``; ``certificate`` with rank, orthogonality, asymmetry and duality gap.
@@ -48,7 +48,7 @@ def procrustes(
       ([[0.0, 1.0], [1.0, 0.0]], 2)
     """
     m = cross_of(stats, unit=normalize_rows, centre=centre)
-    if solver == "device" or (solver == "auto" and jax.default_backend() != "cpu"):
+    if solver == "device":
         t, certificate = polar_express(_scaled(m))
         if certificate["accepted"]:
             return solution(t, **certificate)
