@@ -23,7 +23,7 @@ class LayerCache(NamedTuple):
 
         Several tokens at once (the prompt) attend over themselves; one token (decoding) over the cache.
         """
-        new = LayerCache(k, v, position)
+        new = LayerCache(k.astype(self.keys.dtype), v.astype(self.values.dtype), position)
         if position.shape[1] == 1:
             slot = time % self.position.shape[1]
             cache = LayerCache(*(_put(old, x, slot) for old, x in zip(self, new, strict=True)))
@@ -32,7 +32,11 @@ class LayerCache(NamedTuple):
 
 
 def init_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype) -> tuple[LayerCache, ...]:
-    """Empty caches for texts of up to ``length`` tokens, one a layer."""
+    """Empty caches for texts of up to ``length`` tokens, one a layer.
+
+    They are float32 on a CPU, which would otherwise convert a whole bfloat16 cache back and forth at every token.
+    """
+    dtype = jnp.dtype("float32") if jax.default_backend() == "cpu" else dtype
 
     def layer(window: int | None) -> LayerCache:
         slots = window_or(window, length)

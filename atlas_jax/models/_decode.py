@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.models._cache import LayerCache, init_cache
-from atlas_jax.models._decoder import Context, Decoder
+from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._run import blocks, positions
 from atlas_jax.models._sampling import Sampling, argmax, sample
 from atlas_jax.models._taps import Taps
@@ -106,7 +106,7 @@ def _step(
     """Run tokens that stand at ``time`` of the padded batch, and choose the next one of each row."""
     taps = Taps(Where(position, _prompt_length(request)), (), request.edits, None)
     config = decoder.config
-    x, caches = blocks(decoder, x, Context(position, time), taps, config.num_layers, state.caches)
+    x, caches = blocks(decoder, x, position, time, taps, config.num_layers, state.caches)
     logits = decoder.logits(x[:, -1])
     token = argmax(logits) if greedy else sample(logits, request.sampling, state.step)
     token = jnp.where(state.done, state.token, token)

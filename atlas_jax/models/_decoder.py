@@ -17,15 +17,29 @@ from atlas_jax.models._cache import LayerCache
 from atlas_jax.models._config import ModelConfig, Rope, frequencies
 from atlas_jax.models._taps import Taps
 
-HIGHEST = jax.lax.Precision.HIGHEST
+# Products accumulate and arrive in float32, whatever their operands are.
+_EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
 _INIT = jax.nn.initializers.normal(0.02)
 
 
 class Context(NamedTuple):
-    """What every layer of one pass shares: token positions (-1 on padding) and, in decoding, the time of the first."""
+    """What every layer of one pass shares.
+
+    Attributes:
+      position: of the tokens in their texts, -1 on padding.
+      time: of the first of them in the padded batch, when decoding.
+      turns: cosines and sines of the rotary angles, for each kind of rotary embedding among the layers.
+    """
 
     position: Int[Array, "b t"]
     time: Int[Array, ""]
+    turns: dict[Rope, tuple[Float[Array, "b t 1 f"], Float[Array, "b t 1 f"]]]
+
+    @classmethod
+    def of(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""], dtype: jnp.dtype) -> "Context":
+        """The context of a pass that computes in ``dtype``."""
+        turns = {rope: turn(position, rope, config.head_dim, dtype) for rope in dict.fromkeys(config.ropes)}
+        return cls(position, time, turns)
 
 
 class Linear(nnx.Module):
@@ -36,7 +50,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = jnp.matmul(x, self.weight[...], precision=HIGHEST)
+        y = jnp.matmul(x, self.weight[...], **_EXACT).astype(x.dtype)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
@@ -56,11 +70,19 @@ class RMSNorm(nnx.Module):
         return weight * y.astype(x.dtype)
 
 
-def rotate(x: Float[Array, "b t n h"], position: Int[Array, "b t"], rope: Rope) -> Float[Array, "b t n h"]:
-    """Rotary embedding in the half-split layout of transformers; angles in float32."""
-    f = jnp.asarray(np.array(frequencies(rope, x.shape[-1]), np.float32))
-    angle = position[..., None].astype(jnp.float32) * f[None, None, :]
-    cos, sin = (g(angle)[:, :, None, :].astype(x.dtype) for g in (jnp.cos, jnp.sin))
+def turn(
+    position: Int[Array, "b t"], rope: Rope, head_dim: int, dtype: jnp.dtype
+) -> tuple[Float[Array, "b t 1 f"], Float[Array, "b t 1 f"]]:
+    """Cosines and sines of rotary angles, computed in float32; behind a barrier, or every layer computes them anew."""
+    f = jnp.asarray(np.array(frequencies(rope, head_dim), np.float32))
+    angle = position[:, :, None, None].astype(jnp.float32) * f[None, None, None, :]
+    return jax.lax.optimization_barrier((jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)))
+
+
+def rotate(
+    x: Float[Array, "b t n h"], cos: Float[Array, "b t 1 f"], sin: Float[Array, "b t 1 f"]
+) -> Float[Array, "b t n h"]:
+    """Rotary embedding in the half-split layout of transformers."""
     a, b = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -92,15 +114,15 @@ class Attention(nnx.Module):
         q, k, v = (p(x).reshape(*x.shape[:2], -1, c.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        rope = c.ropes[self.layer]
-        q, k = rotate(q, context.position, rope), rotate(k, context.position, rope)
+        turns = context.turns[c.ropes[self.layer]]
+        q, k = rotate(q, *turns), rotate(k, *turns)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         if cache is None:
             keys, values, key_position = k, v, context.position
         else:
             keys, values, key_position, cache = cache.extend(k, v, context.position, context.time)
         mask = visible(context.position, key_position, c.windows[self.layer])
-        z = attend(q, keys, values, mask, c.query_scale, c.attn_softcap)
+        z = attend(q.astype(keys.dtype), keys, values, mask, c.query_scale, c.attn_softcap).astype(x.dtype)
         z = taps("z", self.layer, z.reshape(*x.shape[:2], -1))
         return taps("attn_out", self.layer, self.o_proj(z)), cache
 
@@ -117,12 +139,12 @@ def attend(
     b, t, n, h = q.shape
     kv = k.shape[1]
     q = q.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, n // kv * t, h)
-    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, precision=HIGHEST) * scale
+    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, **_EXACT) * scale
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
-    scores = scores.astype(jnp.float32).reshape(b, kv, n // kv, t, -1)
+    scores = scores.reshape(b, kv, n // kv, t, -1)
     weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(v.dtype)
-    z = jnp.einsum("bkqs,bksh->bkqh", weights.reshape(b, kv, n // kv * t, -1), v, precision=HIGHEST)
+    z = jnp.einsum("bkqs,bksh->bkqh", weights.reshape(b, kv, n // kv * t, -1), v, **_EXACT).astype(v.dtype)
     return z.reshape(b, kv, n // kv, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
@@ -200,8 +222,8 @@ class Decoder(nnx.Module):
         """Float32 logits of final residuals."""
         x = self.norm(x)
         if self.lm_head is None:
-            y = jnp.einsum("...d,vd->...v", x, self.embed_tokens.weight[...], precision=HIGHEST)
+            y = jnp.einsum("...d,vd->...v", x, self.embed_tokens.weight[...], **_EXACT)
         else:
-            y = self.lm_head(x)
+            y = jnp.matmul(x, self.lm_head.weight[...], **_EXACT)
         cap = self.config.final_softcap
-        return (y if cap is None else jnp.tanh(y / cap) * cap).astype(jnp.float32)
+        return y if cap is None else jnp.tanh(y / cap) * cap

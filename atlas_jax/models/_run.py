@@ -89,19 +89,21 @@ def forward(
     where = Where(position, jnp.max(position, axis=1) + 1)
     taps = Taps(where, capture, edits or {}, pool)
     last = decoder.config.num_layers if logits else 1 + max(s.layer for s in capture)
-    x, _ = blocks(decoder, decoder.embed_tokens(tokens.ids), Context(position, jnp.zeros((), jnp.int32)), taps, last)
+    x, _ = blocks(decoder, decoder.embed_tokens(tokens.ids), position, jnp.zeros((), jnp.int32), taps, last)
     return Run(decoder.logits(x) if logits else None, taps.acts)
 
 
 def blocks(
     decoder: Decoder,
     x: Float[Array, "b t d"],
-    context: Context,
+    position: Int[Array, "b t"],
+    time: Int[Array, ""],
     taps: Taps,
     last: int,
     caches: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "b t d"], tuple[LayerCache | None, ...]]:
     """The residual stream after the first ``last`` blocks, and their caches."""
+    context = Context.of(decoder.config, position, time, x.dtype)
     after = []
     for i in range(last):
         with jax.named_scope(f"layer_{i}"):
