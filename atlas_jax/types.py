@@ -17,6 +17,7 @@ POINTS: dict[str, str] = {
     "resid_pre": "residual stream entering the block",
     "attn_in": "input of the query, key and value projections (after the pre-attention norm)",
     "z": "attention output of every head, concatenated, before the output projection",
+    "head_norm": "norm of every attention head's part of z, one feature a head; for reading alone",
     "attn_out": "output projection of attention, before any post-attention norm",
     "attn_out_post": "what attention adds to the residual stream (after the post-norm where there is one)",
     "resid_mid": "residual stream between attention and MLP",

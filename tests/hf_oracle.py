@@ -96,6 +96,7 @@ _COMMON = {
     "resid_pre": ("", "in"),
     "attn_in": ("input_layernorm", "out"),
     "z": ("self_attn.o_proj", "in"),
+    "head_norm": ("self_attn.o_proj", "in"),
     "attn_out": ("self_attn.o_proj", "out"),
     "mlp_gate_act": ("mlp.act_fn", "out"),
     "mlp_act": ("mlp.down_proj", "in"),
@@ -205,7 +206,9 @@ def hf_run(
     acts: dict[Site, np.ndarray] = {}
 
     def keep(site: Site) -> Callable:
-        return lambda x: acts.__setitem__(site, x.detach().float().numpy().copy())
+        heads = lambda x: x.unflatten(-1, (model.config.num_attention_heads, -1)).norm(dim=-1)
+        value = heads if site.point == "head_norm" else lambda x: x
+        return lambda x: acts.__setitem__(site, value(x.detach().float()).numpy().copy())
 
     mask = None if mask is None else torch.tensor(mask).long()
     with torch.no_grad(), hooks(model, {site: keep(site) for site in ALL_SITES}):

@@ -81,6 +81,7 @@ def test_heads_are_slices_of_z(everything):
     heads = split_heads(jnp.asarray(z, jnp.float32), lm.config)
     assert heads.shape == (2, 12, 4, 8)
     np.testing.assert_array_equal(heads[:, :, 3], np.float32(z[:, :, 24:]))
+    np.testing.assert_allclose(acts[Site("head_norm", 2)], np.linalg.norm(heads, axis=-1), rtol=1e-6)
 
 
 def test_without_logits_the_pass_stops_and_gives_the_same(everything):
@@ -133,6 +134,7 @@ def test_a_capture_shows_the_site_after_its_edit_and_edits_apply_in_order():
         ({"capture": ["mlp_hidden.1"]}, "unknown site 'mlp_hidden.1'"),
         ({"edits": {"mlp_act.1": Steer(np.ones(32), 1.0)}}, "width 32 cannot go to mlp_act.1, which is 56 wide"),
         ({"edits": {"resid_post.1": Steer(np.ones((3, 32)), 1.0)}}, "3 rows cannot go to resid_post.1 of a batch of 2"),
+        ({"edits": {"head_norm.1": Steer(np.ones(4), 1.0)}}, "head_norm.1 can only be read; edit z.1"),
         ({"edits": {"resid_post.7": Steer(np.ones(32), 1.0)}}, "past the last layer"),
     ],
 )

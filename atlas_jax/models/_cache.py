@@ -46,6 +46,21 @@ def init_cache(config: ModelConfig, rows: int, length: int, dtype: jnp.dtype) ->
     return tuple(layer(w) for w in config.windows)
 
 
+def grow(config: ModelConfig, caches: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
+    """The same caches with room for texts of up to ``length`` tokens; those that have it stay.
+
+    A ring may grow only before it has gone round, which is when it is shorter than its window.
+    """
+
+    def layer(cache: LayerCache, window: int | None) -> LayerCache:
+        more = max(0, window_or(window, length) - cache.position.shape[1])
+        pad = lambda x: jnp.pad(x, [(0, more if a == _slot_axis(x) else 0) for a in range(x.ndim)])
+        empty = jnp.pad(cache.position, ((0, 0), (0, more)), constant_values=-1)
+        return LayerCache(pad(cache.keys), pad(cache.values), empty)
+
+    return tuple(map(layer, caches, config.windows))
+
+
 def _put(old: Array, new: Array, slot: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis=_slot_axis(old))
 

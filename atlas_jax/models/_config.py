@@ -102,9 +102,12 @@ class ModelConfig:
     eos_ids: tuple[int, ...]
 
     def width(self, point: str) -> int:
-        """Features at a point: heads * head_dim for ``z``, the MLP's hidden size for ``mlp_*act``, else the model's."""
-        if point == "z":
-            return self.num_heads * self.head_dim
+        """Features at a point.
+
+        Heads * head_dim for ``z``, heads for ``head_norm``, the MLP's hidden size for ``mlp_*act``, else the model's.
+        """
+        if point in ("z", "head_norm"):
+            return self.num_heads * (self.head_dim if point == "z" else 1)
         return self.intermediate_size if point in ("mlp_act", "mlp_gate_act") else self.hidden_size
 
     @classmethod

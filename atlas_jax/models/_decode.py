@@ -7,12 +7,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.models._cache import LayerCache, init_cache
+from atlas_jax.models._cache import LayerCache, grow, init_cache
 from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._run import blocks, positions
 from atlas_jax.models._sampling import Sampling, argmax, sample
 from atlas_jax.models._taps import Taps
 from atlas_jax.types import Site, Tokens, Where
+
+# Decoding goes in stretches, each with a cache just long enough, so attention reads little that is still empty.
+STRETCHES = 4
+SHORTEST_STRETCH = 24
 
 
 class Request(NamedTuple):
@@ -52,13 +56,14 @@ class State(NamedTuple):
 @partial(jax.jit, static_argnames=("n", "greedy"))
 def complete(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
     """Read the prompts and generate ``n`` tokens, fewer when all rows end before."""
-    return _advance(decoder, request, _start(decoder, request, n, greedy), jnp.int32(n), greedy)
+    state = _start(decoder, request, n, greedy, room=0)
+    return _advance(decoder, request, state, jnp.int32(n), greedy)
 
 
 @partial(jax.jit, static_argnames=("n", "greedy"))
 def start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
     """Read the prompts and choose the first of ``n`` tokens."""
-    return _start(decoder, request, n, greedy)
+    return _start(decoder, request, n, greedy, room=n)
 
 
 @partial(jax.jit, static_argnames=("greedy",), donate_argnames=("state",))
@@ -67,7 +72,8 @@ def advance(decoder: Decoder, request: Request, state: State, until: Int[Array, 
     return _advance(decoder, request, state, until, greedy)
 
 
-def _start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
+def _start(decoder: Decoder, request: Request, n: int, greedy: bool, room: int) -> State:
+    """Caches have ``room`` for that many tokens after the prompt; :func:`_advance` makes more where it is needed."""
     rows, length = request.tokens.ids.shape
     position = positions(request.tokens)
     x = decoder.embed_tokens(request.tokens.ids)
@@ -77,13 +83,13 @@ def _start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
         jnp.int32(0),
         jnp.zeros(rows, jnp.int32),
         jnp.zeros(rows, bool),
-        init_cache(decoder.config, rows, length + n, x.dtype),
+        init_cache(decoder.config, rows, length + room, x.dtype),
     )
     return _step(decoder, request, state, x, position, jnp.int32(0), greedy)
 
 
 def _advance(decoder: Decoder, request: Request, state: State, until: Int[Array, ""], greedy: bool) -> State:
-    length = request.tokens.ids.shape[1]
+    length, n = request.tokens.ids.shape[1], state.ids.shape[1]
     prompt_length = _prompt_length(request)
 
     def body(state: State) -> State:
@@ -91,7 +97,12 @@ def _advance(decoder: Decoder, request: Request, state: State, until: Int[Array,
         position = (prompt_length + state.step - 1)[:, None]
         return _step(decoder, request, state, x, position, length + state.step - 1, greedy)
 
-    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), body, state)
+    stretch = max(SHORTEST_STRETCH, -(-n // STRETCHES))
+    for end in (*range(stretch, n, stretch), n):
+        state = state._replace(caches=grow(decoder.config, state.caches, length + end))
+        stop = jnp.minimum(until, end)
+        state = jax.lax.while_loop(lambda s, stop=stop: (s.step < stop) & ~s.done.all(), body, state)
+    return state
 
 
 def _step(

@@ -124,6 +124,8 @@ class Attention(nnx.Module):
         mask = visible(context.position, key_position, c.windows[self.layer])
         z = attend(q.astype(keys.dtype), keys, values, mask, c.query_scale, c.attn_softcap).astype(x.dtype)
         z = taps("z", self.layer, z.reshape(*x.shape[:2], -1))
+        heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
+        taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
         return taps("attn_out", self.layer, self.o_proj(z)), cache
 
 

@@ -138,11 +138,16 @@ def check_edits(config: ModelConfig, edits: Mapping[Site | str, Any], rows: int)
     """Parse the sites of the edits and check the widths and rows of those that state them.
 
     Raises:
-      AtlasError: as :func:`check_site`, for an edit of another width than its site, or for other rows than the batch.
+      AtlasError: as :func:`check_site`, for an edit of another width than its site, for other rows than the batch, or
+        at a point that can only be read.
     """
     checked = {}
     for name, edit in edits.items():
         site = check_site(config, name)
+        if site.point == "head_norm":
+            raise AtlasError(
+                f"{site} can only be read; edit z.{site.layer}, where a head has {config.head_dim} features"
+            )
         for one in (edit,) if callable(edit) else tuple(edit):
             width, there = getattr(one, "width", None), config.width(site.point)
             if width not in (None, there):
