@@ -63,12 +63,18 @@ def peer(model: torch.nn.Module, layers: torch.nn.ModuleList, rows: list, sites:
 
 
 def buckets(lengths: np.ndarray, budget: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """``(length, rows, places)``: multiples of 8 up to 112 and 128, as many rows as the token budget allows."""
+    """``(length, rows, places)``: multiples of 8 up to 112 and 128, as many rows as the token budget allows.
+
+    Rows that do not fill a batch go with the next longer ones.
+    """
     rounded = np.where(lengths > 112, 128, -(-lengths // 8) * 8)
+    left, longest = np.empty(0, int), rounded.max()
     for length in np.unique(rounded).tolist():
-        places = np.flatnonzero(rounded == length)
+        places = np.concatenate([left, np.flatnonzero(rounded == length)])
         height = budget // length
-        yield from ((length, height, places[i : i + height]) for i in range(0, len(places), height))
+        whole = len(places) if length == longest else len(places) // height * height
+        yield from ((length, height, places[i : min(i + height, whole)]) for i in range(0, whole, height))
+        left = places[whole:]
 
 
 @partial(jax.jit, static_argnames="sites")
