@@ -30,7 +30,8 @@ def pool_max(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
       >>> pool_max(x, jnp.array([[False, True, True]]))
       Pooled(values=Array([[2.]], dtype=float32), peak=Array([[2]], dtype=int32))
     """
-    return _at_peak(x, x, mask)
+    highest = jnp.max(jnp.where(mask[:, :, None], x, -jnp.inf), axis=1)  # no gather where the peak is not asked for
+    return Pooled(jnp.where(jnp.any(mask, axis=1)[:, None], highest, 0.0), _at_peak(x, x, mask).peak)
 
 
 def pool_absmax(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:

@@ -158,11 +158,16 @@ FAULTS = {
         "embedding scale": module_fault("Embedding", scale=32**0.5),
     },
     "llama": {f"no bias in {m}": without_bias(m) for m in ("q_proj", "o_proj", "gate_proj", "down_proj")},
+    "r1": {"theta": rope_fault(theta=60.0), "query scale": config_fault(query_scale=constant(0.2))},
     "mistral": {
         "no window": windows(lambda w: [None] * len(w)),
         "window of one more": windows(lambda w: [x + 1 for x in w]),
     },
     "qwen2": {f"no bias in {m}": without_bias(m) for m in ("q_proj", "k_proj", "v_proj")},
+    "qwen2_window": {
+        "no window": windows(lambda w: [None] * len(w)),
+        "window in every layer": windows(lambda w: [8] * len(w)),
+    },
     "qwen3": {
         "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
         "theta": rope_fault(theta=110.0),
