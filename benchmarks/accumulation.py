@@ -8,10 +8,7 @@ Each way runs in its own process, on the same float32 files, and reports its own
     python benchmarks/accumulation.py [--quick] [--out accumulation.json]
 """
 
-import argparse
 import json
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -126,9 +123,11 @@ def worker(way: str, folder: Path, times: int, sizes: dict) -> None:
     print(json.dumps({"seconds": min(seconds), "peak_bytes": peak * 1024, "warm_bytes": before * 1024}))
 
 
-def run(way: str, folder: Path, times: int, quick: bool) -> dict:
-    command = [sys.executable, __file__, "--worker", way, "--folder", str(folder), "--times", str(times)]
-    done = subprocess.run(command + ["--quick"] * quick, check=True, capture_output=True, text=True)
+def run(way: str, folder: Path, times: int, sizes: dict) -> dict:
+    job = {"way": way, "folder": str(folder), "times": times, "sizes": sizes}
+    done = subprocess.run(
+        [sys.executable, __file__, "--worker", json.dumps(job)], check=True, capture_output=True, text=True
+    )
     return json.loads(done.stdout)
 
 
@@ -171,31 +170,26 @@ def errors(folder: Path) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="small sizes")
-    parser.add_argument("--out", type=Path, help="write the JSON here too")
-    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--times", type=int, default=1, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    sizes = QUICK if arguments.quick else FULL
-    if arguments.worker:
-        worker(arguments.worker, arguments.folder, arguments.times, sizes)
+    """Measure, print and write; a worker's process imports nothing but what its own way needs."""
+    if sys.argv[1:2] == ["--worker"]:
+        job = json.loads(sys.argv[2])
+        worker(job["way"], Path(job["folder"]), job["times"], job["sizes"])
         return
+    import torch
+    from _common import arguments_of, machine, write
+
+    arguments = arguments_of(__doc__).parse_args()
+    sizes = QUICK if arguments.quick else FULL
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for times in (1, 4):
             write_data(folder, sizes, times)
-        longer = run("atlas_jax", folder, 4, arguments.quick)
-        ways = {way: run(way, folder, 1, arguments.quick) for way in WAYS}
+        longer = run("atlas_jax", folder, 4, sizes)
+        ways = {way: run(way, folder, 1, sizes) for way in WAYS}
         accuracy = errors(folder)
     floor = gemm_seconds(sizes)
     ours = ways["atlas_jax"]
-    report = {
-        "benchmark": "accumulation",
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": {"processor": platform.machine(), "cores": os.cpu_count()},
-        "versions": {name: __import__(name).__version__ for name in ("jax", "numpy", "torch")},
+    report = machine(np, torch) | {
         "sizes": sizes,
         "ways": ways,
         "four_times_the_samples": longer,
@@ -206,10 +200,8 @@ def main() -> None:
         "memory_growth_1x_to_4x": longer["peak_bytes"] / ours["peak_bytes"],
         "relative_error": accuracy,
     }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -6,23 +6,17 @@ transformers' own single batch, with the same tokens; in bfloat16 at least 7 tim
     python benchmarks/decoding.py [--quick] [--out decoding.json]
 """
 
-import argparse
-import json
-import os
-import platform
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import flax
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tokenizers
 import torch
 import transformers
+from _common import alternate, arguments_of, machine, matmul_ceiling, write
 
 import atlas_jax as aj
 
@@ -94,34 +88,6 @@ def ours(model: aj.LanguageModel, prompts: np.ndarray, direction: np.ndarray, la
     return lambda: aj.generate(model, rows, max_new_tokens=new, edits=edits).ids
 
 
-def alternate(ways: dict[str, Callable], repeats: int) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Median seconds of each way, all run in turn, and what each returned."""
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    results = {}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            start = time.perf_counter()
-            results[name] = way()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(s) for name, s in seconds.items()}, results
-
-
-def matmul_ceiling() -> float:
-    """Best float32 GFLOP/s of a square product here."""
-    n = 2048
-    x = jnp.ones((n, n))
-    product = jax.jit(lambda a, b: jnp.matmul(a.T, b, precision="highest"))
-    product(x, x).block_until_ready()
-    best = min(_seconds(lambda: product(x, x).block_until_ready()) for _ in range(8))
-    return 2 * n**3 / best / 1e9
-
-
-def _seconds(f: Callable) -> float:
-    start = time.perf_counter()
-    f()
-    return time.perf_counter() - start
-
-
 def measure(sizes: dict) -> dict:
     """Run all ways in turn on one random model."""
     rng, layer = np.random.default_rng(0), sizes["layers"] // 2
@@ -165,25 +131,15 @@ def summary(seconds: dict, results: dict, model: aj.LanguageModel, sizes: dict) 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__).parse_args()
     sizes = QUICK if arguments.quick else FULL
-    versions = {m.__name__: m.__version__ for m in (jax, flax, torch, transformers, np)}
-    machine = {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "date": time.strftime("%F"),
-    }
-    report = {"sizes": sizes, "versions": versions, "device": str(jax.devices()[0])} | machine | measure(sizes)
+    report = {"sizes": sizes} | machine(flax, torch, transformers, np) | measure(sizes)
     for name, row in report["ways"].items():
         print(
             f"{name:52s} {row['tokens_per_s']:8.0f} tokens/s {row['ratio']:6.2f}x "
             f"{row['same_tokens']:7.1%} same tokens {row['share_of_float32_ceiling']:5.0%} of the float32 ceiling"
         )
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2))
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

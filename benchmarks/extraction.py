@@ -7,13 +7,8 @@ neither with the number of captured layers nor with the number of batches.
     python benchmarks/extraction.py [--quick] [--out extraction.json]
 """
 
-import argparse
-import json
-import os
-import platform
 import resource
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -24,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from decoding import FULL as FULL_MODEL, QUICK as QUICK_MODEL, alternate, make_checkpoint, matmul_ceiling
+from _common import alternate, arguments_of, machine, matmul_ceiling, write
+from decoding import FULL as FULL_MODEL, QUICK as QUICK_MODEL, make_checkpoint
 
 import atlas_jax as aj
 from atlas_jax.models import forward
@@ -185,18 +181,9 @@ def summary(seconds: dict, rows: list, model: aj.LanguageModel, sizes: dict) -> 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
+    arguments = arguments_of(__doc__).parse_args()
     sizes = QUICK if arguments.quick else FULL
-    versions = {m.__name__: m.__version__ for m in (jax, flax, torch, transformers, np)}
-    machine = {
-        "machine": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "date": time.strftime("%F"),
-    }
-    report = {"sizes": sizes, "versions": versions, "device": str(jax.devices()[0])} | machine | measure(sizes)
+    report = {"sizes": sizes} | machine(flax, torch, transformers, np) | measure(sizes)
     for name, row in report["ways"].items():
         print(
             f"{name:48s} {row['useful_tokens_per_s']:8.0f} tokens/s {row['ratio']:6.2f}x "
@@ -205,8 +192,7 @@ def main() -> None:
     print("largest relative difference", report["largest_relative_difference"])
     print("MiB by captured layers", report["memory_mib_by_captured_layers"])
     print("MiB more after 20 repetitions", report["memory_growth_mib_over_20_repetitions"])
-    if arguments.out:
-        arguments.out.write_text(json.dumps(report, indent=2))
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,8 @@ zscore and softmax.
     python benchmarks/metrics.py [--quick] [--out metrics.json]
 """
 
-import argparse
 import json
-import os
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +17,7 @@ import scipy.special
 import scipy.stats
 import sklearn
 import torch
+from _common import alternate, arguments_of, machine, write
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from atlas_jax import metrics
@@ -32,12 +28,8 @@ QUICK = {"queries": 10, "samples": 100_000, "targets": 100, "features": 4096, "p
 
 def timed(function: Callable, repeats: int) -> tuple[float, object]:
     """Median seconds of ``repeats`` runs and the last result; the caller warms up."""
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = jax.block_until_ready(function())
-        seconds.append(time.perf_counter() - start)
-    return float(np.median(seconds)), result
+    seconds, results = alternate({"": function}, repeats)
+    return seconds[""], results[""]
 
 
 def scikit_learn(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -150,25 +142,14 @@ def retrieval_table(sizes: dict, rng: np.random.Generator) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the size, seconds instead of a minute")
-    parser.add_argument("--out", type=Path, help="write the numbers as JSON")
-    args = parser.parse_args()
-    sizes = QUICK if args.quick else FULL
+    """Measure, print and write."""
+    arguments = arguments_of(__doc__).parse_args()
+    sizes = QUICK if arguments.quick else FULL
     rng = np.random.default_rng(0)
-    report = {
-        "versions": {m.__name__: m.__version__ for m in (jax, np, sklearn, torch)}
-        | {"python": platform.python_version()},
-        "device": str(jax.devices()[0]),
-        "cpus": os.cpu_count(),
-        "sizes": sizes,
-        "detection": detection_table(sizes, rng),
-        "retrieval": retrieval_table(sizes, rng),
-    }
-    text = json.dumps(report, indent=2)
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n")
+    tables = {"detection": detection_table(sizes, rng), "retrieval": retrieval_table(sizes, rng)}
+    report = machine(np, sklearn, torch) | {"sizes": sizes} | tables
+    print(json.dumps(report, indent=1))
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ The share of sampled continuations in which the feature fires (the atlas is the 
 covariance and random translations of single features, on a run: ``python benchmarks/steering.py RUN --out FILE``.
 """
 
-import argparse
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
+from _common import arguments_of, machine, write
 
 from atlas_jax.experiments import expression_rates, steer
 from atlas_jax.metrics import faithfulness
@@ -21,12 +20,10 @@ STRENGTHS = (-40.0, 0.0, 10.0, 20.0, 40.0, 80.0)
 
 def main() -> None:
     """Measure and write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = arguments_of(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--site", default="resid_post.2")
     parser.add_argument("--features", type=int, default=20)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     alignment = Alignment.load(arguments.run)
     usable = np.flatnonzero((alignment.rate > 0.01) & (alignment.rate < 0.1))
@@ -47,14 +44,10 @@ def main() -> None:
         table = np.array([[r[s] for s in STRENGTHS] for r in rates])
         score = np.asarray(faithfulness(table, np.array(STRENGTHS)))
         rows.append({"method": method, "rates": table.mean(0).tolist(), "faithfulness": float(np.nanmean(score))})
-    found = {
-        "site": arguments.site, "features": chosen.tolist(), "prompts": len(PROMPTS), "strengths": STRENGTHS,
-        "rows": rows, "jax": jax.__version__,
-    }  # fmt: skip
-    text = json.dumps(found, indent=1)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
+    found = {"site": arguments.site, "features": chosen.tolist(), "prompts": len(PROMPTS), "strengths": STRENGTHS}
+    report = machine() | found | {"rows": rows}
+    print(json.dumps(report, indent=1))
+    write(report, arguments.out)
 
 
 if __name__ == "__main__":
