@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Int, Shaped
 
 BLOCK_BYTES = 64 * 2**20
 
@@ -64,7 +64,8 @@ def place(x: Shaped[Array | np.ndarray, "..."], mesh: Mesh | None, *axes: str | 
     sharding = spread(x.shape, mesh, *axes)
     if sharding is None or sharding.is_fully_addressable or mesh_of(x) is not None:
         return jax.device_put(x, sharding)
-    return jax.make_array_from_callback(x.shape, sharding, lambda index: np.asarray(x[index]))
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
 def row_blocks(
@@ -106,6 +107,6 @@ def to_host(x: Shaped[Array | np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
 
 
 @partial(jax.jit, static_argnames=("size", "mesh"))
-def _block(x: Shaped[Array, "n *d"], start: int, size: int, mesh: Mesh | None) -> Shaped[Array, "_ *d"]:
+def _block(x: Shaped[Array, "n *d"], start: int | Int[Array, ""], size: int, mesh: Mesh | None) -> Shaped[Array, "_ *d"]:
     block = jax.lax.dynamic_slice_in_dim(x, start, size)
     return block if mesh is None else jax.lax.with_sharding_constraint(block, NamedSharding(mesh, P()))
