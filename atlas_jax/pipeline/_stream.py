@@ -1,6 +1,6 @@
 """The streamed passes: both models, the SAE, the pooling and the statistics in one compiled step a batch shape."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -11,14 +11,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
-from atlas_jax.pipeline._plan import Plan, Rows, batches
+from atlas_jax.pipeline._fold import fold
+from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
 from atlas_jax.statistics import Lens, PassStatistics, TopK, lens_init, lens_update, selected_samples, update_pass
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
-
-Progress = Callable[[int, int, int], None]
-"""Called after every batch with sentences done, sentences in all, and tokens done."""
 
 
 class Fitted(NamedTuple):
@@ -33,58 +31,6 @@ class Fitted(NamedTuple):
     active: Int[Array, " d_c"]
 
 
-class Pass(NamedTuple):
-    """Sentences ready to stream through feature spaces: their token ids for every model, and the plan of the batches.
-
-    Attributes:
-      spaces: feature spaces; for an alignment, the subject and the atlas.
-      rows: the tokenized sentences.
-      plan: their batches.
-    """
-
-    spaces: tuple[FeatureSpace, ...]
-    rows: Rows
-    plan: Plan
-
-    @classmethod
-    def of(
-        cls,
-        spaces: Sequence[FeatureSpace],
-        texts: Sequence[str],
-        *,
-        first: int = 0,
-        max_length: int = 128,
-        token_budget: int = 4096,
-    ) -> "Pass":
-        """Tokenize sentences, numbered from ``first``, and plan their batches.
-
-        Raises:
-          AtlasError: if there is no sentence.
-        """
-        if not texts:
-            raise AtlasError("there is no sentence to stream; give some text")
-        limit = min(max_length, *(s.model.config.max_positions for s in spaces))
-        rows = Rows.of([s.model.tokenizer for s in spaces], texts, first, limit)
-        return cls(tuple(spaces), rows, Plan.of(rows.lengths, token_budget=token_budget))
-
-    def only(self, index: Int[np.ndarray, " n"]) -> "Pass":
-        """The same pass over some of its sentences, in the same batch shapes."""
-        keep = np.isin(self.rows.index, index)
-        places = np.cumsum(keep) - 1
-        shapes = [(length, height, p[keep[p]]) for length, height, p in self.plan.batches]
-        plan = Plan(tuple((length, height, places[p]) for length, height, p in shapes if len(p)))
-        return self._replace(rows=self.rows.take(np.flatnonzero(keep)), plan=plan)
-
-    def batches(self, progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
-        """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
-        done = tokens = 0
-        for part, batch in batches(self.plan, self.rows, [s.model.tokenizer for s in self.spaces]):
-            yield batch
-            done, tokens = done + len(part.index), tokens + part.tokens
-            if progress is not None:
-                progress(done, len(self.rows.index), tokens)
-
-
 def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progress: Progress | None = None) -> Fitted:
     """One pass over the fit half that serves every method that needs no second one.
 
@@ -96,8 +42,8 @@ def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progr
     subject, atlas = stream.spaces
     statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
     state = Fitted(statistics, jnp.zeros(atlas.width, jnp.int32))
-    for batch in stream.batches(progress):
-        state = jax.block_until_ready(_fit_step(state, subject, atlas, *batch))
+    step = lambda state, *tokens: _fit_step(state, subject, atlas, *tokens)
+    state = fold(stream, step, state, progress=progress)
     faults = state.statistics.faults
     if int(faults.rows):
         raise AtlasError(
@@ -122,9 +68,8 @@ def fit_lenses(stream: Pass, statistics: PassStatistics, progress: Progress | No
     tops = {site: statistics.statistics(site).top for site in statistics.sites}
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
-    for _, tokens in stream.only(selected_samples(*tops.values())).batches(progress):
-        lenses = jax.block_until_ready(_lens_step(lenses, atlas, tokens))
-    return lenses
+    selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
+    return fold(selected, lambda lenses, tokens: _lens_step(lenses, atlas, tokens), lenses, progress=progress)
 
 
 @partial(jax.jit, donate_argnames="lenses")
@@ -199,10 +144,8 @@ def _score_step(
 def top_sentences(stream: Pass, *, top_k: int, progress: Progress | None = None) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
-    top = _peaks(space, top_k)
-    for (tokens,) in stream.batches(progress):
-        top = jax.block_until_ready(_top_step(top, space, tokens))
-    return top.top
+    step = lambda top, tokens: _top_step(top, space, tokens)
+    return fold(stream, step, _peaks(space, top_k), progress=progress).top
 
 
 @partial(jax.jit, donate_argnames="top")
