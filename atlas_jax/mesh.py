@@ -68,6 +68,11 @@ def place(x: Shaped[Array | np.ndarray, "..."], mesh: Mesh | None, *axes: str | 
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
 
+def everywhere(tree: Any, mesh: Mesh | None) -> Any:
+    """Inside a jitted function: the same arrays, whole on every device, so that every process can read them."""
+    return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
+
+
 def row_blocks(
     x: Shaped[Array | np.ndarray, "n *d"], block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Shaped[np.ndarray, "_ *d"]]:
@@ -107,6 +112,8 @@ def to_host(x: Shaped[Array | np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
 
 
 @partial(jax.jit, static_argnames=("size", "mesh"))
-def _block(x: Shaped[Array, "n *d"], start: int | Int[Array, ""], size: int, mesh: Mesh | None) -> Shaped[Array, "_ *d"]:
+def _block(
+    x: Shaped[Array, "n *d"], start: int | Int[Array, ""], size: int, mesh: Mesh | None
+) -> Shaped[Array, "_ *d"]:
     block = jax.lax.dynamic_slice_in_dim(x, start, size)
     return block if mesh is None else jax.lax.with_sharding_constraint(block, NamedSharding(mesh, P()))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from safetensors.numpy import load_file, save_file
 
 from atlas_jax.artifacts import RUN, directory_hash, read_json, write_json
@@ -146,13 +147,14 @@ class Pair(NamedTuple):
     sources: dict[str, Any]
 
 
-def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings) -> Pair:
+def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, mesh: Mesh | None = None) -> Pair:
     """Load both models and check the settings against them.
 
     Args:
       subject: the subject model's directory or hub name.
       atlas: the atlas's directory or hub name.
       settings: sites, methods and pooling.
+      mesh: what the parameters are spread over, and everything that is computed with them.
 
     Raises:
       AtlasError: for anything wrong with a path, a model, a site, a method or the pooling.
@@ -160,8 +162,8 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings) -
     needs_of(settings.methods)
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
-    spaces = Subject.of(LanguageModel.from_pretrained(paths["subject"]), settings.sites, settings.pooling)
-    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"]), sources)
+    spaces = Subject.of(LanguageModel.from_pretrained(paths["subject"], mesh=mesh), settings.sites, settings.pooling)
+    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], mesh=mesh), sources)
 
 
 def align(pair: Pair, corpus: Corpus, settings: AlignSettings, *, stage: Stage = silent) -> Alignment:

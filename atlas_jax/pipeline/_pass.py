@@ -5,11 +5,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import mesh_of
 from atlas_jax.pipeline._place import place
 from atlas_jax.pipeline._plan import Block, Grid
+from atlas_jax.pipeline._share import common_plan, share_of_places
+from atlas_jax.processes import Share
 from atlas_jax.types import FeatureSpace, Tokens
 
 BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
@@ -38,7 +42,9 @@ class Cursor(NamedTuple):
 class Pass(NamedTuple):
     """Sentences to stream through feature spaces. Nothing of them is held but a block or two.
 
-    The batches depend on the sentences and the options alone: they are the same on every run, and from every cursor.
+    The batches depend on the sentences, the options and the mesh alone: they are the same on every run, and from every
+    cursor. Where the mesh spans several processes, each reads and tokenizes every so-manieth sentence of a block, its
+    share of the rows of every batch; the sentences that decide the batch shapes are read by all.
 
     Attributes:
       spaces: feature spaces; for an alignment, the subject and the atlas.
@@ -73,7 +79,7 @@ class Pass(NamedTuple):
           texts: the sentences, numbered from ``first``.
           first: sentence id of the first of them.
           max_length: tokens at which sentences are cut; no more than every model can read.
-          token_budget: tokens of a batch, for each model.
+          token_budget: tokens of a batch, for each model and each device along "data" of a mesh.
 
         Raises:
           AtlasError: if there is no sentence.
@@ -85,12 +91,20 @@ class Pass(NamedTuple):
         sample = [texts[i] for i in places.tolist()]
         lengths = Block.of([s.model.tokenizer for s in spaces], sample, places, limit).lengths
         longest = limit if len(places) < len(texts) else int(lengths.max())
-        return cls(tuple(spaces), texts, first, None, limit, Grid.of(lengths, longest, token_budget=token_budget))
+        mesh = mesh_of(spaces)
+        data = 1 if mesh is None else mesh.shape["data"]
+        grid = Grid.of(lengths, longest, token_budget=token_budget * data, multiple=data)
+        return cls(tuple(spaces), texts, first, None, limit, grid)
 
     def only(self, index: Int[np.ndarray, " n"]) -> "Pass":
         """The same pass over some of its sentences, given by their ids, in the same batch shapes."""
         wanted = np.unique(index) - self.first
         return self._replace(places=wanted[(wanted >= 0) & (wanted < len(self.texts))])
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh that the spaces' parameters lie on, and the batches with them."""
+        return mesh_of(self.spaces)
 
     @property
     def size(self) -> int:
@@ -107,15 +121,15 @@ class Pass(NamedTuple):
 
     def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Tokens, ...]]]:
         """The batches from a cursor on, each with the cursor behind it."""
-        tokenizers = tuple(s.model.tokenizer for s in self.spaces)
+        tokenizers, share = tuple(s.model.tokenizer for s in self.spaces), Share.of(self.mesh)
         at = start or Cursor()
         skip = at.batch
         for number, block in self._blocks(at.block):
-            plan, tokens = self.grid.plan(block.lengths), sum(ids.lengths for ids in block.ids)
+            plan, sizes = common_plan(block, self.grid, share)
             for i, batch in enumerate(plan[skip:], skip):
                 where = (number, i + 1) if i + 1 < len(plan) else (number + 1, 0)
-                at = Cursor(*where, at.sentences + len(batch.places), at.tokens + int(tokens[batch.places].sum()))
-                yield at, place(block, batch, tokenizers)
+                at = Cursor(*where, at.sentences + int(sizes[i, 0]), at.tokens + int(sizes[i, 1]))
+                yield at, place(block, batch, tokenizers, self.mesh)
             skip = 0
 
     def _blocks(self, start: int) -> Iterator[tuple[int, Block]]:
@@ -129,7 +143,7 @@ class Pass(NamedTuple):
 
     def _block(self, number: int) -> Block:
         span = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
-        places = span if self.places is None else self.places[span]
+        places = share_of_places(span if self.places is None else self.places[span], Share.of(self.mesh))
         texts = [self.texts[i] for i in places.tolist()]
         index = (places + self.first).astype(np.int32)
         return Block.of([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)

@@ -7,14 +7,25 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import everywhere, to_host
 from atlas_jax.pipeline._fold import fold
 from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
-from atlas_jax.statistics import Lens, PassStatistics, TopK, lens_init, lens_update, selected_samples, update_pass
+from atlas_jax.statistics import (
+    Lens,
+    PassStatistics,
+    TopK,
+    lens_init,
+    lens_update,
+    on_mesh,
+    selected_samples,
+    update_pass,
+)
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
@@ -40,9 +51,11 @@ def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progr
       AtlasError: if an activation is not finite, naming the sentence.
     """
     subject, atlas = stream.spaces
-    statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
-    state = Fitted(statistics, jnp.zeros(atlas.width, jnp.int32))
-    step = lambda state, *tokens: _fit_step(state, subject, atlas, *tokens)
+    empty = lambda: Fitted(
+        PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k), jnp.zeros(atlas.width, jnp.int32)
+    )
+    state = on_mesh(empty, stream.mesh)
+    step = lambda state, *tokens: _fit_step(state, subject, atlas, *tokens, mesh=stream.mesh)
     state = fold(stream, step, state, progress=progress)
     faults = state.statistics.faults
     if int(faults.rows):
@@ -53,14 +66,16 @@ def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progr
     return state
 
 
-@partial(jax.jit, donate_argnames="state")
-def _fit_step(state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
+@partial(jax.jit, donate_argnames="state", static_argnames="mesh")
+def _fit_step(
+    state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens, *, mesh: Mesh | None
+) -> Fitted:
     a_c = atlas.encode(tokens_c)[atlas.site]
     real = tokens_s.index >= 0
     weight = real.astype(jnp.float32)
-    statistics = update_pass(state.statistics, subject.encode(tokens_s), a_c, weight, tokens_s.index)
+    statistics = update_pass(state.statistics, subject.encode(tokens_s), a_c, weight, tokens_s.index, mesh=mesh)
     active = jnp.sum((a_c > 0) & real[:, None], axis=0, dtype=jnp.int32)
-    return Fitted(statistics, state.active + active)
+    return Fitted(statistics, everywhere(state.active + active, mesh))
 
 
 def fit_lenses(stream: Pass, statistics: PassStatistics, progress: Progress | None = None) -> dict[Site, Lens]:
@@ -69,13 +84,15 @@ def fit_lenses(stream: Pass, statistics: PassStatistics, progress: Progress | No
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
     selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
-    return fold(selected, lambda lenses, tokens: _lens_step(lenses, atlas, tokens), lenses, progress=progress)
+    return fold(
+        selected, lambda lenses, tokens: _lens_step(lenses, atlas, tokens, mesh=stream.mesh), lenses, progress=progress
+    )
 
 
-@partial(jax.jit, donate_argnames="lenses")
-def _lens_step(lenses: dict[Site, Lens], atlas: ConceptAtlas, tokens: Tokens) -> dict[Site, Lens]:
+@partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
+def _lens_step(lenses: dict[Site, Lens], atlas: ConceptAtlas, tokens: Tokens, *, mesh: Mesh | None) -> dict[Site, Lens]:
     a_c = atlas.encode(tokens)[atlas.site]
-    return {site: lens_update(lens, tokens.index, a_c) for site, lens in lenses.items()}
+    return {site: lens_update(lens, tokens.index, a_c, mesh=mesh) for site, lens in lenses.items()}
 
 
 class Scored(NamedTuple):
@@ -110,20 +127,20 @@ def score_sentences(
       progress: called after every batch.
     """
     subject, atlas = stream.spaces
-    top = _peaks(subject, top_k)
+    top = _peaks(subject, top_k, stream.mesh)
     unit = {site: _unit(d) for site, d in directions.items()}
     parts: list[tuple[np.ndarray, dict[Site, np.ndarray], np.ndarray]] = []
     for batch in stream.batches(progress):
-        top, scores, positive = _score_step(top, subject, atlas, unit, jnp.asarray(features), *batch)
-        parts.append((np.asarray(batch[0].index), jax.tree.map(np.asarray, scores), np.asarray(positive)))
+        top, found = _score_step(top, subject, atlas, unit, jnp.asarray(features), *batch, mesh=stream.mesh)
+        parts.append(jax.tree.map(np.asarray, found))
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index)[np.sum(index < 0) :]
     gather = lambda arrays: np.ascontiguousarray(np.concatenate(arrays)[order].T)
     scores = {site: gather([p[1][site] for p in parts]) for site in directions}
-    return Scored(scores, gather([p[2] for p in parts]), top.top)
+    return Scored(scores, gather([p[2] for p in parts]), jax.tree.map(to_host, top.top))
 
 
-@partial(jax.jit, donate_argnames="top")
+@partial(jax.jit, donate_argnames="top", static_argnames="mesh")
 def _score_step(
     top: PassStatistics,
     subject: Subject,
@@ -132,49 +149,55 @@ def _score_step(
     features: Int[Array, " q"],
     tokens_s: Tokens,
     tokens_c: Tokens,
-) -> tuple[PassStatistics, dict[Site, Float[Array, "b r"]], Bool[Array, "b q"]]:
+    *,
+    mesh: Mesh | None,
+) -> tuple[PassStatistics, tuple[Int[Array, " b"], dict[Site, Float[Array, "b r"]], Bool[Array, "b q"]]]:
     pooled = subject.pooled(tokens_s)
     scores = {
         site: jnp.matmul(_unit(pooled[site].values), d.T, precision=jax.lax.Precision.HIGHEST)
         for site, d in unit.items()
     }
-    return _add_peaks(top, pooled, tokens_s), scores, atlas.encode(tokens_c)[atlas.site][:, features] > 0
+    fires = atlas.encode(tokens_c)[atlas.site][:, features] > 0
+    return _add_peaks(top, pooled, tokens_s, mesh), everywhere((tokens_s.index, scores, fires), mesh)
 
 
 def top_sentences(stream: Pass, *, top_k: int, progress: Progress | None = None) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
-    step = lambda top, tokens: _top_step(top, space, tokens)
-    return fold(stream, step, _peaks(space, top_k), progress=progress).top
+    step = lambda top, tokens: _top_step(top, space, tokens, mesh=stream.mesh)
+    return jax.tree.map(to_host, fold(stream, step, _peaks(space, top_k, stream.mesh), progress=progress).top)
 
 
-@partial(jax.jit, donate_argnames="top")
-def _top_step(top: PassStatistics, space: FeatureSpace, tokens: Tokens) -> PassStatistics:
-    return _add_peaks(top, space.pooled(tokens), tokens)
+@partial(jax.jit, donate_argnames="top", static_argnames="mesh")
+def _top_step(top: PassStatistics, space: FeatureSpace, tokens: Tokens, *, mesh: Mesh | None) -> PassStatistics:
+    return _add_peaks(top, space.pooled(tokens), tokens, mesh)
 
 
 def pooled_activations(stream: Pass) -> dict[Site, Float[np.ndarray, "n d"]]:
     """Pooled activations of every sentence of a pass over one space, held whole: for small sets, never for fitting."""
     (space,) = stream.spaces
-    parts = [jax.device_get((tokens.index, _encode(space, tokens))) for (tokens,) in stream.batches()]
+    parts = [jax.device_get(_encode(space, tokens, mesh=stream.mesh)) for (tokens,) in stream.batches()]
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index, kind="stable")[np.sum(index < 0) :]
     return {site: np.concatenate([p[1][site] for p in parts])[order] for site in space.widths}
 
 
-@jax.jit
-def _encode(space: FeatureSpace, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
-    return space.encode(tokens)
+@partial(jax.jit, static_argnames="mesh")
+def _encode(
+    space: FeatureSpace, tokens: Tokens, *, mesh: Mesh | None
+) -> tuple[Int[Array, " b"], dict[Site, Float[Array, "b d"]]]:
+    return everywhere((tokens.index, space.encode(tokens)), mesh)
 
 
-def _peaks(space: FeatureSpace, top_k: int) -> PassStatistics:
-    return PassStatistics.init(["top_k"], space.widths, 1, top_k=top_k, peaks=True)
+def _peaks(space: FeatureSpace, top_k: int, mesh: Mesh | None) -> PassStatistics:
+    return PassStatistics.init(["top_k"], space.widths, 1, top_k=top_k, peaks=True, mesh=mesh)
 
 
-def _add_peaks(top: PassStatistics, pooled: dict[Site, Pooled], tokens: Tokens) -> PassStatistics:
+def _add_peaks(top: PassStatistics, pooled: dict[Site, Pooled], tokens: Tokens, mesh: Mesh | None) -> PassStatistics:
     weight = (tokens.index >= 0).astype(jnp.float32)
     values = {site: p.values for site, p in pooled.items()}
-    return update_pass(top, values, weight[:, None], weight, tokens.index, {s: p.peak for s, p in pooled.items()})
+    peaks = {site: p.peak for site, p in pooled.items()}
+    return update_pass(top, values, weight[:, None], weight, tokens.index, peaks, mesh=mesh)
 
 
 def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -79,7 +79,7 @@ def _update_pass(
     sums, low = absorb(state.sums, state.low, chunk, chunk_low)
     top = None
     if state.top is not None:
-        where = {} if positions is None else positions
+        where = {site: _whole_rows(x, mesh, "data") for site, x in (positions or {}).items()}
         top = {s: top_update(state.top[s], acts[s], keep, index, where.get(s)) for s in state.sites}
     faults = _record(state.faults, offered & ~keep, index)
     return _laid_out(PassStatistics(sums, low, top, state.seen + a_c.shape[0], faults), mesh)
