@@ -110,6 +110,11 @@ def gather(x: Num[np.ndarray, "*n"]) -> Num[np.ndarray, "p *n"]:
     return np.asarray(multihost_utils.process_allgather(x)).reshape(jax.process_count(), *x.shape)
 
 
+def wait(point: str) -> None:
+    """Go on when all processes have come to the point of this name."""
+    multihost_utils.sync_global_devices(point)
+
+
 def global_rows(tree: Any, mesh: Mesh) -> Any:
     """Arrays of which each process has its :class:`Share` of the rows, as arrays over "data" of the mesh."""
     rows = NamedSharding(mesh, P("data"))

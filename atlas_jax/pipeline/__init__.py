@@ -6,9 +6,11 @@ from atlas_jax.pipeline._alignment import (
     Pair as Pair,
     Stage as Stage,
     align as align,
+    fingerprint as fingerprint,
     load_pair as load_pair,
     silent as silent,
 )
+from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
 from atlas_jax.pipeline._fold import fold as fold
 from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress
 from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged

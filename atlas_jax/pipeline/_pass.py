@@ -113,7 +113,7 @@ class Pass(NamedTuple):
 
     def batches(self, progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
         """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
-        report = progress or _silent
+        report = progress or unreported
         report(0, self.size, 0)
         for after, batch in self.steps():
             yield batch
@@ -149,5 +149,5 @@ class Pass(NamedTuple):
         return Block.of([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)
 
 
-def _silent(done: int, total: int, tokens: int) -> None:
-    pass
+def unreported(done: int, total: int, tokens: int) -> None:
+    """Progress that nobody watches."""

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import everywhere, to_host
+from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._fold import fold
 from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
@@ -29,6 +30,8 @@ from atlas_jax.statistics import (
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
+LEFT_OUT = 64  # more sentences than these that are not finite stop a run
+
 
 class Fitted(NamedTuple):
     """What a fitting pass leaves behind.
@@ -36,57 +39,96 @@ class Fitted(NamedTuple):
     Attributes:
       statistics: of every subject site against the atlas.
       active: sentences in which each atlas feature fired.
+      left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
     """
 
     statistics: PassStatistics
     active: Int[Array, " d_c"]
+    left_out: Int[Array, " f"]
+
+    @property
+    def faulty(self) -> list[int]:
+        """The sentences left out, ascending."""
+        return sorted(i for i in self.left_out.tolist() if i >= 0)
 
 
-def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progress: Progress | None = None) -> Fitted:
+def fit_statistics(
+    stream: Pass,
+    needs: Iterable[str],
+    *,
+    top_k: int = 10,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
     """One pass over the fit half that serves every method that needs no second one.
 
-    Only statistics leave the compiled step; no activation does.
+    Only statistics leave the compiled step; no activation does. A few sentences with activations that are not finite
+    are left out and named; more of them stop the pass, for then it is the model and not the sentences.
+
+    Args:
+      stream: the fit half, through subject and atlas.
+      needs: names of statistics, see :data:`atlas_jax.types_statistics.NEEDS`.
+      top_k: how many activations per subject feature the need ``"top_k"`` keeps.
+      progress: called after every batch.
+      checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
 
     Raises:
-      AtlasError: if an activation is not finite, naming the sentence.
+      AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
+        as :func:`fold`.
     """
     subject, atlas = stream.spaces
-    empty = lambda: Fitted(
-        PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k), jnp.zeros(atlas.width, jnp.int32)
-    )
-    state = on_mesh(empty, stream.mesh)
-    step = lambda state, *tokens: _fit_step(state, subject, atlas, *tokens, mesh=stream.mesh)
-    state = fold(stream, step, state, progress=progress)
-    faults = state.statistics.faults
-    if int(faults.rows):
-        raise AtlasError(
-            f"{int(faults.rows)} sentences gave activations that are not finite, the first of them sentence "
-            f"{int(faults.first)}; use float32, or leave these sentences out"
-        )
+
+    def empty() -> Fitted:
+        statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
+        return Fitted(statistics, jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32))
+
+    def step(state: Fitted, *tokens: Tokens) -> Fitted:
+        _check_finite(state)
+        return _fit_step(state, subject, atlas, *tokens, mesh=stream.mesh)
+
+    state = fold(stream, step, on_mesh(empty, stream.mesh), name="fit", progress=progress, checkpoints=checkpoints)
+    _check_finite(state)
     return state
+
+
+def _check_finite(state: Fitted) -> None:
+    if (rows := int(state.statistics.faults.rows)) > LEFT_OUT:
+        first = ", ".join(map(str, state.faulty[:8]))
+        raise AtlasError(
+            f"{rows} sentences so far gave activations that are not finite, among them sentences {first}; "
+            "use float32, or check the model and the SAE"
+        )
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="mesh")
 def _fit_step(
     state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens, *, mesh: Mesh | None
 ) -> Fitted:
-    a_c = atlas.encode(tokens_c)[atlas.site]
+    a_s, a_c = subject.encode(tokens_s), atlas.encode(tokens_c)[atlas.site]
     real = tokens_s.index >= 0
     weight = real.astype(jnp.float32)
-    statistics = update_pass(state.statistics, subject.encode(tokens_s), a_c, weight, tokens_s.index, mesh=mesh)
-    active = jnp.sum((a_c > 0) & real[:, None], axis=0, dtype=jnp.int32)
-    return Fitted(statistics, everywhere(state.active + active, mesh))
+    statistics = update_pass(state.statistics, a_s, a_c, weight, tokens_s.index, mesh=mesh)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
+    active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
+    faulty = real & ~finite
+    place = state.statistics.faults.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
+    left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(tokens_s.index, mode="drop")
+    return Fitted(statistics, *everywhere((state.active + active, left_out), mesh))
 
 
-def fit_lenses(stream: Pass, statistics: PassStatistics, progress: Progress | None = None) -> dict[Site, Lens]:
+def fit_lenses(
+    stream: Pass,
+    statistics: PassStatistics,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[Site, Lens]:
     """SemanticLens' second pass (Eq. 9), over the selected sentences alone."""
     tops = {site: statistics.statistics(site).top for site in statistics.sites}
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
     selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
-    return fold(
-        selected, lambda lenses, tokens: _lens_step(lenses, atlas, tokens, mesh=stream.mesh), lenses, progress=progress
-    )
+    step = lambda lenses, tokens: _lens_step(lenses, atlas, tokens, mesh=stream.mesh)
+    return fold(selected, step, lenses, name="second", progress=progress, checkpoints=checkpoints)
 
 
 @partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
