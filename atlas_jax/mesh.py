@@ -48,11 +48,13 @@ def spread(shape: tuple[int, ...], mesh: Mesh | None, *axes: str | None) -> Name
 
     Example:
       >>> spread((16, 3), make_mesh(), "data", "model").spec, spread((7,), make_mesh(), "data").spec
-      (P('data', 'model'), P(None,))
+      (P('data', 'model'), P())
     """
     if mesh is None:
         return None
-    even = (axis if axis and n % mesh.shape[axis] == 0 else None for axis, n in zip(axes, shape, strict=False))
+    even = [axis if axis and n % mesh.shape[axis] == 0 else None for axis, n in zip(axes, shape, strict=False)]
+    while even and even[-1] is None:
+        even.pop()
     return NamedSharding(mesh, P(*even))
 
 

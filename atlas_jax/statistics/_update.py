@@ -145,7 +145,11 @@ def _whole_rows(x: Shaped[Matrix, "b *d"], mesh: Mesh | None, axis: str | None =
     A batch has far fewer rows than a matrix of statistics, so moving rows is cheaper than adding up matrices.
     """
     x = jnp.asarray(x)
-    return x if mesh is None else jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, None, axis))
+    if mesh is None:
+        return x
+    if axis == "model":  # columns first: a slice and then a gathering, where one step would gather everything
+        x = jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, "data", axis))
+    return jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, None, axis))
 
 
 def _laid_out(state: PassStatistics, mesh: Mesh | None) -> PassStatistics:
