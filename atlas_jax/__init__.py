@@ -56,7 +56,17 @@ _HOMES = {
     "types": ("Run", "Site", "Tokens"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = {*_HOMES, "artifacts", "bundled", "experiments", "metrics", "pooling", "translators"}
+_MODULES = {
+    *_HOMES,
+    "artifacts",
+    "bundled",
+    "experiments",
+    "metrics",
+    "pooling",
+    "processes",
+    "tensor_file",
+    "translators",
+}
 
 __all__ = [*_HOME, "labels", "metrics", "models", "translators"]  # noqa: PLE0604 - the names above, loaded when used
 

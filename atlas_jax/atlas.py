@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
@@ -49,8 +50,15 @@ class ConceptAtlas:
     pooling: str = dataclasses.field(default="max", metadata={"static": True})
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, *, dtype: str = "float32") -> "ConceptAtlas":
+    def from_pretrained(
+        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+    ) -> "ConceptAtlas":
         """Load an atlas directory: ``atlas.json`` names the model, the SAE, its site and the labels.
+
+        Args:
+          directory: where it is.
+          dtype: of the model's parameters and activations.
+          mesh: a mesh with an axis "model" to shard the parameters over.
 
         Raises:
           AtlasError: for a missing or damaged part, or parts that do not fit each other.
@@ -65,8 +73,8 @@ class ConceptAtlas:
         except (json.JSONDecodeError, KeyError) as e:
             raise AtlasError(f"{path} is damaged ({e!r}); build the atlas again") from e
         return cls.of(
-            LanguageModel.from_pretrained(_part(directory, model), dtype=dtype),
-            SparseAutoencoder.from_pretrained(_part(directory, sae)),
+            LanguageModel.from_pretrained(_part(directory, model), dtype=dtype, mesh=mesh),
+            SparseAutoencoder.from_pretrained(_part(directory, sae), mesh=mesh),
             site,
             Labels.load(_part(directory, labels)),
         )

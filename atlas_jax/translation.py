@@ -14,9 +14,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import mesh_of, place
+from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 from atlas_jax.types_statistics import Statistics
@@ -83,11 +85,15 @@ class Translation:
     ) -> "Translation":
         """Solve by a method of the registry, its options included, and keep the means of the corpus.
 
+        The matrix lies on the mesh of the statistics where they have one: rows over "data", columns over "model".
+
         Raises:
           AtlasError: for an unknown method, or statistics that lack what it needs.
         """
         needs_of([method])
         matrix, certificate = METHODS[method].solve(stats, **options)
+        if mesh := mesh_of(stats):
+            matrix = place(matrix, mesh, "data", "model")
         means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
         return cls(matrix, *means, method, site, certificate, metadata or {})
 
@@ -144,16 +150,30 @@ class Translation:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
         return _ranked(_unit(self.matrix[feature]), k)
 
-    def save_pretrained(self, directory: str | os.PathLike) -> Path:
+    def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "float32") -> Path:
         """Write ``translation.safetensors`` and ``translation.json``; neither is ever seen half-written.
 
+        A matrix on a mesh is written in blocks of rows. In a run of several processes all must call this, and
+        process 0 writes.
+
+        Args:
+          directory: where to.
+          dtype: of the stored matrix, "float32" or "bfloat16"; the means are float32 always, and so is all that is
+            read back.
+
         Raises:
-          AtlasError: if the directory cannot be written.
+          AtlasError: if the directory cannot be written, or for another dtype.
         """
+        check_stored_dtype(dtype)
         directory = Path(directory)
+        dtypes = {"matrix": dtype, "mean_subject": "float32", "mean_atlas": "float32"}
+        tensors = {name: jnp.asarray(getattr(self, name), jnp.dtype(d)) for name, d in dtypes.items()}
+        if jax.process_index() != 0:
+            write_tensors(os.devnull, tensors)
+            return directory
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            digest = _replace(directory / TENSORS, lambda path: save_file(self._tensors(), path))
+            digest = _replace(directory / TENSORS, lambda path: write_tensors(path, tensors))
             record = {
                 "format": 1,
                 "method": self.method,
@@ -183,7 +203,7 @@ class Translation:
         try:
             record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             tensors = load_file(directory / TENSORS)
-            arrays = [jnp.asarray(tensors[name]) for name in ("matrix", "mean_subject", "mean_atlas")]
+            arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
             site = None if record["site"] is None else Site.parse(record["site"])
             known = record["method"], site, record["certificate"], record["metadata"]
             intact = record["sha256"] == _digest(directory / TENSORS)
@@ -193,9 +213,15 @@ class Translation:
             raise AtlasError(f"{TENSORS} in '{directory}' is not the file that {RECORD} describes; save it again")
         return cls(*arrays, *known)
 
-    def _tensors(self) -> dict[str, Float[np.ndarray, "..."]]:
-        names = ("matrix", "mean_subject", "mean_atlas")
-        return {name: np.ascontiguousarray(np.asarray(getattr(self, name), np.float32)) for name in names}
+
+def check_stored_dtype(dtype: str) -> None:
+    """Refuse a dtype that translations are not stored in.
+
+    Raises:
+      AtlasError: for any but "float32" and "bfloat16".
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise AtlasError(f"a translation is stored in float32 or bfloat16, not in '{dtype}'")
 
 
 @jax.jit

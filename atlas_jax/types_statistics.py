@@ -5,14 +5,16 @@ stay zero). All second moments are centred; the uncentred product is ``centred +
 Every number is float32 and has a twin under ``low`` that holds what the addition rounded away.
 """
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import spread
 
 NEEDS: dict[str, str] = {
     "cross": "centred A_s^T A_c of the raw rows",
@@ -128,7 +130,16 @@ class Statistics(NamedTuple):
     lens: Lens | None = None
 
     @classmethod
-    def init(cls, needs: Iterable[str], d_s: int, d_c: int, *, top_k: int = 10, peaks: bool = False) -> "Statistics":
+    def init(
+        cls,
+        needs: Iterable[str],
+        d_s: int,
+        d_c: int,
+        *,
+        top_k: int = 10,
+        peaks: bool = False,
+        mesh: Mesh | None = None,
+    ) -> "Statistics":
         """Empty statistics that hold what ``needs`` names (see :data:`NEEDS`).
 
         Args:
@@ -137,11 +148,12 @@ class Statistics(NamedTuple):
           d_c: atlas width.
           top_k: how many activations per subject feature the need ``"top_k"`` keeps.
           peaks: carry a token position beside each of them.
+          mesh: lay the statistics out on this mesh as :func:`layout` says; every update keeps that.
 
         Raises:
           AtlasError: for an unknown need.
         """
-        return PassStatistics.init(needs, {"": d_s}, d_c, top_k=top_k, peaks=peaks).statistics("")
+        return PassStatistics.init(needs, {"": d_s}, d_c, top_k=top_k, peaks=peaks, mesh=mesh).statistics("")
 
 
 class PassStatistics(NamedTuple):
@@ -168,30 +180,18 @@ class PassStatistics(NamedTuple):
 
     @classmethod
     def init(
-        cls, needs: Iterable[str], widths: Mapping[Any, int], d_c: int, *, top_k: int = 10, peaks: bool = False
+        cls,
+        needs: Iterable[str],
+        widths: Mapping[Any, int],
+        d_c: int,
+        *,
+        top_k: int = 10,
+        peaks: bool = False,
+        mesh: Mesh | None = None,
     ) -> "PassStatistics":
         """Empty statistics for subject sites of the given widths; arguments as in :meth:`Statistics.init`."""
         needs = _checked(needs)
-        unit = any(need.startswith("unit_") for need in needs)
-        sums = Sums(
-            weight=jnp.zeros((), jnp.float32),
-            atlas=_side(d_c, "atlas_gram", needs, unit),
-            subjects={site: _side(d_s, "subject_gram", needs, unit) for site, d_s in widths.items()},
-            crosses={
-                site: Cross(
-                    jnp.zeros((d_s, d_c), jnp.float32) if "cross" in needs else None,
-                    jnp.zeros((d_s, d_c), jnp.float32) if "unit_cross" in needs else None,
-                )
-                for site, d_s in widths.items()
-            },
-        )
-        return cls(
-            sums=sums,
-            low=jax.tree.map(jnp.zeros_like, sums),
-            top={site: _top(d_s, top_k, peaks) for site, d_s in widths.items()} if "top_k" in needs else None,
-            seen=jnp.zeros((), jnp.int32),
-            faults=Faults(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)),
-        )
+        return on_mesh(lambda: _empty(needs, widths, d_c, top_k, peaks), mesh)
 
     @property
     def sites(self) -> tuple[Any, ...]:
@@ -211,11 +211,64 @@ class PassStatistics(NamedTuple):
         return Statistics(*view(self.sums), top, self.seen, self.faults, view(self.low))
 
 
+def layout(state: Any, mesh: Mesh) -> Any:
+    """How statistics, or a pytree that holds some, lie on a ``("data", "model")`` mesh: a sharding for every array.
+
+    Matrices (cross products, Gram matrices and what their rounding left, the sums of :class:`Lens`) have their rows
+    over "data" and their columns over "model"; top-k lists have their rows over "data"; vectors and scalars are
+    whole on every device. An axis that does not divide evenly is kept whole.
+
+    Example:
+      >>> from atlas_jax.mesh import make_mesh
+      >>> stats = jax.eval_shape(lambda: Statistics.init(["cross", "top_k"], 16, 32))
+      >>> where = layout(stats, make_mesh(model=2))
+      >>> where.cross.raw.spec, where.atlas.raw.mean.spec, where.top.index.spec
+      (P('data', 'model'), P(), P('data',))
+    """
+    rows = lambda x: spread(x.shape, mesh, "data")
+    matrix = lambda x: spread(x.shape, mesh, *(("data", "model") if x.ndim == 2 else ()))
+
+    def place(x: Any) -> Any:
+        if isinstance(x, TopK):
+            return jax.tree.map(rows, x)
+        return Lens(rows(x.index), matrix(x.total), matrix(x.found)) if isinstance(x, Lens) else matrix(x)
+
+    return jax.tree.map(place, state, is_leaf=lambda x: isinstance(x, TopK | Lens))
+
+
+def on_mesh(make: Callable[[], Any], mesh: Mesh | None) -> Any:
+    """The pytree that ``make`` returns, made where :func:`layout` says; without a mesh, as it comes."""
+    return make() if mesh is None else jax.jit(make, out_shardings=layout(jax.eval_shape(make), mesh))()
+
+
 def _checked(needs: Iterable[str]) -> frozenset[str]:
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     if unknown := sorted(needs - NEEDS.keys()):
         raise AtlasError(f"unknown statistics {', '.join(unknown)}; known are {', '.join(NEEDS)}")
     return needs
+
+
+def _empty(needs: frozenset[str], widths: Mapping[Any, int], d_c: int, top_k: int, peaks: bool) -> PassStatistics:
+    unit = any(need.startswith("unit_") for need in needs)
+    sums = Sums(
+        weight=jnp.zeros((), jnp.float32),
+        atlas=_side(d_c, "atlas_gram", needs, unit),
+        subjects={site: _side(d_s, "subject_gram", needs, unit) for site, d_s in widths.items()},
+        crosses={
+            site: Cross(
+                jnp.zeros((d_s, d_c), jnp.float32) if "cross" in needs else None,
+                jnp.zeros((d_s, d_c), jnp.float32) if "unit_cross" in needs else None,
+            )
+            for site, d_s in widths.items()
+        },
+    )
+    return PassStatistics(
+        sums=sums,
+        low=jax.tree.map(jnp.zeros_like, sums),
+        top={site: _top(d_s, top_k, peaks) for site, d_s in widths.items()} if "top_k" in needs else None,
+        seen=jnp.zeros((), jnp.int32),
+        faults=Faults(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)),
+    )
 
 
 def _side(d: int, gram: str, needs: frozenset[str], unit: bool) -> Side:

@@ -123,11 +123,11 @@ def test_a_failed_write_leaves_the_old_files(translation, tmp_path, monkeypatch)
     translation.save_pretrained(tmp_path)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
 
-    def full(tensors, path):
+    def full(path, tensors):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("atlas_jax.translation.save_file", full)
+    monkeypatch.setattr("atlas_jax.translation.write_tensors", full)
     with pytest.raises(AtlasError, match="No space left"):
         translation.save_pretrained(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

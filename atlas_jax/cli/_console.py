@@ -15,10 +15,15 @@ err = Console(stderr=True)
 
 def emit(as_json: bool, data: Any, render: Callable[[], Any]) -> None:
     """Print plain JSON for machines, or a rendered table for people."""
-    if as_json:
+    if as_json and not out.quiet:
         out.file.write(json.dumps(data, indent=1, default=str) + "\n")
-    else:
+    elif not as_json:
         out.print(render())
+
+
+def silence() -> None:
+    """Print nothing from here on: in a run of several processes, all but the first."""
+    out.quiet = err.quiet = True
 
 
 def note(text: str) -> None:
@@ -40,12 +45,17 @@ def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
     with Progress(*columns, console=err) as bars:
 
         def stage(name: str) -> Callable[[int, int, int], None]:
-            task, start = bars.add_task(name, total=None, rate=""), time.monotonic()
+            task, start = bars.add_task(name, total=None, rate=""), None
 
             def advance(done: int, total: int, tokens: int) -> None:
-                seconds = time.monotonic() - start
-                rate = f"{done / seconds:,.0f} sentences/s  {tokens / seconds:,.0f} tokens/s"
-                bars.update(task, completed=done, total=total, rate=rate)
+                nonlocal start
+                if start is None:  # a pass may go on from a checkpoint: rates and the time left count from there
+                    start = time.monotonic(), done, tokens
+                    bars.reset(task, completed=done, total=total)
+                elif seconds := time.monotonic() - start[0]:
+                    speed = (done - start[1]) / seconds, (tokens - start[2]) / seconds
+                    rate = f"{speed[0]:,.0f} sentences/s  {speed[1]:,.0f} tokens/s"
+                    bars.update(task, completed=done, rate=rate)
 
             return advance
 

@@ -26,7 +26,7 @@ _SKIPPED = ("rotary_emb.inv_freq", "vision_tower", "multi_modal_projector")
 def load_decoder(directory: Path, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None) -> Decoder:
     """Build a decoder with its parameters read from ``*.safetensors``.
 
-    Every process reads only the slices its own devices hold.
+    Every process reads only the slices its own devices hold, each of them once, one parameter after the other.
 
     Raises:
       AtlasError: one that lists all missing, unexpected and mis-shaped tensors, or names an unreadable file.
@@ -121,10 +121,14 @@ def _shapes(wanted: dict[str, Any], stored: dict[str, tuple[str, Path]]) -> Iter
 def _read(
     file: Path, tensor: str, shape: tuple[int, ...], transposed: bool, dtype: jnp.dtype, where: jax.sharding.Sharding
 ) -> jax.Array:
+    read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one reading of it
+
     def part(index: tuple[slice, ...]) -> np.ndarray:
-        index = index[::-1] if transposed else index
-        value = _open(file, lambda f: f.get_slice(tensor)[index])
-        value = value.view(ml_dtypes.bfloat16) if value.dtype == np.dtype("V2") else value
-        return np.ascontiguousarray(value.T if transposed else value).astype(dtype)
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in read:
+            value = _open(file, lambda f: f.get_slice(tensor)[index[::-1] if transposed else index])
+            value = value.view(ml_dtypes.bfloat16) if value.dtype == np.dtype("V2") else value
+            read[key] = np.ascontiguousarray(value.T if transposed else value).astype(dtype, copy=False)
+        return read[key]
 
     return jax.make_array_from_callback(shape, where, part)

@@ -1,24 +1,36 @@
 """The streamed passes: both models, the SAE, the pooling and the statistics in one compiled step a batch shape."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
-from atlas_jax.pipeline._plan import Plan, Rows, batches
+from atlas_jax.mesh import everywhere, to_host
+from atlas_jax.pipeline._checkpoint import Checkpoints
+from atlas_jax.pipeline._fold import fold
+from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
-from atlas_jax.statistics import Lens, PassStatistics, TopK, lens_init, lens_update, selected_samples, update_pass
+from atlas_jax.statistics import (
+    Lens,
+    PassStatistics,
+    TopK,
+    lens_init,
+    lens_update,
+    on_mesh,
+    selected_samples,
+    update_pass,
+)
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
-Progress = Callable[[int, int, int], None]
-"""Called after every batch with sentences done, sentences in all, and tokens done."""
+LEFT_OUT = 64  # more sentences than these that are not finite stop a run
 
 
 class Fitted(NamedTuple):
@@ -27,110 +39,102 @@ class Fitted(NamedTuple):
     Attributes:
       statistics: of every subject site against the atlas.
       active: sentences in which each atlas feature fired.
+      left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
     """
 
     statistics: PassStatistics
     active: Int[Array, " d_c"]
+    left_out: Int[Array, " f"]
+
+    @property
+    def faulty(self) -> list[int]:
+        """The sentences left out, ascending."""
+        return sorted(i for i in self.left_out.tolist() if i >= 0)
 
 
-class Pass(NamedTuple):
-    """Sentences ready to stream through feature spaces: their token ids for every model, and the plan of the batches.
-
-    Attributes:
-      spaces: feature spaces; for an alignment, the subject and the atlas.
-      rows: the tokenized sentences.
-      plan: their batches.
-    """
-
-    spaces: tuple[FeatureSpace, ...]
-    rows: Rows
-    plan: Plan
-
-    @classmethod
-    def of(
-        cls,
-        spaces: Sequence[FeatureSpace],
-        texts: Sequence[str],
-        *,
-        first: int = 0,
-        max_length: int = 128,
-        token_budget: int = 4096,
-    ) -> "Pass":
-        """Tokenize sentences, numbered from ``first``, and plan their batches.
-
-        Raises:
-          AtlasError: if there is no sentence.
-        """
-        if not texts:
-            raise AtlasError("there is no sentence to stream; give some text")
-        limit = min(max_length, *(s.model.config.max_positions for s in spaces))
-        rows = Rows.of([s.model.tokenizer for s in spaces], texts, first, limit)
-        return cls(tuple(spaces), rows, Plan.of(rows.lengths, token_budget=token_budget))
-
-    def only(self, index: Int[np.ndarray, " n"]) -> "Pass":
-        """The same pass over some of its sentences, in the same batch shapes."""
-        keep = np.isin(self.rows.index, index)
-        places = np.cumsum(keep) - 1
-        shapes = [(length, height, p[keep[p]]) for length, height, p in self.plan.batches]
-        plan = Plan(tuple((length, height, places[p]) for length, height, p in shapes if len(p)))
-        return self._replace(rows=self.rows.take(np.flatnonzero(keep)), plan=plan)
-
-    def batches(self, progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
-        """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
-        done = tokens = 0
-        for part, batch in batches(self.plan, self.rows, [s.model.tokenizer for s in self.spaces]):
-            yield batch
-            done, tokens = done + len(part.index), tokens + part.tokens
-            if progress is not None:
-                progress(done, len(self.rows.index), tokens)
-
-
-def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progress: Progress | None = None) -> Fitted:
+def fit_statistics(
+    stream: Pass,
+    needs: Iterable[str],
+    *,
+    top_k: int = 10,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
     """One pass over the fit half that serves every method that needs no second one.
 
-    Only statistics leave the compiled step; no activation does.
+    Only statistics leave the compiled step; no activation does. A few sentences with activations that are not finite
+    are left out and named; more of them stop the pass, for then it is the model and not the sentences.
+
+    Args:
+      stream: the fit half, through subject and atlas.
+      needs: names of statistics, see :data:`atlas_jax.types_statistics.NEEDS`.
+      top_k: how many activations per subject feature the need ``"top_k"`` keeps.
+      progress: called after every batch.
+      checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
 
     Raises:
-      AtlasError: if an activation is not finite, naming the sentence.
+      AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
+        as :func:`fold`.
     """
     subject, atlas = stream.spaces
-    statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
-    state = Fitted(statistics, jnp.zeros(atlas.width, jnp.int32))
-    for batch in stream.batches(progress):
-        state = jax.block_until_ready(_fit_step(state, subject, atlas, *batch))
-    faults = state.statistics.faults
-    if int(faults.rows):
-        raise AtlasError(
-            f"{int(faults.rows)} sentences gave activations that are not finite, the first of them sentence "
-            f"{int(faults.first)}; use float32, or leave these sentences out"
-        )
+
+    def empty() -> Fitted:
+        statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
+        return Fitted(statistics, jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32))
+
+    def step(state: Fitted, *tokens: Tokens) -> Fitted:
+        _check_finite(state)
+        return _fit_step(state, subject, atlas, *tokens, mesh=stream.mesh)
+
+    state = fold(stream, step, on_mesh(empty, stream.mesh), name="fit", progress=progress, checkpoints=checkpoints)
+    _check_finite(state)
     return state
 
 
-@partial(jax.jit, donate_argnames="state")
-def _fit_step(state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
-    a_c = atlas.encode(tokens_c)[atlas.site]
+def _check_finite(state: Fitted) -> None:
+    if (rows := int(state.statistics.faults.rows)) > LEFT_OUT:
+        first = ", ".join(map(str, state.faulty[:8]))
+        raise AtlasError(
+            f"{rows} sentences so far gave activations that are not finite, among them sentences {first}; "
+            "use float32, or check the model and the SAE"
+        )
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="mesh")
+def _fit_step(
+    state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens, *, mesh: Mesh | None
+) -> Fitted:
+    a_s, a_c = subject.encode(tokens_s), atlas.encode(tokens_c)[atlas.site]
     real = tokens_s.index >= 0
     weight = real.astype(jnp.float32)
-    statistics = update_pass(state.statistics, subject.encode(tokens_s), a_c, weight, tokens_s.index)
-    active = jnp.sum((a_c > 0) & real[:, None], axis=0, dtype=jnp.int32)
-    return Fitted(statistics, state.active + active)
+    statistics = update_pass(state.statistics, a_s, a_c, weight, tokens_s.index, mesh=mesh)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
+    active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
+    faulty = real & ~finite
+    place = state.statistics.faults.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
+    left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(tokens_s.index, mode="drop")
+    return Fitted(statistics, *everywhere((state.active + active, left_out), mesh))
 
 
-def fit_lenses(stream: Pass, statistics: PassStatistics, progress: Progress | None = None) -> dict[Site, Lens]:
+def fit_lenses(
+    stream: Pass,
+    statistics: PassStatistics,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[Site, Lens]:
     """SemanticLens' second pass (Eq. 9), over the selected sentences alone."""
     tops = {site: statistics.statistics(site).top for site in statistics.sites}
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
-    for _, tokens in stream.only(selected_samples(*tops.values())).batches(progress):
-        lenses = jax.block_until_ready(_lens_step(lenses, atlas, tokens))
-    return lenses
+    selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
+    step = lambda lenses, tokens: _lens_step(lenses, atlas, tokens, mesh=stream.mesh)
+    return fold(selected, step, lenses, name="second", progress=progress, checkpoints=checkpoints)
 
 
-@partial(jax.jit, donate_argnames="lenses")
-def _lens_step(lenses: dict[Site, Lens], atlas: ConceptAtlas, tokens: Tokens) -> dict[Site, Lens]:
+@partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
+def _lens_step(lenses: dict[Site, Lens], atlas: ConceptAtlas, tokens: Tokens, *, mesh: Mesh | None) -> dict[Site, Lens]:
     a_c = atlas.encode(tokens)[atlas.site]
-    return {site: lens_update(lens, tokens.index, a_c) for site, lens in lenses.items()}
+    return {site: lens_update(lens, tokens.index, a_c, mesh=mesh) for site, lens in lenses.items()}
 
 
 class Scored(NamedTuple):
@@ -165,20 +169,20 @@ def score_sentences(
       progress: called after every batch.
     """
     subject, atlas = stream.spaces
-    top = _peaks(subject, top_k)
+    top = _peaks(subject, top_k, stream.mesh)
     unit = {site: _unit(d) for site, d in directions.items()}
     parts: list[tuple[np.ndarray, dict[Site, np.ndarray], np.ndarray]] = []
     for batch in stream.batches(progress):
-        top, scores, positive = _score_step(top, subject, atlas, unit, jnp.asarray(features), *batch)
-        parts.append((np.asarray(batch[0].index), jax.tree.map(np.asarray, scores), np.asarray(positive)))
+        top, found = _score_step(top, subject, atlas, unit, jnp.asarray(features), *batch, mesh=stream.mesh)
+        parts.append(jax.tree.map(np.asarray, found))
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index)[np.sum(index < 0) :]
     gather = lambda arrays: np.ascontiguousarray(np.concatenate(arrays)[order].T)
     scores = {site: gather([p[1][site] for p in parts]) for site in directions}
-    return Scored(scores, gather([p[2] for p in parts]), top.top)
+    return Scored(scores, gather([p[2] for p in parts]), jax.tree.map(to_host, top.top))
 
 
-@partial(jax.jit, donate_argnames="top")
+@partial(jax.jit, donate_argnames="top", static_argnames="mesh")
 def _score_step(
     top: PassStatistics,
     subject: Subject,
@@ -187,51 +191,55 @@ def _score_step(
     features: Int[Array, " q"],
     tokens_s: Tokens,
     tokens_c: Tokens,
-) -> tuple[PassStatistics, dict[Site, Float[Array, "b r"]], Bool[Array, "b q"]]:
+    *,
+    mesh: Mesh | None,
+) -> tuple[PassStatistics, tuple[Int[Array, " b"], dict[Site, Float[Array, "b r"]], Bool[Array, "b q"]]]:
     pooled = subject.pooled(tokens_s)
     scores = {
         site: jnp.matmul(_unit(pooled[site].values), d.T, precision=jax.lax.Precision.HIGHEST)
         for site, d in unit.items()
     }
-    return _add_peaks(top, pooled, tokens_s), scores, atlas.encode(tokens_c)[atlas.site][:, features] > 0
+    fires = atlas.encode(tokens_c)[atlas.site][:, features] > 0
+    return _add_peaks(top, pooled, tokens_s, mesh), everywhere((tokens_s.index, scores, fires), mesh)
 
 
 def top_sentences(stream: Pass, *, top_k: int, progress: Progress | None = None) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
-    top = _peaks(space, top_k)
-    for (tokens,) in stream.batches(progress):
-        top = jax.block_until_ready(_top_step(top, space, tokens))
-    return top.top
+    step = lambda top, tokens: _top_step(top, space, tokens, mesh=stream.mesh)
+    return jax.tree.map(to_host, fold(stream, step, _peaks(space, top_k, stream.mesh), progress=progress).top)
 
 
-@partial(jax.jit, donate_argnames="top")
-def _top_step(top: PassStatistics, space: FeatureSpace, tokens: Tokens) -> PassStatistics:
-    return _add_peaks(top, space.pooled(tokens), tokens)
+@partial(jax.jit, donate_argnames="top", static_argnames="mesh")
+def _top_step(top: PassStatistics, space: FeatureSpace, tokens: Tokens, *, mesh: Mesh | None) -> PassStatistics:
+    return _add_peaks(top, space.pooled(tokens), tokens, mesh)
 
 
 def pooled_activations(stream: Pass) -> dict[Site, Float[np.ndarray, "n d"]]:
     """Pooled activations of every sentence of a pass over one space, held whole: for small sets, never for fitting."""
     (space,) = stream.spaces
-    parts = [jax.device_get((tokens.index, _encode(space, tokens))) for (tokens,) in stream.batches()]
+    parts = [jax.device_get(_encode(space, tokens, mesh=stream.mesh)) for (tokens,) in stream.batches()]
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index, kind="stable")[np.sum(index < 0) :]
     return {site: np.concatenate([p[1][site] for p in parts])[order] for site in space.widths}
 
 
-@jax.jit
-def _encode(space: FeatureSpace, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
-    return space.encode(tokens)
+@partial(jax.jit, static_argnames="mesh")
+def _encode(
+    space: FeatureSpace, tokens: Tokens, *, mesh: Mesh | None
+) -> tuple[Int[Array, " b"], dict[Site, Float[Array, "b d"]]]:
+    return everywhere((tokens.index, space.encode(tokens)), mesh)
 
 
-def _peaks(space: FeatureSpace, top_k: int) -> PassStatistics:
-    return PassStatistics.init(["top_k"], space.widths, 1, top_k=top_k, peaks=True)
+def _peaks(space: FeatureSpace, top_k: int, mesh: Mesh | None) -> PassStatistics:
+    return PassStatistics.init(["top_k"], space.widths, 1, top_k=top_k, peaks=True, mesh=mesh)
 
 
-def _add_peaks(top: PassStatistics, pooled: dict[Site, Pooled], tokens: Tokens) -> PassStatistics:
+def _add_peaks(top: PassStatistics, pooled: dict[Site, Pooled], tokens: Tokens, mesh: Mesh | None) -> PassStatistics:
     weight = (tokens.index >= 0).astype(jnp.float32)
     values = {site: p.values for site, p in pooled.items()}
-    return update_pass(top, values, weight[:, None], weight, tokens.index, {s: p.peak for s, p in pooled.items()})
+    peaks = {site: p.peak for site, p in pooled.items()}
+    return update_pass(top, values, weight[:, None], weight, tokens.index, peaks, mesh=mesh)
 
 
 def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -7,21 +7,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import place
 from atlas_jax.sae import _activation as activation, _formats as formats, _normalize as normalize
 from atlas_jax.sae._config import Kind, SAEConfig
 from atlas_jax.types import Site
 
-_SHARDING = {
-    "W_enc": P(None, "model"),
-    "b_enc": P("model"),
-    "W_dec": P("model", None),
-    "threshold": P("model"),
-    "b_gate": P("model"),
-    "r_mag": P("model"),
+_AXES = {
+    "W_enc": (None, "model"),
+    "b_enc": ("model",),
+    "W_dec": ("model", None),
+    "threshold": ("model",),
+    "b_gate": ("model",),
+    "r_mag": ("model",),
 }
 
 
@@ -79,11 +80,8 @@ class SparseAutoencoder:
           AtlasError: for a missing, unexpected, mis-shaped or non-finite parameter.
         """
         formats.check(config, parameters)
-        arrays = {name: jnp.asarray(value, jnp.float32) for name, value in parameters.items()}
-        if mesh is not None:
-            place = lambda name: NamedSharding(mesh, _SHARDING.get(name, P()))
-            arrays = {name: jax.device_put(value, place(name)) for name, value in arrays.items()}
-        return cls(config, **arrays)
+        arrays = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
+        return cls(config, **{name: place(value, mesh, *_AXES.get(name, ())) for name, value in arrays.items()})
 
     @classmethod
     def from_pretrained(

@@ -17,4 +17,6 @@ from atlas_jax.types_statistics import (
     PassStatistics as PassStatistics,
     Statistics as Statistics,
     TopK as TopK,
+    layout as layout,
+    on_mesh as on_mesh,
 )

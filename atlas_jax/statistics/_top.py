@@ -1,8 +1,9 @@
 """Streaming top-k of every subject feature, with a total order: larger value first, then the lower sentence id."""
 
+import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from atlas_jax.types_statistics import TopK
 
@@ -34,9 +35,13 @@ def top_merge(a: TopK, b: TopK) -> TopK:
     rank_a = jnp.arange(a.values.shape[1])[None, :] + jnp.sum(later, axis=2)
     rank_b = jnp.arange(b.values.shape[1])[None, :] + jnp.sum(~later, axis=1)
     rank = jnp.concatenate([rank_a, rank_b], axis=1)
-    feature = jnp.arange(rank.shape[0])[:, None]
 
     def place(x: Array | None, y: Array | None) -> Array | None:
-        return None if x is None else x.at[feature, rank].set(jnp.concatenate([x, y], axis=1), mode="drop")
+        return None if x is None else _scatter_rows(x, rank, jnp.concatenate([x, y], axis=1))
 
     return TopK(*map(place, a, b))
+
+
+@jax.vmap
+def _scatter_rows(x: Shaped[Array, " k"], rank: Int[Array, " m"], both: Shaped[Array, " m"]) -> Shaped[Array, " k"]:
+    return x.at[rank].set(both, mode="drop")

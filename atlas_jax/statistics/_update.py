@@ -7,16 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from atlas_jax.mesh import mesh_of, spread
 from atlas_jax.statistics._moments import absorb, chunk_cross, chunk_side, row_peak
 from atlas_jax.statistics._top import top_merge, top_update
-from atlas_jax.types_statistics import Faults, PassStatistics, Statistics, Sums
+from atlas_jax.types_statistics import Faults, PassStatistics, Statistics, Sums, layout
 
 Matrix = Array | np.ndarray
 
 
-@partial(jax.jit, donate_argnums=0)
 def update_pass(
     state: PassStatistics,
     acts: Mapping[Any, Float[Matrix, "b _"]],
@@ -24,6 +25,8 @@ def update_pass(
     weight: Float[Matrix, " b"] | None = None,
     index: Int[Matrix, " b"] | None = None,
     positions: Mapping[Any, Int[Matrix, "b _"]] | None = None,
+    *,
+    mesh: Mesh | None = None,
 ) -> PassStatistics:
     """Add a batch of pooled activations of several subject sites and of the atlas.
 
@@ -39,6 +42,7 @@ def update_pass(
       weight: weights of the rows, one each by default.
       index: sentence ids of the rows, the running row number by default.
       positions: numbers to carry beside the top-k values, by site; needed when ``init`` had ``peaks=True``.
+      mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
 
     Raises:
       ValueError: if a site of the state is missing or an array has the wrong width.
@@ -49,39 +53,55 @@ def update_pass(
       >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
       [[0.5, -0.5], [-0.5, 0.5]]
     """
+    return _update_pass(state, dict(acts), a_c, weight, index, positions, mesh or mesh_of(state))
+
+
+@partial(jax.jit, donate_argnums=0, static_argnums=6)
+def _update_pass(
+    state: PassStatistics,
+    acts: dict[Any, Float[Matrix, "b _"]],
+    a_c: Float[Matrix, "b d_c"],
+    weight: Float[Matrix, " b"] | None,
+    index: Int[Matrix, " b"] | None,
+    positions: Mapping[Any, Int[Matrix, "b _"]] | None,
+    mesh: Mesh | None,
+) -> PassStatistics:
     _check(state, acts, a_c, positions)
-    a_c = jnp.asarray(a_c, jnp.float32)
-    acts = {site: jnp.asarray(acts[site], jnp.float32) for site in state.sites}
-    weight = jnp.ones(a_c.shape[0], jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
-    if index is None:
-        index = state.seen + jnp.arange(a_c.shape[0], dtype=jnp.int32)
-    index = jnp.asarray(index, jnp.int32)
+    a_c = _whole_rows(a_c, mesh, "model").astype(jnp.float32)
+    acts = {site: _whole_rows(acts[site], mesh, "data").astype(jnp.float32) for site in state.sites}
+    weight = jnp.ones(a_c.shape[0]) if weight is None else weight
+    weight = _whole_rows(weight, mesh).astype(jnp.float32)
+    index = state.seen + jnp.arange(a_c.shape[0]) if index is None else index
+    index = _whole_rows(index, mesh).astype(jnp.int32)
     offered = weight > 0
     keep = offered & jnp.isfinite(sum(map(row_peak, acts.values()), row_peak(a_c)))
     chunk, chunk_low = _chunk(state.sums, acts, a_c, jnp.where(keep, weight, 0.0), keep)
     sums, low = absorb(state.sums, state.low, chunk, chunk_low)
     top = None
     if state.top is not None:
-        where = {} if positions is None else positions
+        where = {site: _whole_rows(x, mesh, "data") for site, x in (positions or {}).items()}
         top = {s: top_update(state.top[s], acts[s], keep, index, where.get(s)) for s in state.sites}
     faults = _record(state.faults, offered & ~keep, index)
-    return PassStatistics(sums, low, top, state.seen + a_c.shape[0], faults)
+    return _laid_out(PassStatistics(sums, low, top, state.seen + a_c.shape[0], faults), mesh)
 
 
-@jax.jit
 def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
     """The statistics of both passes; associative and symmetric to rounding.
 
     Sentence ids must be given to :func:`update_pass` for the top-k of merged passes to be meaningful.
     """
+    return _merge_pass(a, b, mesh_of(a))
+
+
+@partial(jax.jit, static_argnums=2)
+def _merge_pass(a: PassStatistics, b: PassStatistics, mesh: Mesh | None) -> PassStatistics:
     sums, low = absorb(a.sums, a.low, b.sums, b.low)
     top = None if a.top is None else {site: top_merge(a.top[site], b.top[site]) for site in a.sites}
     first = jnp.where(a.faults.rows > 0, a.faults.first, b.faults.first)
     faults = Faults(a.faults.rows + b.faults.rows, first)
-    return PassStatistics(sums, low, top, a.seen + b.seen, faults)
+    return _laid_out(PassStatistics(sums, low, top, a.seen + b.seen, faults), mesh)
 
 
-@partial(jax.jit, donate_argnums=0)
 def update(
     stats: Statistics,
     a_s: Float[Matrix, "b d_s"],
@@ -102,7 +122,6 @@ def update(
     return update_pass(_as_pass(stats), {"": a_s}, a_c, weight, index, positions).statistics("")
 
 
-@jax.jit
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """The statistics of both sets of rows; associative and symmetric to rounding.
 
@@ -118,6 +137,23 @@ def _as_pass(stats: Statistics) -> PassStatistics:
     sums = lambda weight, atlas, subject, cross: Sums(weight, atlas, {"": subject}, {"": cross})
     top = None if stats.top is None else {"": stats.top}
     return PassStatistics(sums(*stats[:4]), sums(*stats.low), top, stats.seen, stats.faults)
+
+
+def _whole_rows(x: Shaped[Matrix, "b *d"], mesh: Mesh | None, axis: str | None = None) -> Shaped[Array, "b *d"]:
+    """Every device gets all rows of its columns, so that no product of rows has to be summed over devices.
+
+    A batch has far fewer rows than a matrix of statistics, so moving rows is cheaper than adding up matrices.
+    """
+    x = jnp.asarray(x)
+    if mesh is None:
+        return x
+    if axis == "model":  # columns first: a slice and then a gathering, where one step would gather everything
+        x = jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, "data", axis))
+    return jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, None, axis))
+
+
+def _laid_out(state: PassStatistics, mesh: Mesh | None) -> PassStatistics:
+    return state if mesh is None else jax.lax.with_sharding_constraint(state, layout(state, mesh))
 
 
 def _chunk(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import to_host
 from atlas_jax.types_statistics import Moments, Statistics
 
 
@@ -53,8 +54,8 @@ def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray
     if centred is None:
         raise AtlasError(f"these statistics lack '{'unit_cross' if unit else 'cross'}'; name it in Statistics.init")
     weight, atlas, subject, cross = stats.low
-    product = np.array(centred, np.float64)
-    product += np.asarray(getattr(cross, view))
+    product = to_host(centred).astype(np.float64)
+    product += to_host(getattr(cross, view))
     if not centre:
         mean_c = _mean(getattr(stats.atlas, view), getattr(atlas, view))
         mean_s = _mean(getattr(stats.subject, view), getattr(subject, view))
@@ -71,8 +72,8 @@ def gram_of(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[
         name = f"{'unit_' if unit else ''}{side}_gram"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
     low = getattr(atlas if side == "atlas" else subject, view)
-    product = np.array(moments.gram, np.float64)
-    product += np.asarray(low.gram)
+    product = to_host(moments.gram).astype(np.float64)
+    product += to_host(low.gram)
     product = (product + product.T) / 2
     if not centre:
         mean = _mean(moments, low)
