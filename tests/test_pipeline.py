@@ -1,5 +1,7 @@
 """The streamed pass against the same activations held whole, in float64."""
 
+import itertools
+
 import jax
 import numpy as np
 import pytest
@@ -51,6 +53,16 @@ def test_a_plan_visits_every_sentence_once_in_few_shapes(rng):
     assert all(b.length % 8 == 0 and lengths[b.places].max() <= b.length for b in plan)
     assert all(b.height % 4 == 0 and len(b.places) <= b.height and b.length * b.height <= 512 for b in plan)
     assert len({(b.length, b.height) for b in plan}) <= 5
+
+
+def test_no_other_lengths_of_a_grid_would_pad_less(rng):
+    sample = np.clip(rng.gamma(2, 10, 200).astype(int) + 1, 1, 60)
+    longest = -(-sample.max() // 8) * 8
+    padded = lambda lengths: np.asarray(lengths)[np.searchsorted(lengths, sample)].sum()
+    for shapes in (1, 2, 3, 4):
+        chosen = itertools.combinations_with_replacement(range(8, longest + 1, 8), shapes - 1)
+        least = min(padded(sorted({*some, longest})) for some in chosen)
+        assert padded(Grid.of(sample, longest, token_budget=64, shapes=shapes).lengths) == least
 
 
 def test_a_pass_in_blocks_pads_like_the_tokenizer_and_starts_anywhere(spaces, corpus, monkeypatch):

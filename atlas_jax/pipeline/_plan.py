@@ -91,26 +91,25 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(
-        cls, sample: Int[np.ndarray, " n"], longest: int, *, token_budget: int, shapes: int = 3, multiple: int = 1
+        cls, sample: Int[np.ndarray, " n"], longest: int, *, token_budget: int, shapes: int = 5, multiple: int = 1
     ) -> "Grid":
         """Choose shapes from the lengths of some sentences.
 
-        Lengths are multiples of 8 at even quantiles of the sample, and one that holds the longest sentence, which is
+        Lengths are the multiples of 8 that pad the sample least, and one that holds the longest sentence, which is
         compiled only where a sentence needs it.
 
         Args:
           sample: tokens of some sentences.
           longest: tokens that no sentence exceeds.
           token_budget: tokens of a batch, padding included.
-          shapes: how many quantiles.
+          shapes: how many lengths at most, the longest apart.
           multiple: heights are multiples of this, the number of devices that share the rows.
 
         Example:
           >>> Grid.of(np.array([5, 7, 30, 6]), 40, token_budget=64, shapes=2)
           Grid(lengths=(8, 32, 40), heights=(8, 2, 1))
         """
-        quantiles = np.quantile(sample, np.arange(1, shapes + 1) / shapes).astype(int)
-        lengths = np.unique(-(-np.append(quantiles, longest) // 8) * 8).tolist()
+        lengths = np.unique([*_least_padding(sample, shapes), -(-longest // 8) * 8]).tolist()
         heights = [max(1, token_budget // length // multiple) * multiple for length in lengths]
         return cls(tuple(lengths), tuple(heights))
 
@@ -142,3 +141,21 @@ class Batch(NamedTuple):
     length: int
     height: int
     places: Int[np.ndarray, " r"]
+
+
+def _least_padding(sample: Int[np.ndarray, " n"], shapes: int) -> list[int]:
+    """At most ``shapes`` multiples of 8 to which the lengths of a sample are rounded up with the least padding."""
+    eighths = -(-sample // 8)
+    top = int(eighths.max())
+    up_to = np.cumsum(np.bincount(eighths, minlength=top + 1))
+    edges = np.arange(top + 1)
+    cost = np.where(edges[:, None] <= edges, edges * (up_to - up_to[:, None]), np.inf)
+    best, steps = cost[0], []
+    for _ in range(shapes - 1):
+        through = best[:, None] + cost
+        steps.append(through.argmin(axis=0))
+        best = through.min(axis=0)
+    chosen = [top]
+    for before in reversed(steps):
+        chosen.append(int(before[chosen[-1]]))
+    return [8 * edge for edge in set(chosen) if edge]
