@@ -165,8 +165,8 @@ def test_two_processes_find_what_one_device_finds(folder, two, one):
     assert [code for _, code in ended] == [0, 0], ended[0][0][1][-3000:] + ended[1][0][1][-3000:]
     (said, _), (silent_out, silent_err) = (streams for streams, _ in ended)
     assert_same_run(folder / "two", one)
-    assert '"rows"' in said
-    assert "rows" not in silent_out
+    assert json.loads(said) == json.loads((folder / "two/tables/quality.json").read_text())
+    assert silent_out == ""
     assert "written to" not in silent_err
     read = [json.loads((folder / f"read-{i}.json").read_text()) for i in range(2)]
     corpus = Corpus.load(folder / "corpus")
