@@ -65,6 +65,11 @@ def _launched() -> bool:
     return False
 
 
+def count() -> int:
+    """How many processes the run has."""
+    return jax.process_count()
+
+
 def is_first() -> bool:
     """Whether this is process 0, which alone prints and writes files."""
     return jax.process_index() == 0

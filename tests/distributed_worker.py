@@ -6,12 +6,13 @@ from pathlib import Path
 
 import jax
 
-SITES, BUDGET, SAMPLE = ("resid_post.0", "mlp_act.0"), 512, 16
+SITES, BUDGET, SAMPLE, LENGTH = ("mlp_act.0",), 256, 16, 8  # one batch shape
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "ridge", "semantic_lens", "whitened", "random")
 
 
 def main(process: int, port: int, folder: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 4)
+    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     align(process, port, folder)
@@ -38,7 +39,7 @@ def command(folder: Path, out: Path) -> list:
     from atlas_jax.bundled import SUBJECT
 
     options = {"--subject": SUBJECT, "--atlas": folder / "atlas", "--text": folder / "corpus", "--out": out}
-    options |= {"--token-budget": BUDGET, "--max-length": 24, "--top-k": 5, "--model-parallel": 2}
+    options |= {"--token-budget": BUDGET, "--max-length": LENGTH, "--top-k": 5, "--model-parallel": 2}
     named = [[name, value] for name, value in options.items()]
     named += [["--site", s] for s in SITES] + [["--method", m] for m in METHODS]
     return ["align", "--json", *sum(named, [])]
@@ -53,7 +54,7 @@ def shares() -> list:
 
 
 def loaded(folder: Path, process: int) -> dict:
-    """What this process read of a model of which it holds a half, and the logits that come of it."""
+    """What this process read of a model of which it holds a half, and activations that come of it."""
     import numpy as np
 
     from atlas_jax.bundled import SUBJECT
@@ -63,9 +64,10 @@ def loaded(folder: Path, process: int) -> dict:
     sizes, safe_open = [], _weights.safe_open
     _weights.safe_open = lambda *a, **k: Counted(safe_open(*a, **k), sizes)
     lm = LanguageModel.from_pretrained(SUBJECT, mesh=make_mesh(model=8))
-    logits = to_host(run(lm, lm.tokenize(["A file is read."])).logits)
+    (acts,) = run(lm, lm.tokenize(["A file is read."]), capture=["mlp_act.1"], logits=False).acts.values()
+    acts = to_host(acts)
     if process == 0:
-        np.save(folder / "logits.npy", logits)
+        np.save(folder / "acts.npy", acts)
     held = sum(len({str(s.index): s for s in x.addressable_shards}) * x.addressable_shards[0].data.size
                for x in jax.tree.leaves(lm.decoder))  # fmt: skip
     return {"read": sum(sizes), "held": held, "whole": sum(x.size for x in jax.tree.leaves(lm.decoder))}
@@ -118,8 +120,8 @@ def resumed(folder: Path) -> bool:
     from atlas_jax.pipeline import AlignSettings, Checkpoints, Pass, fit_statistics, load_pair
 
     pair = load_pair(SUBJECT, folder / "atlas", AlignSettings(SITES, METHODS), make_mesh(model=2))
-    stream = Pass.of(pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=24)
-    fit = lambda **options: fit_statistics(stream, ["cross", "unit_atlas_gram", "top_k"], **options)
+    stream = Pass.of(pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=LENGTH)
+    fit = lambda **options: fit_statistics(stream, ["cross", "top_k"], **options)
     calls, said = [], []
 
     def cut(done, total, tokens):

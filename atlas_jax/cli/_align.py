@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, err, note, silence, stages
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, silence, stages
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.errors import AtlasError
 
@@ -54,6 +54,8 @@ def align(
 
     check_stored_dtype(save_dtype)
     others.start(coordinator, processes, process_id, launcher=distributed)
+    if others.count() > 1:
+        keep_standard_output()
     if not others.is_first():
         silence()
     settings = pipeline.AlignSettings(

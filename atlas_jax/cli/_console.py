@@ -1,6 +1,7 @@
 """Progress on standard error, results on standard output as tables or JSON."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,12 @@ def emit(as_json: bool, data: Any, render: Callable[[], Any]) -> None:
 def silence() -> None:
     """Print nothing from here on: in a run of several processes, all but the first."""
     out.quiet = err.quiet = True
+
+
+def keep_standard_output() -> None:
+    """Leave standard output to this module: what libraries print there (Gloo does) goes to standard error."""
+    out.file = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
 
 
 def note(text: str) -> None:
