@@ -22,7 +22,7 @@ from atlas_jax.corpus import (
     read_documents,
     train_splitter,
 )
-from atlas_jax.corpus._build import _quotas
+from atlas_jax.corpus._select import quotas
 from atlas_jax.errors import AtlasError
 
 WORDS = re.findall(
@@ -116,9 +116,9 @@ def test_domains_keep_their_share_and_hash_order_decides():
 @pytest.mark.parametrize("wanted", [0, 1, 7, 10, 23])
 def test_quotas_add_up_and_are_within_one_of_the_share(wanted):
     counts = Counter(a=11, b=7, c=4, d=1)
-    quotas = _quotas(counts, wanted)
-    assert sum(quotas.values()) == wanted
-    assert all(abs(quotas[name] - wanted * count / 23) < 1 and quotas[name] <= count for name, count in counts.items())
+    shares = quotas(counts, wanted, {})
+    assert sum(shares.values()) == wanted
+    assert all(abs(shares[name] - wanted * count / 23) < 1 and shares[name] <= count for name, count in counts.items())
 
 
 def test_a_sentence_of_two_domains_belongs_to_the_first_name():
