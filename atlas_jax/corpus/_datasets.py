@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from atlas_jax.corpus._document import Document
 from atlas_jax.corpus._read import check_text_column, first_line
 from atlas_jax.errors import AtlasError
@@ -92,6 +94,8 @@ def _streamed(name: str, split: str, subset: str | None) -> "IterableDataset":
             f"'{name}' is no file or directory here, and the hub, which may have such a dataset, is out of reach;"
             " check the path, or give a local copy"
         ) from error
+    except pa.ArrowInvalid as error:
+        raise AtlasError(f"the data of '{name}' is damaged ({first_line(error)}); fetch it again") from error
     except (OSError, ValueError, RuntimeError) as error:
         raise AtlasError(
             f"the dataset '{name}' cannot be read ({first_line(error)}); name one that is there"

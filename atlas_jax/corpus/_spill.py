@@ -4,6 +4,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +28,7 @@ class Spill:
         self._folder = folder
         self._held: list[pa.RecordBatch] = []
         self._bytes = 0
-        self._files: list = []
+        self._files: list[IO[bytes]] = []
         self._writers: list[pa.ipc.RecordBatchStreamWriter] = []
         self._stack = ExitStack()
 
@@ -70,5 +71,5 @@ class Spill:
             writer.write_table(table.slice(start, end - start))
         self._held, self._bytes = [], 0
 
-    def _file(self) -> tempfile._TemporaryFileWrapper:
+    def _file(self) -> IO[bytes]:
         return tempfile.TemporaryFile(prefix=".corpus-", dir=self._folder)

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterator, Sequence
-from typing import overload
+from typing import SupportsIndex, overload
 
 import pyarrow as pa
 
@@ -27,10 +27,10 @@ class Texts(Sequence[str]):
         return len(self._column)
 
     @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __getitem__(self, index: SupportsIndex) -> str: ...
     @overload
     def __getitem__(self, index: slice) -> "Texts": ...
-    def __getitem__(self, index: int | slice) -> "str | Texts":
+    def __getitem__(self, index: SupportsIndex | slice) -> "str | Texts":
         if isinstance(index, slice):
             return Texts(self._column[index])
         return self._column[operator.index(index)].as_py()
