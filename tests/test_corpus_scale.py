@@ -88,7 +88,7 @@ def test_long_text_goes_on_in_workers(monkeypatch):
     inside = _split._in_processes
     monkeypatch.setattr(_split, "CHUNK_CHARACTERS", 20_000)
     monkeypatch.setattr(_split, "ALONE_CHARACTERS", 100_000)
-    monkeypatch.setattr(_split.joblib, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_split, "_cpus", lambda: 2)
     monkeypatch.setattr(_split, "_in_processes", lambda *a: began.append(a[-1]) or inside(*a))
     assert build_corpus(documents) == alone
     assert began == [2]

@@ -7,7 +7,6 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 import pyarrow as pa
 from jaxtyping import UInt64
@@ -61,8 +60,15 @@ def split_documents(
                 return
             seen += sum(len(document.text) for document in chunk)
             yield split(chunk)
-    count = workers or joblib.cpu_count()
+    count = workers or _cpus()
     yield from map(split, chunks) if count == 1 else _in_processes(splitter, seed, chunks, count)
+
+
+def _cpus() -> int:
+    """CPUs this process may use."""
+    import joblib
+
+    return joblib.cpu_count()
 
 
 def split_chunk(splitter: Splitter, seed: int, chunk: list[Document]) -> Split:
