@@ -1,7 +1,6 @@
 """The corpus against a plain reference of Appendix A.2, and the properties that make sentence ids a join key."""
 
 import itertools
-import json
 import os
 import random
 import re
@@ -9,6 +8,7 @@ import socket
 from collections import Counter
 from pathlib import Path
 
+import datasets
 import nltk.data
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from atlas_jax.corpus import (
     read_documents,
     train_splitter,
 )
-from atlas_jax.corpus._build import _quotas
+from atlas_jax.corpus._select import quotas
 from atlas_jax.errors import AtlasError
 
 WORDS = re.findall(
@@ -116,9 +116,9 @@ def test_domains_keep_their_share_and_hash_order_decides():
 @pytest.mark.parametrize("wanted", [0, 1, 7, 10, 23])
 def test_quotas_add_up_and_are_within_one_of_the_share(wanted):
     counts = Counter(a=11, b=7, c=4, d=1)
-    quotas = _quotas(counts, wanted)
-    assert sum(quotas.values()) == wanted
-    assert all(abs(quotas[name] - wanted * count / 23) < 1 and quotas[name] <= count for name, count in counts.items())
+    shares = quotas(counts, wanted, {})
+    assert sum(shares.values()) == wanted
+    assert all(abs(shares[name] - wanted * count / 23) < 1 and shares[name] <= count for name, count in counts.items())
 
 
 def test_a_sentence_of_two_domains_belongs_to_the_first_name():
@@ -177,12 +177,19 @@ def test_too_few_sentences_say_how_many_were_found_and_needed():
 def test_saving_and_loading(tmp_path):
     corpus = build_corpus(_documents([*_sentences(100), "Unicode separators\x85 stay – “so”."]), percentiles=(0, 100))
     corpus.save(tmp_path / "corpus")
-    assert Corpus.load(tmp_path / "corpus") == corpus
-    rows = [json.loads(line) for line in (tmp_path / "corpus/eval.jsonl").read_text("utf-8").split("\n") if line]
-    assert [row["id"] for row in rows] == list(range(len(corpus.fit), len(corpus)))
+    loaded = Corpus.load(tmp_path / "corpus")
+    assert loaded == corpus
+    assert [list(part) for part in (loaded.fit, loaded.eval, loaded.domains)] == [
+        list(part) for part in (corpus.fit, corpus.eval, corpus.domains)
+    ]
+    rows = datasets.Dataset.from_file(str(tmp_path / "corpus" / "eval.arrow"))
+    assert rows["id"] == list(range(len(corpus.fit), len(corpus)))
+    assert rows["text"] == list(corpus.eval)
+    assert rows["domain"] == list(corpus.domains[len(corpus.fit) :])
     smaller = build_corpus(_documents(_sentences(50)))
     smaller.save(tmp_path / "corpus")
     assert Corpus.load(tmp_path / "corpus") == smaller
+    assert list(loaded.fit) == list(corpus.fit)
     assert [p.name for p in tmp_path.iterdir()] == ["corpus"]
 
 
@@ -191,7 +198,7 @@ def test_a_failed_save_leaves_the_old_corpus_alone(tmp_path, monkeypatch):
     corpus.save(tmp_path / "corpus")
 
     def full_disk(self, directory):
-        (directory / "fit.jsonl").write_text("half")
+        (directory / "fit.arrow").write_text("half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Corpus, "_write", full_disk)
@@ -204,19 +211,40 @@ def test_a_failed_save_leaves_the_old_corpus_alone(tmp_path, monkeypatch):
 def test_loading_refuses_what_was_not_saved(tmp_path):
     corpus = build_corpus(_documents(_sentences(50)))
     corpus.save(tmp_path / "corpus")
-    file = tmp_path / "corpus" / "fit.jsonl"
-    file.write_text(file.read_text("utf-8").replace("matrix", "matrox", 1), "utf-8")
+    file = tmp_path / "corpus" / "fit.arrow"
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"matrix", b"matrox", 1))
     with pytest.raises(AtlasError, match="not those that were saved"):
         Corpus.load(tmp_path / "corpus")
-    file.write_text("{")
+    file.write_bytes(whole.replace(b"matrix", b"matr\xff\xff", 1))
     with pytest.raises(AtlasError, match="damaged"):
         Corpus.load(tmp_path / "corpus")
+    for content in (whole[: len(whole) // 2], whole[:8], b"{", b""):
+        file.write_bytes(content)
+        with pytest.raises(AtlasError, match="damaged|not those that were saved"):
+            Corpus.load(tmp_path / "corpus")
     with pytest.raises(AtlasError, match="is not a corpus"):
         Corpus.load(tmp_path)
     with pytest.raises(AtlasError, match="exists and is not a corpus"):
         corpus.save(tmp_path)
+    with pytest.raises(AtlasError, match="exists and is not a corpus"):
+        build_corpus(_documents(_sentences(50)), directory=tmp_path)
     with pytest.raises(AtlasError, match="no sentence 99999"):
         corpus.sentence(99999)
+
+
+@pytest.mark.parametrize("half", ["fit", "eval", "domains"])
+def test_halves_are_sequences(half):
+    corpus = build_corpus(_documents(_sentences(300)))
+    texts = getattr(corpus, half)
+    held = list(texts)
+    assert [texts[i] for i in range(len(texts))] == held == [texts[np.int64(i)] for i in range(len(texts))]
+    assert texts[-1] == held[-1]
+    for part in (slice(3, 40), slice(None, -5), slice(50, 10, -3), slice(7, 7), slice(10_000, 20_000)):
+        assert list(texts[part]) == held[part]
+    assert held[5] in texts
+    with pytest.raises(IndexError):
+        texts[len(texts)]
 
 
 def test_installed_documentation_is_clean_repeatable_and_mixed():

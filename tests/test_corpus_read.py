@@ -12,6 +12,13 @@ from atlas_jax.corpus._read import _CHUNK_CHARACTERS
 from atlas_jax.errors import AtlasError
 
 
+def _zstd(content):
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(content)
+    return sink.getvalue().to_pybytes()
+
+
 def test_every_format_and_directories(tmp_path):
     rows = [{"text": "A row.", "domain": "own"}, {"text": "No domain."}]
     lines = "\n".join(json.dumps(row) for row in rows) + "\n\n"
@@ -20,6 +27,9 @@ def test_every_format_and_directories(tmp_path):
     (tmp_path / "c.md").write_text("# Title\n\nA paragraph of five words stays.\n\n```\ncode\n```\n")
     (tmp_path / "d.jsonl").write_text(lines)
     (tmp_path / "e.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    (tmp_path / "g.md.gz").write_bytes(gzip.compress(b"A paragraph of five words stays."))
+    (tmp_path / "h.txt.zst").write_bytes(_zstd(b"Two frames ") + _zstd(b"are one text."))
+    (tmp_path / "i.jsonl.zst").write_bytes(_zstd(lines.encode()))
     (tmp_path / "deep" / "er").mkdir(parents=True)
     table = pyarrow.table({"text": ["A cell.", None], "domain": ["own", "x"], "n": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "deep" / "er" / "f.parquet")
@@ -35,9 +45,31 @@ def test_every_format_and_directories(tmp_path):
         Document("A cell.", "own", "deep/er/f.parquet"),
         Document("A row.", "own", "e.jsonl.gz"),
         Document("No domain.", "e", "e.jsonl.gz"),
+        Document("A paragraph of five words stays.", "g", "g.md.gz"),
+        Document("Two frames are one text.", "h", "h.txt.zst"),
+        Document("A row.", "own", "i.jsonl.zst"),
+        Document("No domain.", "i", "i.jsonl.zst"),
     ]
     assert list(read_documents([tmp_path])) == expected
     assert list(read_documents([str(tmp_path / "a.txt"), tmp_path / "d.jsonl"])) == expected[:1] + expected[3:5]
+
+
+@pytest.mark.parametrize("wrap", [lambda content: content, gzip.compress, _zstd])
+def test_large_compressed_files_are_whole(tmp_path, wrap):
+    text = "".join(f"Line {i} of a long file, naïve and ünïcödé.\n" + "\n" * (i % 3 == 0) for i in range(60_000))
+    path = tmp_path / f"long.txt{'' if wrap(b'') == b'' else '.zst' if wrap is _zstd else '.gz'}"
+    path.write_bytes(wrap(text.encode()))
+    assert "".join(document.text for document in read_documents([path])) == text
+
+
+def test_columns_may_have_other_names(tmp_path):
+    rows = {"body": ["A cell.", "B cell."], "topic": ["x", None], "text": [1, 2]}
+    pyarrow.parquet.write_table(pyarrow.table(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_text('{"body": "A row.", "topic": 3}\n{"body": "B row."}\n')
+    found = list(read_documents([tmp_path], column="body", domain_column="topic"))
+    assert [(d.text, d.domain) for d in found] == [("A cell.", "x"), ("B cell.", "a"), ("A row.", "3"), ("B row.", "b")]
+    with pytest.raises(AtlasError, match='line 1 of .* no "text" string; it has body, topic'):
+        list(read_documents([tmp_path / "b.jsonl"]))
 
 
 def test_long_files_come_in_pieces_that_lose_nothing(tmp_path):
@@ -49,6 +81,10 @@ def test_long_files_come_in_pieces_that_lose_nothing(tmp_path):
     assert len(pieces) >= 3
     assert all(piece.endswith("\n\n") for piece in pieces)
     assert max(map(len, pieces)) < 1.01 * _CHUNK_CHARACTERS
+
+
+def _parquet_of_numbers(path):
+    pyarrow.parquet.write_table(pyarrow.table({"text": [1]}), path)
 
 
 def _parquet_without_text(path):
@@ -72,6 +108,14 @@ def _parquet_without_text(path):
         ("cut.txt.gz", gzip.compress(b"some words here " * 500)[:-12], "not a whole gzip file"),
         ("bad.parquet", b"PAR1 no", "not a readable Parquet file"),
         ("column.parquet", _parquet_without_text, "no column 'text'; it has body"),
+        ("picture.txt", b"\x89PNG\r\n\x1a\n\x00\x00\x00", "is a binary file"),
+        ("nul.jsonl.txt", b"words\x00words", "is a binary file"),
+        ("numbers.parquet", _parquet_of_numbers, "column 'text' of .* holds int64, not text"),
+        ("plain.txt.zst", b"not compressed at all", "not a whole zstd file"),
+        ("cut.jsonl.zst", _zstd(b'{"text": "some words here"}\n' * 500)[:-12], "not a whole zstd file"),
+        ("junk.txt.zst", _zstd(b"some words here") + b"junk", "not a whole zstd file"),
+        ("f.parquet.zst", b"x", "unknown kind"),
+        ("latin.md.zst", lambda path: path.write_bytes(_zstd("Café".encode("latin-1"))), "not UTF-8 .byte 0xe9"),
         ("code.md", b"```\nx = 1\n```\n", "no usable text"),
     ],
 )

@@ -1,20 +1,30 @@
 """From documents to a corpus (Appendix A.2): split, filter by length, drop what has no letters, deduplicate, halve."""
 
-import hashlib
+import contextlib
+import errno
 import itertools
-import re
-from array import array
+import math
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from jaxtyping import Int
 
-from atlas_jax.corpus._corpus import Corpus, CorpusStatistics, content_hash
+from atlas_jax.corpus._corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._document import Document
+from atlas_jax.corpus._files import HALVES, HalfWriter, check_replaceable, new_directory, read_half
+from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
 from atlas_jax.corpus._sentences import TRAINING_CHARACTERS, Splitter, published_splitter, train_splitter
+from atlas_jax.corpus._spill import Spill
+from atlas_jax.corpus._split import split_documents
 from atlas_jax.errors import AtlasError
 
-_LETTER = re.compile(r"[^\W\d_]")
+Progress = Callable[[int, int], None]
+"""Called with the documents read and the sentences found so far."""
 
 
 def build_corpus(
@@ -25,17 +35,24 @@ def build_corpus(
     at_least: int = 1,
     percentiles: tuple[float | int, float | int] = (5, 95),
     seed: int = 0,
+    weights: Mapping[str, float | int] | None = None,
+    workers: int | None = None,
+    directory: str | Path | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
     """Sentences of ``documents`` filtered as in Appendix A.2, in two halves that share no text.
 
     Lengths in characters are compared with their percentiles over all sentences found, duplicates included, as
     ``numpy.percentile`` (linear) gives them; a sentence of exactly a bound's length stays. A keyed 64-bit hash of the
     text then deduplicates, chooses the half by its lowest bit and orders each half, so a text never changes sides and
-    the order of the documents has no say. Where a half is cut to ``n_fit`` or ``n_eval``, every domain keeps its share
-    of that half and the first in hash order stay. A text found in several domains belongs to the alphabetically first.
+    neither the order of the documents nor the number of workers has a say. Where a half is cut to ``n_fit`` or
+    ``n_eval``, every domain keeps its share of that half, times its weight, and the first in hash order stay. A text
+    found in several domains belongs to the alphabetically first.
 
-    Documents are read once; only unique sentences are held. Without NLTK's published English model a Punkt model is
-    trained on the first million characters of ``documents`` (there, alone, their order counts).
+    Documents are read once and memory does not grow with them: past 32 MB, sentences wait in unnamed temporary files
+    (beside ``directory``, or where ``tempfile`` puts them) of about the size of the text, and the corpus is mapped from
+    a file. Without NLTK's published English model a Punkt model is trained on the first million characters of
+    ``documents`` (there, alone, their order counts).
 
     Args:
       documents: the texts.
@@ -44,12 +61,17 @@ def build_corpus(
       at_least: fewest sentences of either half.
       percentiles: shortest and longest length kept, as percentiles of length.
       seed: key of the hash.
+      weights: for some domains, how many times their share of the text they get where a half is cut.
+      workers: processes that split sentences; None takes this one alone until the text proves long, then every CPU.
+      directory: where the corpus is saved, all or nothing; None keeps it until the process ends.
+      progress: called after every half million characters or so.
 
     Returns:
       The corpus, with the counts of every step in its ``statistics``.
 
     Raises:
-      AtlasError: if there is no text, or a half has fewer than ``at_least`` sentences.
+      AtlasError: if there is no text, a half has fewer than ``at_least`` sentences, an option is out of range,
+        ``directory`` is something else than a corpus, or the disk is full.
 
     Example:
       >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
@@ -57,70 +79,135 @@ def build_corpus(
       >>> len(corpus.fit) + len(corpus.eval)
       5
     """
+    _check(percentiles, weights or {}, workers)
+    target = None if directory is None else Path(directory).absolute()
+    folder = None if target is None else _parent(target)
     splitter, stream = _splitter(iter(documents))
-    pool = _Pool(seed)
-    for document in stream:
-        pool.add(document, splitter)
-    if not pool.lengths:
+    with _room(folder), Spill(folder) as spill:
+        found = _collect(spill, split_documents(splitter, stream, seed, workers), progress)
+        bounds = percentile(found.lengths, percentiles[0]), percentile(found.lengths, percentiles[1])
+        chosen = _choose(found, bounds, (n_fit, n_eval), at_least, weights or {})
+        facts = {"percentiles": tuple(map(float, percentiles)), "punkt": splitter.source, "seed": seed}
+        if target is None:
+            with tempfile.TemporaryFile() as fit, tempfile.TemporaryFile() as evaluation:
+                return _write(chosen, (fit, evaluation), facts)
+        with new_directory(target) as partial, contextlib.ExitStack() as stack:
+            files = [stack.enter_context((partial / name).open("w+b")) for name in HALVES]
+            corpus = _write(chosen, (files[0], files[1]), facts)
+            corpus.write_summary(partial)
+        return corpus
+
+
+class _Found(NamedTuple):
+    """All sentences, those with a letter in ``spill``, and what was counted on the way."""
+
+    spill: Spill
+    domains: list[str]
+    documents: int
+    lengths: Counter[int]
+    unlettered: Counter[int]
+
+    @property
+    def rank(self) -> Int[np.ndarray, " d"]:
+        """Place of each domain in alphabetical order."""
+        rank = np.empty(len(self.domains), np.int64)
+        rank[sorted(range(len(rank)), key=self.domains.__getitem__)] = np.arange(len(rank))
+        return rank
+
+
+class _Chosen(NamedTuple):
+    """How many sentences of each half and domain there are and how many of these stay."""
+
+    found: _Found
+    bounds: tuple[float, float]
+    available: Int[np.ndarray, "2 d"]
+    quotas: Int[np.ndarray, "2 d"]
+
+
+def _collect(spill: Spill, splits: Iterable, progress: Progress | None) -> _Found:
+    numbers: dict[str, int] = {}
+    documents = sentences = 0
+    lengths: Counter[int] = Counter()
+    unlettered: Counter[int] = Counter()
+    for split in splits:
+        ids = [numbers.setdefault(domain, len(numbers)) for domain in split.domains]
+        spill.add(split.digest, np.repeat(np.array(ids, np.int32), split.found), split.texts)
+        lengths.update(split.lengths)
+        unlettered.update(split.unlettered)
+        documents += len(ids)
+        sentences += split.lengths.total()
+        if progress is not None:
+            progress(documents, sentences)
+    if not lengths:
         raise AtlasError("the corpus has no usable text; give documents that hold sentences")
-    lengths = np.frombuffer(pool.lengths, np.int32)
-    low, high = (float(bound) for bound in np.percentile(lengths, percentiles))
-    halves = pool.halves(low, high)
-    fit = _cut(halves[0], pool.domains, n_fit, at_least, "fit")
-    evaluation = _cut(halves[1], pool.domains, n_eval, at_least, "eval")
-    kept = [len(pool.texts[i]) for i in fit + evaluation]
-    statistics = CorpusStatistics(
-        documents=pool.documents,
-        split=len(lengths),
-        **_filtered(pool, low, high),
-        unique=sum(map(len, halves)),
-        fit_available=len(halves[0]),
-        eval_available=len(halves[1]),
-        length_bounds=(low, high),
-        percentiles=(float(percentiles[0]), float(percentiles[1])),
-        mean_chars=float(np.mean(kept)) if kept else 0.0,
-        std_chars=float(np.std(kept)) if kept else 0.0,
-        punkt=splitter.source,
-        seed=seed,
+    return _Found(spill, list(numbers), documents, lengths, unlettered)
+
+
+def _choose(
+    found: _Found,
+    bounds: tuple[float, float],
+    wanted: tuple[int | None, int | None],
+    at_least: int,
+    weights: Mapping[str, float | int],
+) -> _Chosen:
+    if unknown := sorted(set(weights) - set(found.domains)):
+        known = ", ".join(sorted(found.domains)[:20])
+        raise AtlasError(f"there is no domain '{unknown[0]}' to weigh; the domains are {known}")
+    rank, width = found.rank, len(found.domains)
+    available = np.zeros((SIDES, width), np.int64)
+    for bucket in found.spill.buckets():
+        available += Unique.of(bucket, rank, *bounds).counts(width)
+    for name, size in zip(("fit", "eval"), available.sum(axis=1).tolist(), strict=True):
+        if size < at_least:
+            raise AtlasError(f"too few sentences: the {name} half has {size} and needs {at_least}; give more text")
+    shares = available.copy()
+    for side, number in enumerate(wanted):
+        if number is not None:
+            counts = Counter(dict(zip(found.domains, available[side].tolist(), strict=True)))
+            share = quotas(counts, number, weights)
+            shares[side] = [share[name] for name in found.domains]
+    return _Chosen(found, bounds, available, shares)
+
+
+def _write(chosen: _Chosen, files: tuple[IO[bytes], IO[bytes]], facts: dict) -> Corpus:
+    found, left = chosen.found, chosen.quotas.copy()
+    n_fit = int(left[0].sum())
+    names, rank = pa.array(found.domains, pa.large_string()), found.rank
+    lengths: Counter[int] = Counter()
+    with HalfWriter(files[0], 0) as fit, HalfWriter(files[1], n_fit) as evaluation:
+        for bucket in found.spill.buckets():
+            kept = Unique.of(bucket, rank, *chosen.bounds).within(left)
+            left -= kept.counts(len(found.domains))
+            lengths.update(kept.length.tolist())
+            texts = bucket["text"].combine_chunks()
+            for side, writer in enumerate((fit, evaluation)):
+                here = kept.take(kept.side == side)
+                writer.write(texts.take(pa.array(here.row)), names.take(pa.array(here.domain)))
+    halves = [read_half(file) for file in files]
+    statistics = _statistics(chosen, lengths, facts)
+    return Corpus.of_halves(*halves, statistics)
+
+
+def _statistics(chosen: _Chosen, kept: Counter[int], facts: dict) -> CorpusStatistics:
+    found, (low, high) = chosen.found, chosen.bounds
+    within = lambda lengths: sum(count for length, count in lengths.items() if low <= length <= high)
+    after_length = within(found.lengths)
+    n, total = kept.total(), sum(length * count for length, count in kept.items())
+    squares = sum(length**2 * count for length, count in kept.items())
+    fit_available, eval_available = chosen.available.sum(axis=1).tolist()
+    return CorpusStatistics(
+        documents=found.documents,
+        split=found.lengths.total(),
+        after_length=after_length,
+        after_letters=after_length - within(found.unlettered),
+        unique=fit_available + eval_available,
+        fit_available=fit_available,
+        eval_available=eval_available,
+        length_bounds=chosen.bounds,
+        mean_chars=total / n if n else 0.0,
+        std_chars=math.sqrt(n * squares - total**2) / n if n else 0.0,
+        **facts,
     )
-    return _corpus(pool, fit, evaluation, statistics)
-
-
-class _Pool:
-    """Unique sentences that have a letter, by hash, and the length of every sentence met."""
-
-    def __init__(self, seed: int) -> None:
-        self.key = str(seed).encode()
-        self.position: dict[int, int] = {}
-        self.texts: list[str] = []
-        self.domains: list[str] = []
-        self.lengths = array("i")
-        self.lettered = array("b")
-        self.documents = 0
-
-    def add(self, document: Document, splitter: Splitter) -> None:
-        self.documents += 1
-        for sentence in splitter.split(document.text):
-            lettered = _LETTER.search(sentence) is not None
-            self.lengths.append(len(sentence))
-            self.lettered.append(lettered)
-            if lettered:
-                self._add_unique(sentence, document.domain)
-
-    def _add_unique(self, sentence: str, domain: str) -> None:
-        digest = int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8, key=self.key).digest())
-        position = self.position.setdefault(digest, len(self.texts))
-        if position == len(self.texts):
-            self.texts.append(sentence)
-            self.domains.append(domain)
-        elif domain < self.domains[position]:
-            self.domains[position] = domain
-
-    def halves(self, low: float, high: float) -> tuple[list[int], list[int]]:
-        """Positions, in hash order, of the sentences with an even and with an odd hash and a length in bounds."""
-        kept = [digest for digest in sorted(self.position) if low <= len(self.texts[self.position[digest]]) <= high]
-        even, odd = ([self.position[digest] for digest in kept if digest % 2 == side] for side in (0, 1))
-        return even, odd
 
 
 def _splitter(documents: Iterator[Document]) -> tuple[Splitter, Iterator[Document]]:
@@ -136,39 +223,29 @@ def _splitter(documents: Iterator[Document]) -> tuple[Splitter, Iterator[Documen
     return train_splitter([document.text for document in head]), itertools.chain(head, documents)
 
 
-def _cut(half: list[int], domains: list[str], wanted: int | None, at_least: int, name: str) -> list[int]:
-    """The first ``wanted`` of a half in hash order, each domain in proportion."""
-    if len(half) < at_least:
-        raise AtlasError(f"too few sentences: the {name} half has {len(half)} and needs {at_least}; give more text")
-    if wanted is None or wanted >= len(half):
-        return half
-    left = _quotas(Counter(domains[i] for i in half), wanted)
-    kept = []
-    for i in half:
-        if left[domains[i]]:
-            left[domains[i]] -= 1
-            kept.append(i)
-    return kept
+def _check(
+    percentiles: tuple[float | int, float | int], weights: Mapping[str, float | int], workers: int | None
+) -> None:
+    if not 0 <= percentiles[0] <= percentiles[1] <= 100:
+        raise AtlasError(f"percentiles {percentiles} are no range; give two ascending numbers between 0 and 100")
+    if wrong := [name for name, weight in weights.items() if not 0 < weight < math.inf]:
+        raise AtlasError(f"the weight {weights[wrong[0]]} of '{wrong[0]}' is no positive number; leave its text out")
+    if workers is not None and workers < 1:
+        raise AtlasError(f"there must be at least 1 worker, not {workers}")
 
 
-def _quotas(counts: Counter[str], wanted: int) -> dict[str, int]:
-    """Shares of ``wanted`` in proportion to ``counts``, by largest remainder; ties go to the first name."""
-    total = max(counts.total(), 1)
-    quotas = {name: wanted * count // total for name, count in counts.items()}
-    by_remainder = sorted(counts, key=lambda name: (-(wanted * counts[name] % total), name))
-    for name in by_remainder[: wanted - sum(quotas.values())]:
-        quotas[name] += 1
-    return quotas
+def _parent(target: Path) -> Path:
+    check_replaceable(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return target.parent
 
 
-def _filtered(pool: _Pool, low: float, high: float) -> dict[str, int]:
-    lengths = np.frombuffer(pool.lengths, np.int32)
-    within = (lengths >= low) & (lengths <= high)
-    lettered = within & np.frombuffer(pool.lettered, np.bool_)
-    return {"after_length": int(within.sum()), "after_letters": int(lettered.sum())}
-
-
-def _corpus(pool: _Pool, fit: list[int], evaluation: list[int], statistics: CorpusStatistics) -> Corpus:
-    fit_texts, eval_texts = (tuple(pool.texts[i] for i in half) for half in (fit, evaluation))
-    domains = tuple(pool.domains[i] for i in fit + evaluation)
-    return Corpus(fit_texts, eval_texts, domains, statistics, content_hash(fit_texts, eval_texts, domains))
+@contextlib.contextmanager
+def _room(folder: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        place = tempfile.gettempdir() if folder is None else folder
+        raise AtlasError(f"the disk of '{place}' is full; a corpus needs about twice the size of its text") from error

@@ -3,16 +3,15 @@
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas_jax.errors import AtlasError
+import pyarrow as pa
 
-_SUMMARY = "corpus.json"
+from atlas_jax.corpus._files import HALVES, ROWS, SUMMARY, Half, HalfWriter, new_directory, read_half
+from atlas_jax.errors import AtlasError
 
 
 class CorpusStatistics(NamedTuple):
@@ -53,8 +52,11 @@ class CorpusStatistics(NamedTuple):
 class Corpus:
     """Sentences for fitting a translation and, disjoint from them, for evaluating it.
 
-    A sentence's integer id, the only join key between models, is its position in ``fit + eval``. Each half is in the
-    order of a hash of its texts, so the same sentences get the same ids whatever order they were read in.
+    A sentence's integer id, the only join key between models, is its position in ``fit`` followed by ``eval``. Each
+    half is in the order of a hash of its texts, so the same sentences get the same ids whatever order they were read
+    in. A corpus that was built or loaded holds no sentence in memory: its sequences read from mapped files.
+
+    Two corpora are equal if their hashes and statistics are.
 
     Attributes:
       fit: sentences with ids ``0 .. len(fit) - 1``.
@@ -71,11 +73,17 @@ class Corpus:
       True
     """
 
-    fit: tuple[str, ...]
-    eval: tuple[str, ...]
-    domains: tuple[str, ...]
+    fit: Sequence[str] = dataclasses.field(compare=False)
+    eval: Sequence[str] = dataclasses.field(compare=False)
+    domains: Sequence[str] = dataclasses.field(compare=False)
     statistics: CorpusStatistics
     hash: str
+
+    @classmethod
+    def of_halves(cls, fit: Half, evaluation: Half, statistics: CorpusStatistics) -> "Corpus":
+        """The corpus of two written halves."""
+        domains = fit.domains + evaluation.domains
+        return cls(fit.texts, evaluation.texts, domains, statistics, content_hash(fit.texts, evaluation.texts, domains))
 
     def __len__(self) -> int:
         return len(self.fit) + len(self.eval)
@@ -90,70 +98,75 @@ class Corpus:
             raise AtlasError(f"there is no sentence {index}; the corpus has ids 0 to {len(self) - 1}")
         return self.fit[index] if index < len(self.fit) else self.eval[index - len(self.fit)]
 
-    def save(self, directory: str | Path) -> None:
-        """Write ``fit.jsonl``, ``eval.jsonl`` (``id``, ``domain``, ``text``) and ``corpus.json``, all or nothing.
+    def domain_counts(self) -> dict[str, tuple[int, int]]:
+        """Sentences of each domain for fitting and for evaluating, the largest domain first.
 
-        A corpus already there is replaced.
+        Example:
+          >>> from atlas_jax.corpus import Document, build_corpus
+          >>> build_corpus([Document("Rows sum to one.", "matrices", "doctest")], at_least=0).domain_counts()
+          {'matrices': (1, 0)}
+        """
+        split = len(self.fit)
+        fit, evaluation = Counter(self.domains[:split]), Counter(self.domains[split:])
+        largest = sorted(fit.keys() | evaluation.keys(), key=lambda name: (-fit[name] - evaluation[name], name))
+        return {name: (fit[name], evaluation[name]) for name in largest}
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``fit.arrow``, ``eval.arrow`` (``id``, ``domain``, ``text``) and ``corpus.json``, all or nothing.
+
+        The halves are Arrow streams, which ``datasets.Dataset.from_file`` opens too. A corpus already there is
+        replaced.
 
         Raises:
           AtlasError: if ``directory`` exists and is not a corpus.
         """
-        target = Path(directory)
-        replaces = (target / _SUMMARY).is_file()
-        if target.exists() and not replaces and not (target.is_dir() and not any(target.iterdir())):
-            raise AtlasError(f"'{target}' exists and is not a corpus; choose another directory")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-        try:
+        with new_directory(Path(directory).absolute()) as partial:
             self._write(partial)
-            partial.chmod(0o755)
-            if replaces:
-                shutil.rmtree(target)
-            os.replace(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _write(self, directory: Path) -> None:
-        for name, start, half in (("fit", 0, self.fit), ("eval", len(self.fit), self.eval)):
-            with (directory / f"{name}.jsonl").open("w", encoding="utf-8") as file:
-                for index, text in enumerate(half, start):
-                    row = {"id": index, "domain": self.domains[index], "text": text}
-                    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        for name, first, half in zip(HALVES, (0, len(self.fit)), (self.fit, self.eval), strict=True):
+            with (directory / name).open("wb") as file, HalfWriter(file, first) as writer:
+                for start in range(0, len(half), ROWS):
+                    texts = list(half[start : start + ROWS])
+                    domains = list(self.domains[first + start : first + start + len(texts)])
+                    writer.write(pa.array(texts, pa.large_string()), pa.array(domains, pa.large_string()))
+        self.write_summary(directory)
+
+    def write_summary(self, directory: Path) -> None:
+        """Write ``corpus.json``."""
         summary = {"hash": self.hash, "n_fit": len(self.fit), "n_eval": len(self.eval), **self.statistics._asdict()}
-        (directory / _SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (directory / SUMMARY).write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> "Corpus":
-        """Read a saved corpus and check its hash.
+        """Map a saved corpus, and read it once to check its hash.
 
         Raises:
           AtlasError: if ``directory`` is no corpus, or its sentences are not those that were saved.
         """
         source = Path(directory)
-        if not (source / _SUMMARY).is_file():
-            raise AtlasError(f"'{source}' is not a corpus (no {_SUMMARY}); make one with 'atlas-jax corpus build'")
+        if not (source / SUMMARY).is_file():
+            raise AtlasError(f"'{source}' is not a corpus (no {SUMMARY}); make one with 'atlas-jax corpus build'")
         try:
-            summary = json.loads((source / _SUMMARY).read_text(encoding="utf-8"))
-            fit, evaluation = (_rows(source / f"{name}.jsonl") for name in ("fit", "eval"))
-            domains = tuple(row["domain"] for row in fit + evaluation)
-            fit_texts, eval_texts = (tuple(row["text"] for row in half) for half in (fit, evaluation))
+            summary = json.loads((source / SUMMARY).read_text(encoding="utf-8"))
             statistics = {name: summary[name] for name in CorpusStatistics._fields}
+            statistics |= {name: tuple(statistics[name]) for name in ("length_bounds", "percentiles")}
+            corpus = cls.of_halves(*(_half(source / name) for name in HALVES), CorpusStatistics(**statistics))
             expected = summary["hash"]
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise AtlasError(f"the corpus in '{source}' is damaged ({error}); build it again") from error
-        if content_hash(fit_texts, eval_texts, domains) != expected:
+        if corpus.hash != expected:
             raise AtlasError(f"the sentences in '{source}' are not those that were saved; build the corpus again")
-        statistics |= {name: tuple(statistics[name]) for name in ("length_bounds", "percentiles")}
-        return cls(fit_texts, eval_texts, domains, CorpusStatistics(**statistics), expected)
+        return corpus
 
 
-def _rows(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _half(path: Path) -> Half:
+    with path.open("rb") as file:
+        return read_half(file)
 
 
 def content_hash(fit: Sequence[str], evaluation: Sequence[str], domains: Sequence[str]) -> str:
-    """Digest of the texts of both halves, in order, and of their domains.
+    """Digest of the texts of both halves, in order, and of their domains, read a block at a time.
 
     Example:
       >>> content_hash(["a"], ["b"], ["x", "x"]) == content_hash(["b"], ["a"], ["x", "x"])
@@ -162,6 +175,6 @@ def content_hash(fit: Sequence[str], evaluation: Sequence[str], domains: Sequenc
     digest = hashlib.blake2b(digest_size=16)
     for part in (fit, evaluation, domains):
         digest.update(f"{len(part)}\n".encode())
-        for text in part:
-            digest.update(text.encode() + b"\n")
+        for start in range(0, len(part), ROWS):
+            digest.update("".join(f"{text}\n" for text in part[start : start + ROWS]).encode())
     return digest.hexdigest()
