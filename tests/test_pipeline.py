@@ -57,7 +57,7 @@ def test_a_plan_visits_every_sentence_once_in_few_shapes(rng):
 
 def test_no_other_lengths_of_a_grid_would_pad_less(rng):
     sample = np.clip(rng.gamma(2, 10, 200).astype(int) + 1, 1, 60)
-    longest = -(-sample.max() // 8) * 8
+    longest = int(-(-sample.max() // 8) * 8)
     padded = lambda lengths: np.asarray(lengths)[np.searchsorted(lengths, sample)].sum()
     for shapes in (1, 2, 3, 4):
         chosen = itertools.combinations_with_replacement(range(8, longest + 1, 8), shapes - 1)
@@ -141,7 +141,7 @@ def test_the_step_is_traced_once_a_shape(spaces, corpus, monkeypatch):
     jax.clear_caches()
     stream = Pass.of(spaces, corpus.fit, token_budget=512)
     fit_statistics(stream, ["cross"])
-    assert len(traces) == len(set(traces)) <= 3 < len(list(stream.steps()))
+    assert len(traces) == len(set(traces)) <= 5 < len(list(stream.steps()))
 
 
 def test_quality_equals_scores_from_held_activations(spaces, corpus, streamed):
