@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,6 +16,8 @@ def main(process: int, port: int, folder: Path) -> None:
     jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
+    patient = partial(jax.distributed.initialize, heartbeat_timeout_seconds=600)  # of a machine that is busy elsewhere
+    jax.distributed.initialize = patient
     align(process, port, folder)
     found = {"shares": shares(), "resumed": resumed(folder)} | loaded(folder, process)
     (folder / f"found-{process}.json").write_text(json.dumps(found))
