@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -189,6 +190,25 @@ def test_a_failed_build_leaves_the_old_corpus_alone(tmp_path, monkeypatch):
         build_corpus(_documents(30), directory=tmp_path / "corpus")
     assert Corpus.load(tmp_path / "corpus") == corpus
     assert [path.name for path in tmp_path.iterdir()] == ["corpus"]
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_reading(tmp_path):
+    (tmp_path / "file").write_text("x")
+
+    def unread():
+        pytest.fail("read a document")
+        yield
+
+    for place in (tmp_path / "file", tmp_path / "file" / "corpus"):
+        with pytest.raises(AtlasError, match="exists and is not a corpus|cannot be written"):
+            build_corpus(unread(), directory=place)
+
+
+def test_quotas_of_many_domains_are_quick():
+    counts = Counter({f"{i}": 1 + i % 7 for i in range(20_000)})
+    start = time.process_time()
+    assert sum(quotas(counts, 30_000, {"3": 2}).values()) == 30_000
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("seed", range(5))

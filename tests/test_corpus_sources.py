@@ -107,7 +107,9 @@ def test_hub_names_out_of_reach_or_closed(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_sources_are_told_apart(tmp_path, like_the_hub):
+def test_sources_are_told_apart(tmp_path, like_the_hub, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").mkdir()
     (tmp_path / "a.txt").write_text("Plain.")
     (tmp_path / "b.jsonl").write_text('{"text": "x."}\n{"text": "y."}\n{"text": "z."}\n')
     found = read_sources([tmp_path / "a.txt", tmp_path / "b.jsonl"], limit=2)
@@ -117,7 +119,8 @@ def test_sources_are_told_apart(tmp_path, like_the_hub):
     for wrong, message in {
         "gone.txt": "does not exist",
         str(tmp_path / "gone"): "does not exist",
-        "gone/": "does not exist",
+        "gone": "does not exist; .*a dataset of the hub reads owner/name",
+        "tests/gone": "does not exist",
     }.items():
         with pytest.raises(AtlasError, match=message):
             read_sources([wrong])

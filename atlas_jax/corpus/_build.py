@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from atlas_jax.corpus._corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._document import Document
-from atlas_jax.corpus._files import HALVES, HalfWriter, check_replaceable, new_directory, read_half
+from atlas_jax.corpus._files import HALVES, HalfWriter, new_directory, parent_of, read_half
 from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
 from atlas_jax.corpus._sentences import TRAINING_CHARACTERS, Splitter, published_splitter, train_splitter
 from atlas_jax.corpus._spill import Spill
@@ -81,7 +81,7 @@ def build_corpus(
     """
     _check(percentiles, weights or {}, workers)
     target = None if directory is None else Path(directory).absolute()
-    folder = None if target is None else _parent(target)
+    folder = None if target is None else parent_of(target)
     splitter, stream = _splitter(iter(documents))
     with _room(folder), Spill(folder) as spill:
         found = _collect(spill, split_documents(splitter, stream, seed, workers), progress)
@@ -232,12 +232,6 @@ def _check(
         raise AtlasError(f"the weight {weights[wrong[0]]} of '{wrong[0]}' is no positive number; leave its text out")
     if workers is not None and workers < 1:
         raise AtlasError(f"there must be at least 1 worker, not {workers}")
-
-
-def _parent(target: Path) -> Path:
-    check_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
 
 
 @contextlib.contextmanager

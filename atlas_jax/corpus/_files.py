@@ -63,22 +63,27 @@ def mapped_table(file: IO[bytes]) -> pa.Table:
     return pa.ipc.open_stream(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))).read_all()
 
 
-def check_replaceable(target: Path) -> None:
-    """Refuse to write a corpus over anything but a corpus or an empty directory.
+def parent_of(target: Path) -> Path:
+    """The directory that a corpus goes into, made if need be.
 
     Raises:
-      AtlasError: if something else is there.
+      AtlasError: if it cannot be written, or anything but a corpus or an empty directory is at ``target``.
     """
     if target.exists() and not (target / SUMMARY).is_file() and not (target.is_dir() and not any(target.iterdir())):
         raise AtlasError(f"'{target}' exists and is not a corpus; choose another directory")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AtlasError(f"'{target}' cannot be written ({error.strerror}); choose another directory") from error
+    if not os.access(target.parent, os.W_OK):
+        raise AtlasError(f"'{target.parent}' may not be written to; choose another directory")
+    return target.parent
 
 
 @contextlib.contextmanager
 def new_directory(target: Path) -> Iterator[Path]:
     """A directory to write a corpus into; it takes the place of ``target`` when the block ends without an error."""
-    check_replaceable(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent_of(target)))
     try:
         yield partial
         partial.chmod(0o755)

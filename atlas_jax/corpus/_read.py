@@ -80,7 +80,7 @@ def _files(path: Path) -> list[tuple[Path, str]]:
             raise AtlasError(f"'{path}' holds no {', '.join(SUFFIXES)} file; name a directory that does")
         return found
     if not path.exists():
-        raise AtlasError(f"'{path}' does not exist; check the path")
+        raise AtlasError(f"'{path}' does not exist; check the path (a dataset of the hub reads owner/name)")
     if _kind(path) is None:
         raise AtlasError(
             f"'{path}' is of an unknown kind; convert it to {', '.join(SUFFIXES)} (.gz or .zst where not Parquet)"

@@ -77,11 +77,12 @@ def quotas(counts: Counter[str], wanted: int, weights: Mapping[str, float | int]
     shares: dict[str, int] = {}
     mass = {name: Fraction(weights.get(name, 1)) * count for name, count in counts.items()}
     left = min(wanted, counts.total())
-    while full := [name for name in mass if left * mass[name] >= counts[name] * sum(mass.values())]:
+    total = sum(mass.values())
+    while full := [name for name in mass if left * mass[name] >= counts[name] * total]:
         shares |= {name: counts[name] for name in full}
         left -= sum(counts[name] for name in full)
         mass = {name: mass[name] for name in mass if name not in shares}
-    total = sum(mass.values())
+        total = sum(mass.values())
     exact = {name: left * m / total for name, m in mass.items()}
     rounded = {name: int(share) for name, share in exact.items()}
     by_remainder = sorted(exact, key=lambda name: (rounded[name] - exact[name], name))

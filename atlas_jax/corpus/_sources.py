@@ -10,7 +10,7 @@ from atlas_jax.corpus._document import Document
 from atlas_jax.corpus._read import SUFFIXES, read_documents
 from atlas_jax.errors import AtlasError
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def read_sources(
@@ -25,7 +25,8 @@ def read_sources(
     """Documents of files, directories and datasets, one source after the other.
 
     What exists is read by :func:`read_documents`, except for a directory that ``datasets`` saved, and for any
-    directory where a split or subset is given; these, and names of the hub, are read by :func:`read_dataset`.
+    directory where a split or subset is given; these, and what does not exist but reads ``owner/name``, are read by
+    :func:`read_dataset`.
 
     Args:
       sources: files, directories, names of the hub.
@@ -62,7 +63,12 @@ def _read(source: str, columns: dict[str, str], split: str | None, subset: str |
         raise AtlasError(f"'{source}' is a file, and a split or subset belongs to a dataset; leave them out")
     if path.is_dir() and (wants_dataset or is_saved_dataset(path)):
         return read_dataset(source, split=split, subset=subset, **columns)
-    named = _HUB_NAME.fullmatch(source) and not source.lower().endswith((*SUFFIXES, ".gz", ".zst"))
-    if not path.exists() and named:
+    if not path.exists() and _is_hub_name(source):
         return read_dataset(source, split=split, subset=subset, **columns)
     return read_documents([source], **columns)
+
+
+def _is_hub_name(source: str) -> bool:
+    """Whether this may be ``owner/name`` of the hub, and not a wrong path into a directory there is."""
+    wrong_path = source.lower().endswith((*SUFFIXES, ".gz", ".zst")) or Path(source).parent.is_dir()
+    return bool(_HUB_NAME.fullmatch(source)) and not wrong_path
