@@ -20,7 +20,7 @@ from atlas_jax.translators import certify_rows, polar, polar_express
 from atlas_jax.translators._polar import _gram_route
 from atlas_jax.translators._polar_certificate import CUT, certify
 
-LAYOUTS = [((4, 2), P("data", "model")), ((8, 1), P("data", None)), ((2, 4), P(None, "model")), ((4, 2), P("model"))]
+LAYOUTS = [((4, 2), P("data", "model")), ((8, 1), P("data", None)), ((2, 4), P(None, "model"))]
 KINDS = {"1e4": 1e-5, "1e6": 1e-4, "pooled": 1e-4}
 
 
@@ -35,7 +35,7 @@ def planted(rng, d_s, d_c, kind):
 def with_dead(rng, m):
     """2% of the rows and 20% of the columns are zero."""
     m = m.copy()
-    m[rng.permutation(m.shape[0])[: m.shape[0] // 50]] = 0
+    m[rng.permutation(m.shape[0])[: round(m.shape[0] / 50)]] = 0
     m[:, rng.permutation(m.shape[1])[: m.shape[1] // 5]] = 0
     return m
 
@@ -58,7 +58,7 @@ each_solver = pytest.mark.parametrize("solve", SOLVERS, ids=["host", "one-device
 
 
 @each_solver
-@pytest.mark.parametrize("shape", [(152, 208), (176, 176), (208, 152)])
+@pytest.mark.parametrize("shape", [(96, 128), (128, 96)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_ill_conditioned(rng, solve, shape, kind):
     m = planted(rng, *shape, kind)
@@ -70,19 +70,19 @@ def test_ill_conditioned(rng, solve, shape, kind):
 
 @each_solver
 def test_dead_rows_and_columns(rng, solve):
-    m = with_dead(rng, planted(rng, 200, 264, "1e4"))
+    m = with_dead(rng, planted(rng, 96, 128, "1e4"))
     t, certificate = solve(m)
     t = np.asarray(t)
     assert not t[~m.any(axis=1)].any()
     assert not t[:, ~m.any(axis=0)].any()
     assert distance(t, polar64(m)) < 1e-6
-    assert (certificate["accepted"], certificate["rank"]) == (True, 196)
+    assert (certificate["accepted"], certificate["rank"]) == (True, 94)
 
 
 @each_solver
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_rank_deficient_at_any_scale(rng, solve, scale):
-    m = (scale * rng.normal(size=(48, 9)) @ rng.normal(size=(9, 64))).astype(np.float32)
+    m = (scale * rng.normal(size=(96, 9)) @ rng.normal(size=(9, 128))).astype(np.float32)
     t, certificate = solve(m)
     assert (certificate["rank"], certificate["accepted"]) == (9, True)
     assert distance(t, polar64(m)) < 1e-6
@@ -91,20 +91,24 @@ def test_rank_deficient_at_any_scale(rng, solve, scale):
 @each_solver
 def test_singular_values_across_the_cut(rng, solve):
     """A spectrum that runs on below the cut: the result is still a partial isometry of the rank that is told."""
-    m = planted(rng, 160, 208, "1e6").astype(np.float64)
-    u, s, vt = np.linalg.svd(m, full_matrices=False)
+    u, s, vt = np.linalg.svd(planted(rng, 96, 128, "1e6"), full_matrices=False)
     s[-40:] = np.geomspace(2e-8, 1e-10, 40)
-    with jax.enable_x64(True):
-        t, certificate = solve((u * s) @ vt)
-    assert (certificate["rank"], certificate["accepted"]) == (120, True)
-    assert distance(t, u[:, :120] @ vt[:120]) < 1e-5
+    m = ((u * s) @ vt).astype(np.float32)
+    t, certificate = solve(m)
+    assert (certificate["rank"], certificate["accepted"]) == (56, True)
+    assert distance(t, polar64(m)) < 1e-5
 
 
 @each_solver
 def test_the_zero_matrix(solve):
-    t, certificate = solve(np.zeros((16, 24), np.float32))
+    t, certificate = solve(np.zeros((96, 128), np.float32))
     assert not np.asarray(t).any()
-    assert (certificate["rank"], certificate["accepted"], certificate["solver"]) == (0, True, "zero")
+    assert (certificate["rank"], certificate["accepted"]) == (0, True)
+
+
+def test_a_matrix_that_is_not_finite_is_not_accepted(rng):
+    certificate = polar_express(spread(np.full((96, 128), np.nan, np.float32)))[1]
+    assert (certificate["rank"], certificate["error"], certificate["accepted"]) == (None, None, False)
 
 
 def test_float32_svd_would_fail(rng):
@@ -142,10 +146,19 @@ def test_certificates_catch_planted_faults(rng, kind):
     m = planted(rng, 96, 128, kind)
     basis = _gram_route(m.astype(np.float64))[1]
     on_host = lambda t: certify(m.astype(np.float64), t.astype(np.float32), basis, solver="test")["accepted"]
-    on_devices = lambda t: certify_rows(spread(m), spread(t.astype(np.float32)))["accepted"]
+    on_devices = lambda t: certify_rows(jnp.asarray(m), jnp.asarray(t, jnp.float32))["accepted"]
     for accepts in (on_host, on_devices):
         assert accepts(polar64(m))
         assert [name for name, t in faults(rng, m).items() if accepts(t)] == []
+
+
+def test_certificates_do_not_depend_on_the_devices(rng):
+    m = planted(rng, 96, 128, "1e4")
+    t = faults(rng, m)["rotated rows"].astype(np.float32)
+    one, eight = certify_rows(jnp.asarray(m), jnp.asarray(t)), certify_rows(spread(m), spread(t))
+    assert one.keys() == eight.keys()
+    for name in ("rank", "orthogonality", "asymmetry", "gap", "error", "remainder"):
+        assert one[name] == pytest.approx(eight[name], rel=1e-4)
 
 
 @each_solver
@@ -153,7 +166,7 @@ def test_the_error_of_the_certificate_is_the_distance(rng, solve):
     """Not only its sign: between the true distance and a hundred times that."""
     m = planted(rng, 96, 128, "1e6")
     wrong = faults(rng, m)["rotated where singular values are smallest"].astype(np.float32)
-    told = certify_rows(spread(m), spread(wrong))["error"]
+    told = certify_rows(jnp.asarray(m), jnp.asarray(wrong))["error"]
     assert distance(wrong, polar64(m)) < told < 100 * distance(wrong, polar64(m))
     t, certificate = solve(m)
     assert distance(t, polar64(m)) < 1.5 * certificate["error"] < 1e-5
@@ -182,20 +195,19 @@ def test_float32_devices_say_so(rng, monkeypatch):
 
 @pytest.mark.parametrize(("mesh", "spec"), LAYOUTS, ids=str)
 def test_sharded_as_the_host_and_as_the_input(rng, mesh, spec):
-    m = spread(with_dead(rng, planted(rng, 152, 208, "1e6")), mesh, spec)
+    m = spread(with_dead(rng, planted(rng, 96, 128, "1e6")), mesh, spec)
     t, certificate = polar_express(m)
     assert t.sharding.is_equivalent_to(m.sharding, 2)
     assert distance(t, polar(np.asarray(m))[0]) < 1e-5
-    assert certificate["rank"] == 149
+    assert certificate["rank"] == 94
 
 
-@pytest.mark.parametrize("shape", [(512, 640), (640, 512)])
-@pytest.mark.parametrize(("mesh", "spec"), [LAYOUTS[0], LAYOUTS[1]], ids=str)
-def test_no_device_holds_a_whole_matrix(mesh, spec, shape):
-    """No buffer of the compiled programs, which are per device, has half the elements of the smaller square or M."""
+@pytest.mark.parametrize(("layout", "shape"), [(LAYOUTS[0], (512, 640)), (LAYOUTS[1], (640, 512))], ids=str)
+def test_no_device_holds_a_whole_matrix(layout, shape):
+    """No buffer of the compiled programs, which are per device, has half the elements of the smaller square."""
     from atlas_jax.translators import _polar_express as module
 
-    m = spread(np.ones(shape, np.float32), mesh, spec)
+    m = spread(np.ones(shape, np.float32), *layout)
     with jax.enable_x64(True):
         steps = jnp.asarray(module.schedule(module.REACH), jnp.float64)
         factor = module._factor.lower(m, steps, m.sharding.mesh, m.sharding).compile()
@@ -219,7 +231,7 @@ def statistics_on(place, a_s, a_c):
 
 
 def activations(rng):
-    return [np.maximum(rng.normal(size=(400, d)) + 1, 0).astype(np.float32) for d in (32, 48)]
+    return [np.maximum(rng.normal(size=(400, d)) + 1, 0).astype(np.float32) for d in (96, 128)]
 
 
 PLACES = {"numpy": np.asarray, "one": jnp.asarray, "sharded": spread, "copied": lambda x: spread(x, spec=P())}
@@ -247,7 +259,7 @@ def test_the_host_takes_over_from_a_device_that_is_not_accurate_enough(rng, monk
     monkeypatch.setattr("atlas_jax.translators._solution.DOUBLE", ())
     a_s, a_c = activations(rng)
     a_s[:, 1] = a_s[:, 0] * (1 + 1e-5 * rng.random(400).astype(np.float32))
-    certificate = translators.procrustes(statistics_on(spread, a_s, a_c)).certificate
+    certificate = translators.procrustes(statistics_on(jnp.asarray, a_s, a_c), solver="device").certificate
     assert (certificate["solver"], certificate["escalated_from"]) == ("gram_eigh", "polar_express")
     assert certificate["accepted"]
 

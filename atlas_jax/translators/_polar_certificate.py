@@ -58,7 +58,7 @@ def certify(m: Float[np.ndarray, "p q"], t: Float[np.ndarray, "p q"], basis: Bas
     left_out = np.linalg.norm(mx - v @ (v.T @ mx)) / np.sqrt(PROBES * max(m.shape[0] - r, 1))
     numbers = {
         "orthogonality": float(np.linalg.norm(squared) / np.sqrt(r)),
-        "asymmetry": float(np.linalg.norm(inner - inner.T) / np.linalg.norm(inner)),
+        "asymmetry": float(np.linalg.norm(inner - inner.T) / max(np.linalg.norm(inner), np.finfo(float).tiny)),
         "gap": (bound - float(np.vdot(m, t64))) / bound,
         "error": float(distance + basis.doubt / np.sqrt(r)),
         "remainder": float(left_out / s.max()),

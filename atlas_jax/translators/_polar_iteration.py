@@ -66,7 +66,8 @@ def evidence(ring: Ring, m: Float[Array, "n q"], t: Float[Array, "n q"], block: 
     gram, inner, mirrored = ring.outer(t, t), ring.outer(m, t), ring.outer(t, m)
     size, top = ring.norm(t), largest_singular_value(ring, m)
     symmetric, skew = (inner + mirrored) / 2, inner - mirrored
-    w = symmetric + CUT * top * (ring.diagonal(gram.shape[0], jnp.ones_like(top)) - gram)
+    floor = CUT * jnp.where(top > 0, top, 1.0)
+    w = symmetric + floor * (ring.diagonal(gram.shape[0], jnp.ones_like(top)) - gram)
     trace = ring.dot(m, t)
     both = ring.whiten(w, jnp.concatenate([ring.inner(gram, m), skew], axis=1), block)
     bound = (ring.dot(both[:, : m.shape[1]], both[:, : m.shape[1]]) + trace) / 2

@@ -81,7 +81,7 @@ class Ring(NamedTuple):
             mine = lax.dynamic_slice_in_dim(a, local, block)
             pivot = self.sum(jnp.where(here, mine, jnp.zeros_like(mine)))
             factor = jnp.linalg.cholesky(lax.dynamic_slice_in_dim(pivot, first, block, 1))
-            pivot = jsl.solve_triangular(factor, pivot, lower=True)
+            pivot = dot(jsl.solve_triangular(factor, jnp.eye(block, dtype=w.dtype), lower=True), pivot)
             multiples = lax.dynamic_slice_in_dim(pivot, self.index * n, n, 1).T
             below = jnp.where((rows >= first + block)[:, None], multiples, jnp.zeros_like(multiples))
             a = a - dot(below, pivot)
