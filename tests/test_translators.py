@@ -4,14 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
-from jax.sharding import NamedSharding, PartitionSpec as P
 
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import make_mesh
 from atlas_jax.statistics import NEEDS, Statistics, lens_init, lens_update, update
-from atlas_jax.translators import METHODS, needs_of, polar, polar_express
+from atlas_jax.translators import METHODS, needs_of
 
 N = 800
 SHAPES = [(12, 20), (16, 16), (20, 12)]
@@ -174,106 +171,6 @@ def test_a_planted_permutation_is_recovered(rng, method):
     a_s = a_c[:, order] + 0.1 * rng.normal(size=(N, 16))
     matrix = METHODS[method].solve(statistics_of(a_s.astype(np.float32), a_c.astype(np.float32))).matrix
     assert np.argmax(matrix, axis=1).tolist() == order.tolist()
-
-
-def ill_conditioned(rng, d_s, d_c, condition, dead_rows=0.0, dead_columns=0.0):
-    r = min(d_s, d_c)
-    u, v = (np.linalg.qr(rng.normal(size=(d, r)))[0] for d in (d_s, d_c))
-    m = (u * np.geomspace(1, 1 / condition, r)) @ v.T
-    m[rng.permutation(d_s)[: int(dead_rows * d_s)]] = 0
-    m[:, rng.permutation(d_c)[: int(dead_columns * d_c)]] = 0
-    return m
-
-
-@pytest.mark.parametrize("shape", [(150, 200), (180, 180), (200, 150)])
-@pytest.mark.parametrize(("condition", "bound"), [(1e4, 1e-5), (1e6, 1e-4)])
-def test_polar_factor_of_ill_conditioned_matrices(rng, shape, condition, bound):
-    m = ill_conditioned(rng, *shape, condition)
-    t, certificate = polar(m)
-    assert distance(t, polar64(m)) < bound
-    assert (certificate["accepted"], certificate["rank"], certificate["solver"]) == (True, min(shape), "gram_eigh")
-    assert certificate["condition"] == pytest.approx(condition, rel=1e-3)
-
-
-def test_float32_svd_would_fail(rng):
-    """The twin that must fail: what most would call misses the bound that the float64 road keeps."""
-    m = ill_conditioned(rng, 150, 200, 1e6).astype(np.float32)
-    u, _, vt = scipy.linalg.svd(m, full_matrices=False)
-    assert distance(u @ vt, polar64(m)) > 1e-4
-    assert distance(polar(m.astype(np.float64))[0], polar64(m)) < 1e-6
-
-
-@pytest.mark.parametrize("solver", [polar, lambda m: polar_express(jnp.asarray(m, jnp.float32))])
-def test_polar_factor_with_dead_rows_and_columns(rng, solver):
-    m = ill_conditioned(rng, 200, 260, 1e3, dead_rows=0.02, dead_columns=0.2).astype(np.float32)
-    t, certificate = solver(m)
-    t = np.asarray(t)
-    assert not t[~m.any(axis=1)].any()
-    assert not t[:, ~m.any(axis=0)].any()
-    assert distance(t, polar64(m)) < 2e-5
-    assert certificate["accepted"]
-    assert certificate["rank"] == 196
-
-
-def test_polar_factor_of_rank_deficient_zero_and_huge_matrices(rng):
-    low = rng.normal(size=(40, 9)) @ rng.normal(size=(9, 50))
-    t, certificate = polar(1e30 * low)
-    assert (certificate["rank"], certificate["accepted"]) == (9, True)
-    assert distance(t, polar64(low)) < 1e-5
-    t, certificate = polar(np.zeros((3, 4)))
-    assert (not t.any(), certificate["rank"], certificate["accepted"]) == (True, 0, True)
-
-
-def test_svd_takes_over_where_the_gram_matrix_is_not_enough(rng, monkeypatch):
-    from atlas_jax.translators import _polar
-
-    monkeypatch.setattr(_polar, "CORRECTION", 0.0)
-    m = ill_conditioned(rng, 30, 40, 1e3)
-    t, certificate = polar(m)
-    assert certificate["solver"] == "svd"
-    assert distance(t, polar64(m)) < 1e-6
-
-
-def test_the_certificate_catches_planted_faults(rng):
-    from atlas_jax.translators import _polar
-
-    m = ill_conditioned(rng, 30, 40, 1e2)
-    u, s, vt = np.linalg.svd(m, full_matrices=False)
-    good = (u @ vt).astype(np.float32)
-    turn = np.eye(40) + 1e-2 * (lambda a: a - a.T)(rng.normal(size=(40, 40))) / 6
-    certify = lambda t: _polar._certify(m, t.astype(np.float32), u, s, "test", 0.0)
-    assert certify(good)["accepted"]
-    assert not certify(good @ np.linalg.qr(turn)[0])["accepted"]
-    assert not certify(good * 0.999)["accepted"]
-    assert not certify(-good)["accepted"]
-    assert not certify((u * np.where(np.arange(30) == 29, -1, 1)) @ vt)["accepted"]
-
-
-@pytest.mark.parametrize(("condition", "bound"), [(1e2, 1e-5), (1e4, 1e-4)])
-def test_polar_express_on_the_cpu(rng, condition, bound):
-    m = ill_conditioned(rng, 128, 160, condition)
-    t, certificate = polar_express(jnp.asarray(m, jnp.float32))
-    assert certificate["accepted"]
-    assert distance(t, polar64(m)) < bound
-    np.testing.assert_allclose(polar_express(jnp.asarray(m.T, jnp.float32))[0].T, t, atol=1e-5)
-
-
-def test_polar_express_of_a_sharded_matrix(rng):
-    m = jnp.asarray(ill_conditioned(rng, 128, 160, 1e2), jnp.float32)
-    mesh = make_mesh(4, 2)
-    sharded, certificate = polar_express(jax.device_put(m, NamedSharding(mesh, P("data", "model"))))
-    assert certificate["accepted"]
-    assert distance(sharded, np.asarray(polar_express(m)[0], np.float64)) < 1e-5
-
-
-def test_device_solver_falls_back_when_its_certificate_fails(rng):
-    """Directions that float32 cannot resolve are half-grown by the iteration; the host then solves."""
-    a_s, a_c = draw(rng, 12, 20, rank=3, dead=False)
-    stats = statistics_of(a_s, a_c + a_c @ np.full((20, 20), 1e3, np.float32), ("unit_cross",))
-    result = translators.procrustes(stats, solver="device")
-    assert result.certificate["accepted"]
-    well = statistics_of(*draw(rng, 12, 20, dead=False), ("unit_cross",))
-    assert translators.procrustes(well, solver="device").certificate["solver"] == "polar_express"
 
 
 def test_least_squares_of_a_rank_deficient_gram(rng):

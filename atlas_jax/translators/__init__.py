@@ -8,7 +8,7 @@ from atlas_jax.translators._moment_methods import (
     semantic_lens as semantic_lens,
 )
 from atlas_jax.translators._polar import polar as polar
-from atlas_jax.translators._polar_express import polar_express as polar_express
+from atlas_jax.translators._polar_express import certify_rows as certify_rows, polar_express as polar_express
 from atlas_jax.translators._procrustes import procrustes as procrustes
 from atlas_jax.translators._procrustes_exact import procrustes_exact as procrustes_exact
 from atlas_jax.translators._registry import METHODS as METHODS, needs_of as needs_of

@@ -1,49 +1,119 @@
-"""The polar factor by matrix products alone, in float32: for accelerators, and sharded like its input."""
+"""The polar factor by matrix products alone: for accelerators, and for matrices spread over many devices."""
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, Sharding
+from jaxtyping import Array, Float, Int
 
-from atlas_jax.translators._polar import ORTHOGONAL, SYMMETRIC
+from atlas_jax.errors import AtlasError
+from atlas_jax.translators._polar_certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
+from atlas_jax.translators._polar_iteration import Evidence, evidence, iterate
+from atlas_jax.translators._polar_rows import Ring
+from atlas_jax.translators._solution import has_double
 
-SMALLEST = 1e-7  # singular values down to SMALLEST * the Frobenius norm are brought to one
 CUSHION = 0.025  # polynomials are fitted to [CUSHION * high, high] at the widest, which bounds their coefficients
+PANEL = 256  # rows eliminated at a time
+REACH = 4.7e-7  # what the polynomials bring to one; of what they leave, sharpening splits at 1e-7
 
 
 def polar_express(m: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], dict[str, Any]]:
     """The polar factor of ``m`` by odd quintic polynomials, each minimax on the interval that the last one left.
 
-    The method of Amsel, Persson, Musco and Gower (2025). Zero rows and columns stay zero. Singular values below
-    ``SMALLEST`` times the Frobenius norm are not brought to one, and the certificate is then not accepted.
+    The method of Amsel, Persson, Musco and Gower (2025), then a polynomial that brings what is left between 0 and 1
+    to one of them, so that the result is a partial isometry: singular values above about ``1e-7`` times the largest
+    count. Arithmetic is float64 where the devices have it. The rows are spread over all devices of the mesh of ``m``,
+    none of which ever holds a whole ``p x q`` or ``p x p`` matrix; the result is sharded as ``m``. Zero rows and
+    columns stay exactly zero.
 
     Args:
-      m: any matrix with entries of modest size (scale it first).
+      m: any real matrix, on one device or with a ``NamedSharding``, float32 or float64.
 
     Returns:
-      ``T`` float32 and its certificate, evaluated in float32: rank; orthogonality ``|T T^T T - T| / |T|``; asymmetry
-      of ``M T^T``. There is no duality gap, which float32 cannot resolve.
+      ``T`` float32 and what :func:`certify_rows` says of it, with the number of steps.
+
+    Raises:
+      AtlasError: if ``m`` is on several devices without a ``NamedSharding``.
 
     Example:
       >>> t, certificate = polar_express(jnp.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
-      >>> t.round(4).tolist(), certificate["accepted"]
-      ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], True)
+      >>> t.round(4).tolist(), certificate["rank"], certificate["accepted"]
+      ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
     """
+    mesh, double = _mesh_of(m), has_double(m)
+    with jax.enable_x64(double):
+        steps = schedule(REACH)
+        t, sharpenings = _factor(m, jnp.asarray(steps, jnp.float64 if double else jnp.float32), mesh, m.sharding)
+        steps = len(steps) + int(sharpenings)
+    return t, {"solver": "polar_express", "steps": steps, **certify_rows(m, t)}
+
+
+def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, Any]:
+    """What ``t`` satisfies as the polar factor of ``m``, spread over the devices as :func:`polar_express` is.
+
+    Args:
+      m: any real matrix, on one device or with a ``NamedSharding``, float32 or float64.
+      t: what claims to be its polar factor, sharded as ``m``.
+
+    Returns:
+      precision of the evaluation; rank; orthogonality ``|Y Y - Y| / |Y|`` of ``Y = T T^T``; asymmetry of ``M T^T``;
+      duality gap by ``W = sym(M T^T) = L L^T``, relative; error ``|L^-1 (M T^T - T M^T) L^-T| / (2 |T|)``, which to
+      first order bounds the relative distance to the exact factor; remainder, the largest singular value of
+      ``M - W T``, relative; accepted. A number is None where W is not positive definite.
+
+    Example:
+      >>> m = jnp.array([[0.0, 2.0], [1.0, 0.0]])
+      >>> [certify_rows(m, t)["accepted"] for t in (m / 2, jnp.eye(2), jnp.eye(2)[::-1])]
+      [False, False, True]
+    """
+    mesh, double = _mesh_of(m), has_double(m)
+    with jax.enable_x64(double):
+        found = Evidence(*map(float, _weigh(m, t, mesh, double)))
+    numbers = {name: value if np.isfinite(value := getattr(found, name)) else None for name in LIMITS}
+    rank = round(found.rank) if np.isfinite(found.rank) else None
+    limits = LIMITS if double else LIMITS_SINGLE
+    known = {"precision": "float64" if double else "float32", "rank": rank, "cut": CUT}
+    return known | numbers | {"accepted": acceptable(numbers, limits)}
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _factor(
+    m: Float[Array, "p q"], steps: Float[Array, "n 3"], mesh: Mesh, result: Sharding
+) -> tuple[Float[Array, "p q"], Int[Array, ""]]:
+    ring, rows = Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
+    x = _spread(m, mesh, 1).astype(steps.dtype)
+    solve = lambda x: iterate(ring, x, steps)
+    t, count = jax.shard_map(solve, mesh=mesh, in_specs=rows, out_specs=(rows, P()), check_vma=False)(x)
+    t = t[: min(m.shape)].astype(jnp.float32)
+    return lax.with_sharding_constraint(t if m.shape[0] <= m.shape[1] else t.T, result), count
+
+
+@partial(jax.jit, static_argnums=(2, 3))
+def _weigh(m: Float[Array, "p q"], t: Float[Array, "p q"], mesh: Mesh, double: bool) -> Evidence:
+    ring, rows = Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
+    block = min(PANEL, -(-min(m.shape) // mesh.size))
+    m, t = (_spread(x, mesh, block).astype(jnp.float64 if double else jnp.float32) for x in (m, t))
+    weigh = lambda m, t: evidence(ring, m, t, block)
+    return jax.shard_map(weigh, mesh=mesh, in_specs=(rows, rows), out_specs=P(), check_vma=False)(m, t)
+
+
+def _spread(m: Float[Array, "p q"], mesh: Mesh, block: int) -> Float[Array, "n k"]:
+    """The shorter side as rows, over all devices, filled up with zero rows to whole blocks on each."""
     wide = m if m.shape[0] <= m.shape[1] else m.T
-    t, rank, orthogonality, asymmetry = _solve(wide, jnp.asarray(schedule(SMALLEST), jnp.float32))
-    accepted = float(orthogonality) <= ORTHOGONAL and float(asymmetry) <= SYMMETRIC
-    return (t if wide is m else t.T), {
-        "solver": "polar_express",
-        "rank": round(float(rank)),
-        "steps": len(schedule(SMALLEST)),
-        "orthogonality": float(orthogonality),
-        "asymmetry": float(asymmetry),
-        "accepted": accepted,
-    }
+    filled = jnp.pad(wide, ((0, -wide.shape[0] % (block * mesh.size)), (0, 0)))
+    return lax.with_sharding_constraint(filled, NamedSharding(mesh, P(mesh.axis_names, None)))
+
+
+def _mesh_of(m: Float[Array, "p q"]) -> Mesh:
+    if isinstance(m.sharding, NamedSharding):
+        return m.sharding.mesh
+    if len(m.sharding.device_set) > 1:
+        raise AtlasError(f"a matrix on {len(m.sharding.device_set)} devices needs a NamedSharding, not {m.sharding}")
+    return Mesh(np.array(list(m.sharding.device_set)), ("rows",))
 
 
 @lru_cache
@@ -76,25 +146,3 @@ def minimax(low: float, high: float) -> tuple[float, float, float]:
         a, b, c, _ = np.linalg.solve(system, np.ones(4))
         points[1:3] = np.sort(np.sqrt(np.roots([5 * c, 3 * b, a])))
     return float(a), float(b), float(c)
-
-
-@jax.jit
-def _solve(
-    m: Float[Array, "p q"], steps: Float[Array, "n 3"]
-) -> tuple[Float[Array, "p q"], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
-    norm = jnp.linalg.norm(m)
-
-    def step(x: Float[Array, "p q"], abc: Float[Array, "3"]) -> tuple[Float[Array, "p q"], None]:
-        gram = _dot(x, x.T)
-        return abc[0] * x + _dot(abc[1] * gram + abc[2] * _dot(gram, gram), x), None
-
-    t, _ = lax.scan(step, m / jnp.where(norm > 0, 1.0001 * norm, 1.0), steps)
-    size = jnp.linalg.norm(t)
-    inner = _dot(m, t.T)
-    floor = lambda x: jnp.where(x > 0, x, 1.0)
-    orthogonality = jnp.linalg.norm(_dot(_dot(t, t.T), t) - t) / floor(size)
-    return t, size**2, orthogonality, jnp.linalg.norm(inner - inner.T) / floor(jnp.linalg.norm(inner))
-
-
-def _dot(x: Float[Array, "m k"], y: Float[Array, "k n"]) -> Float[Array, "m n"]:
-    return jnp.dot(x, y, precision=lax.Precision.HIGHEST)

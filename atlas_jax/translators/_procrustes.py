@@ -1,14 +1,14 @@
 """Orthogonal Procrustes, Eq. 2: the polar factor."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from atlas_jax.translators._polar import polar
 from atlas_jax.translators._polar_express import polar_express
-from atlas_jax.translators._solution import Solution, cross_of, solution
+from atlas_jax.translators._solution import Solution, cross_of, cross_on_devices, solution
 from atlas_jax.types_statistics import Statistics
 
 
@@ -17,24 +17,29 @@ def procrustes(
     *,
     normalize_rows: bool = True,
     centre: bool = False,
-    solver: Literal["host", "device"] = "host",
+    solver: Literal["auto", "host", "device"] = "auto",
 ) -> Solution:
     """The polar factor of ``A_s^T A_c``, the closed form given for Eq. 2.
 
     It maximises ``tr(T A_c^T A_s)``. For ``d_s <= d_c`` its rows are orthonormal over the range of ``A_s^T A_c``; for
     ``d_s > d_c``, where no T has orthonormal rows, its columns are. It minimises Eq. 2 when ``d_s >= d_c``; for
-    ``d_s < d_c`` it does not, and ``procrustes_exact`` does. Dead features have exactly zero rows and columns.
+    ``d_s < d_c`` it does not, and ``procrustes_exact`` does. Dead features have exactly zero rows and columns, and
+    directions of singular values up to ``1e-7`` times the largest are left out: the factor is unique on the rest only.
 
     Args:
-      stats: statistics with the need ``"unit_cross"`` (``"cross"`` without ``normalize_rows``).
+      stats: statistics with the need ``"unit_cross"`` (``"cross"`` without ``normalize_rows``), in numpy, on one device
+        or sharded over a mesh, be it of several processes (which must all call).
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation), which the paper does not.
-      solver: ``"host"`` diagonalises a float64 Gram matrix (relative error below 1e-6); ``"device"`` iterates matrix
-        products in float32, about 2e-5 at condition 1e4 and 1e-3 at 1e6, with no duality gap in its certificate.
-        When that is not accepted the host solves again, and the certificate names the solver that was used.
+      solver: ``"host"`` gathers them and diagonalises a float64 Gram matrix; ``"device"`` iterates matrix products where the
+        statistics are, without ever gathering them; ``"auto"`` is the device for sharded statistics and accelerators,
+        the host otherwise. Both are within 1e-6 of a float64 SVD up to condition 1e6, save on devices without float64,
+        where the certificate tells. A device result that is not accepted is solved again on the host if one process
+        holds it all; the certificate then names what it escalated from.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``; ``certificate`` with rank, orthogonality, asymmetry and duality gap.
+      ``matrix`` float32 ``[d_s, d_c]``, sharded as the statistics where the device solved; ``certificate`` with
+      solver, precision, rank, orthogonality, asymmetry, duality gap, error, remainder, and whether all are accepted.
 
     Raises:
       AtlasError: if the need is missing.
@@ -47,15 +52,25 @@ def procrustes(
       >>> s.matrix.round(5).tolist(), s.certificate["rank"]
       ([[0.0, 1.0], [1.0, 0.0]], 2)
     """
-    m = cross_of(stats, unit=normalize_rows, centre=centre)
-    if solver == "device":
-        t, certificate = polar_express(_scaled(m))
-        if certificate["accepted"]:
-            return solution(t, **certificate)
-    t, certificate = polar(m)
+    options = {"unit": normalize_rows, "centre": centre}
+    centred = stats.cross.unit if normalize_rows else stats.cross.raw
+    if solver == "host" or (solver == "auto" and not _belongs_on_devices(centred)):
+        return _on_host(stats, options)
+    t, certificate = polar_express(cross_on_devices(stats, **options))
+    if certificate["accepted"] or not t.is_fully_addressable:
+        return solution(t, **certificate)
+    found = _on_host(stats, options)
+    return solution(found.matrix, **found.certificate | {"escalated_from": certificate["solver"]})
+
+
+def _on_host(stats: Statistics, options: dict[str, Any]) -> Solution:
+    t, certificate = polar(cross_of(stats, **options))
     return solution(t, **certificate)
 
 
-def _scaled(m: Float[np.ndarray, "p q"]) -> Float[jax.Array, "p q"]:
-    largest = np.abs(m).max(initial=0.0)
-    return jax.numpy.asarray(m / (largest or 1.0), jax.numpy.float32)
+def _belongs_on_devices(m: Float[np.ndarray | Array, "d_s d_c"] | None) -> bool:
+    """Whether this array is spread over devices, or on an accelerator."""
+    if not isinstance(m, jax.Array):
+        return False
+    platforms = {device.platform for device in m.sharding.device_set}
+    return platforms != {"cpu"} or not m.sharding.is_fully_replicated

@@ -1,15 +1,21 @@
 """What a translator returns, and what it reads from the statistics."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import to_host
 from atlas_jax.types_statistics import Moments, Statistics
+
+DOUBLE = ("cpu", "gpu", "cuda", "rocm")  # platforms whose devices multiply in float64
 
 
 class Solution(NamedTuple):
@@ -50,9 +56,7 @@ def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred = getattr(stats.cross, view)
-    if centred is None:
-        raise AtlasError(f"these statistics lack '{'unit_cross' if unit else 'cross'}'; name it in Statistics.init")
+    centred = _cross(stats, view)
     weight, atlas, subject, cross = stats.low
     product = to_host(centred).astype(np.float64)
     product += to_host(getattr(cross, view))
@@ -61,6 +65,39 @@ def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray
         mean_s = _mean(getattr(stats.subject, view), getattr(subject, view))
         product += np.outer((float(stats.weight) + float(weight)) * mean_s, mean_c)
     return product
+
+
+def cross_on_devices(stats: Statistics, *, unit: bool, centre: bool) -> Float[Array, "d_s d_c"]:
+    """As :func:`cross_of`, computed where the statistics are and sharded like them; float32 without float64 there.
+
+    Raises:
+      AtlasError: if the statistics do not hold it.
+    """
+    view = "unit" if unit else "raw"
+    centred = jnp.asarray(_cross(stats, view))
+    weight, atlas, subject, cross = stats.low
+    means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
+    low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
+    with jax.enable_x64(has_double(centred)):
+        return _uncentred(centred, getattr(cross, view), None if centre else (means, low), centred.sharding)
+
+
+@partial(jax.jit, static_argnums=3)
+def _uncentred(
+    centred: Float[Array, "d_s d_c"], low: Float[Array, "d_s d_c"], means: Any, result: Sharding
+) -> Float[Array, "d_s d_c"]:
+    """The sum of both halves in the widest float, and ``weight * outer(means)``."""
+    wide = lambda x: jnp.asarray(x, float)
+    product = wide(centred) + wide(low)
+    if means is not None:
+        mean_s, mean_c, weight = (wide(high) + wide(rest) for high, rest in zip(*means, strict=True))
+        product = product + jnp.outer(weight * mean_s, mean_c)
+    return lax.with_sharding_constraint(product, result)
+
+
+def has_double(x: Float[Array, "..."]) -> bool:
+    """Whether the devices that hold x multiply in float64."""
+    return all(device.platform in DOUBLE for device in x.sharding.device_set)
 
 
 def gram_of(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[np.ndarray, "d d"]:
@@ -84,6 +121,14 @@ def gram_of(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[
 def total(stats: Statistics) -> float:
     """The total weight, at least the smallest positive number so that empty statistics give zeros."""
     return max(float(stats.weight), float(np.finfo(np.float32).tiny))
+
+
+def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
+    centred = getattr(stats.cross, view)
+    if centred is None:
+        name = "unit_cross" if view == "unit" else "cross"
+        raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
+    return centred
 
 
 def _mean(moments: Moments, low: Moments) -> Float[np.ndarray, " d"]:

@@ -1,0 +1,115 @@
+"""Dense algebra on matrices whose rows are spread over every device of a mesh, none of which ever holds a whole one.
+
+Each function runs inside ``jax.shard_map`` on its own ``n = p / devices`` rows. Blocks of rows travel in a ring.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import jax.scipy.linalg as jsl
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+class Ring(NamedTuple):
+    """The devices that share the rows.
+
+    Attributes:
+      axes: mesh axes, major first.
+      size: devices along them.
+    """
+
+    axes: tuple[str, ...]
+    size: int
+
+    @property
+    def index(self) -> Int[Array, ""]:
+        """This device's place."""
+        return lax.axis_index(self.axes)
+
+    def outer(self, a: Float[Array, "n k"], b: Float[Array, "n k"]) -> Float[Array, "n p"]:
+        """``A B^T``."""
+        n = a.shape[0]
+        put = lambda j, block, out: lax.dynamic_update_slice_in_dim(out, dot(a, block.T), j * n, 1)
+        return self._round(put, b, jnp.zeros((n, n * self.size), a.dtype))
+
+    def inner(self, a: Float[Array, "n p"], b: Float[Array, "n k"]) -> Float[Array, "n k"]:
+        """``A B``."""
+        n = a.shape[0]
+        add = lambda j, block, out: out + dot(lax.dynamic_slice_in_dim(a, j * n, n, 1), block)
+        return self._round(add, b, jnp.zeros_like(b))
+
+    def transpose(self, a: Float[Array, "n p"]) -> Float[Array, "n p"]:
+        """``A^T`` of a square A."""
+        return lax.all_to_all(a.T, self.axes, 0, 1, tiled=True)
+
+    def norm(self, a: Float[Array, "n k"]) -> Float[Array, ""]:
+        """Frobenius norm."""
+        return jnp.sqrt(self.dot(a, a))
+
+    def dot(self, a: Float[Array, "n k"], b: Float[Array, "n k"]) -> Float[Array, ""]:
+        """``tr(A^T B)``."""
+        return self.sum(jnp.sum(a * b))
+
+    def sum(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Sum over the devices."""
+        return lax.psum(x, self.axes)
+
+    def whole(self, x: Float[Array, " n"]) -> Float[Array, " p"]:
+        """All of a vector."""
+        return lax.all_gather(x, self.axes, tiled=True)
+
+    def diagonal(self, n: int, value: Float[Array, ""]) -> Float[Array, "n p"]:
+        """Rows of ``value * I``."""
+        columns = jnp.arange(n * self.size, dtype=jnp.int32)
+        return jnp.where(self._rows(n)[:, None] == columns[None, :], value, jnp.zeros_like(value))
+
+    def whiten(self, w: Float[Array, "n p"], b: Float[Array, "n k"], block: int) -> Float[Array, "n k"]:
+        """``L^-1 B`` for ``W = L L^T``, NaN where W is not positive definite; ``block`` divides n.
+
+        Right-looking elimination of ``[W | B]``: each panel is broadcast, factorised everywhere, and its multiples
+        are subtracted from the rows below.
+        """
+        n, p = w.shape
+        rows = self._rows(n)
+
+        def eliminate(panel: Int[Array, ""], a: Float[Array, "n c"]) -> Float[Array, "n c"]:
+            first = panel.astype(jnp.int32) * block
+            local = jnp.clip(first - self.index * n, 0, n - block)
+            here = first // n == self.index
+            mine = lax.dynamic_slice_in_dim(a, local, block)
+            pivot = self.sum(jnp.where(here, mine, jnp.zeros_like(mine)))
+            factor = jnp.linalg.cholesky(lax.dynamic_slice_in_dim(pivot, first, block, 1))
+            pivot = dot(jsl.solve_triangular(factor, jnp.eye(block, dtype=w.dtype), lower=True), pivot)
+            multiples = lax.dynamic_slice_in_dim(pivot, self.index * n, n, 1).T
+            below = jnp.where((rows >= first + block)[:, None], multiples, jnp.zeros_like(multiples))
+            a = a - dot(below, pivot)
+            return jnp.where(here, lax.dynamic_update_slice_in_dim(a, pivot, local, 0), a)
+
+        return lax.fori_loop(0, p // block, eliminate, jnp.concatenate([w, b], axis=1))[:, p:]
+
+    def _rows(self, n: int) -> Int[Array, " n"]:
+        """Numbers of this device's rows."""
+        return self.index * n + jnp.arange(n, dtype=jnp.int32)
+
+    def _round(
+        self, use: Callable[..., Float[Array, "n c"]], b: Float[Array, "n k"], out: Float[Array, "n c"]
+    ) -> Float[Array, "n c"]:
+        """Let every block of rows of B pass by: ``use(its place, the block, out)``."""
+        ring = [(i, (i - 1) % self.size) for i in range(self.size)]
+        step = lambda i, block, out: use((self.index + jnp.asarray(i, jnp.int32)) % self.size, block, out)
+
+        def pass_on(
+            i: Int[Array, ""], state: tuple[Float[Array, "n k"], Float[Array, "n c"]]
+        ) -> tuple[Float[Array, "n k"], Float[Array, "n c"]]:
+            block, out = state
+            return lax.ppermute(block, self.axes, ring), step(i, block, out)
+
+        block, out = lax.fori_loop(0, self.size - 1, pass_on, (b, out))
+        return step(self.size - 1, block, out)
+
+
+def dot(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:
+    """``A B`` at the highest precision."""
+    return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
