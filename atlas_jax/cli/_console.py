@@ -27,8 +27,8 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
-    """Progress bars of named passes, each with sentences and tokens a second and the time left."""
+def stages() -> Iterator[Callable[..., Callable[[int, int, int], None]]]:
+    """Progress bars of named passes, each with sentences (or another unit) and tokens a second and the time left."""
     columns = (
         TextColumn("{task.description:12}"),
         BarColumn(bar_width=30),
@@ -39,12 +39,12 @@ def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
     )
     with Progress(*columns, console=err) as bars:
 
-        def stage(name: str) -> Callable[[int, int, int], None]:
+        def stage(name: str, unit: str = "sentences") -> Callable[[int, int, int], None]:
             task, start = bars.add_task(name, total=None, rate=""), time.monotonic()
 
             def advance(done: int, total: int, tokens: int) -> None:
                 seconds = time.monotonic() - start
-                rate = f"{done / seconds:,.0f} sentences/s  {tokens / seconds:,.0f} tokens/s"
+                rate = f"{done / seconds:,.0f} {unit}/s  {tokens / seconds:,.0f} tokens/s"
                 bars.update(task, completed=done, total=total, rate=rate)
 
             return advance

@@ -5,6 +5,7 @@ from atlas_jax.experiments._atlas_info import (
     atlas_facts as atlas_facts,
     label_quality as label_quality,
 )
+from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
 from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
 from atlas_jax.experiments._quality import (
     Quality as Quality,
@@ -18,6 +19,19 @@ from atlas_jax.experiments._quickstart import (
     explore as explore,
     measure as measure,
     quickstart as quickstart,
+)
+from atlas_jax.experiments._sae_directory import (
+    CHECKPOINTS as CHECKPOINTS,
+    claim_directory as claim_directory,
+    plot_curves as plot_curves,
+    write_result as write_result,
+)
+from atlas_jax.experiments._sae_settings import SAESettings as SAESettings
+from atlas_jax.experiments._sae_train import (
+    Curves as Curves,
+    Hooks as Hooks,
+    Trained as Trained,
+    train_sae as train_sae,
 )
 from atlas_jax.experiments._steering import (
     Steered as Steered,

@@ -84,7 +84,7 @@ def held_out(
     return HeldOut(*quality, clean, spliced, ablated, recovered, int(found.count))
 
 
-@partial(jax.jit, static_argnames="site", donate_argnames="state")
+@partial(jax.jit, static_argnames="site")
 def _measure(
     state: QualityState,
     model: LanguageModel,

@@ -1,11 +1,13 @@
 """The jump of a JumpReLU and the step that counts it, with gradients for thresholds (Rajamanoharan et al. 2024)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def trained_jump(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwidth: float) -> Float[Array, "n m"]:
     r"""``pre`` where it is above its threshold, else 0; its Eq. (11) for the backward pass. None in our paper.
 
@@ -20,7 +22,7 @@ def trained_jump(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwi
     return jnp.where(pre > jnp.broadcast_to(threshold, pre.shape), pre, 0.0)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
 def trained_step(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwidth: float) -> Float[Array, "n m"]:
     r"""1 where ``pre`` is above its threshold, else 0; summed over a row it is L0.
 
@@ -39,18 +41,18 @@ def _near(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwidth: fl
     return jnp.abs(pre - jnp.broadcast_to(threshold, pre.shape)) < bandwidth / 2
 
 
-def _jump_backward(saved: tuple, g: Float[Array, "n m"]) -> tuple:
-    pre, threshold, bandwidth = saved
+def _jump_backward(bandwidth: float, saved: tuple[Array, Array], g: Float[Array, "n m"]) -> tuple[Array, Array]:
+    pre, threshold = saved
     above = pre > jnp.broadcast_to(threshold, pre.shape)
     window = jnp.sum(jnp.where(_near(pre, threshold, bandwidth), g, 0.0), axis=0)
-    return jnp.where(above, g, 0.0), -window * threshold / bandwidth, None
+    return jnp.where(above, g, 0.0), -window * threshold / bandwidth
 
 
-def _step_backward(saved: tuple, g: Float[Array, "n m"]) -> tuple:
-    pre, threshold, bandwidth = saved
+def _step_backward(bandwidth: float, saved: tuple[Array, Array], g: Float[Array, "n m"]) -> tuple[Array, Array]:
+    pre, threshold = saved
     window = jnp.sum(jnp.where(_near(pre, threshold, bandwidth), g, 0.0), axis=0)
-    return jnp.zeros_like(pre), -window / bandwidth, None
+    return jnp.zeros_like(pre), -window / bandwidth
 
 
-trained_jump.defvjp(lambda *saved: (trained_jump(*saved), saved), _jump_backward)
-trained_step.defvjp(lambda *saved: (trained_step(*saved), saved), _step_backward)
+trained_jump.defvjp(lambda pre, threshold, b: (trained_jump(pre, threshold, b), (pre, threshold)), _jump_backward)
+trained_step.defvjp(lambda pre, threshold, b: (trained_step(pre, threshold, b), (pre, threshold)), _step_backward)

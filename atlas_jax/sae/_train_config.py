@@ -37,6 +37,7 @@ class TrainConfig:
       penalty: first weight of the penalty ``L0 / k`` beside the FVU, with trained thresholds.
       penalty_rate: how fast that weight follows L0: its logarithm moves by this times ``log(L0 / target)``, at most
         1, a step.
+      penalty_gain: how much of ``log(L0 / target)`` is added to that logarithm for one step alone, against swinging.
       calibration_rows: rows of each batch on which the threshold is found.
     """
 
@@ -52,9 +53,10 @@ class TrainConfig:
     k_start: float | None = None
     dead_after: int = 50
     revival: float = 1 / 32
-    bandwidth: float = 0.04
+    bandwidth: float = 0.05
     penalty: float = 0.03
     penalty_rate: float = 0.02
+    penalty_gain: float = 3.0
     calibration_rows: int = 512
 
     @property

@@ -103,14 +103,13 @@ def train_step(config: TrainConfig, state: TrainState, x: Float[Array, "n d"]) -
         updates, optimizer = _optimizer(config, d).update(_tangent(grad, state.dictionary), state.optimizer)
         rate = learning_rate(config, d)(state.step)
     dictionary = optax.apply_updates(state.dictionary, updates)
-    keep = jnp.where(state.step == 0, 0.0, 0.99)
-    off = jnp.clip(jnp.log(jnp.maximum(found.l0, 1e-3) / target), -1.0, 1.0)
+    keep = jnp.where(state.step == 0, 0.0, 1.0 - 1.0 / min(100.0, max(1.0, config.steps / 20)))
     state = TrainState(
         state.step + 1,
         dictionary._replace(W_dec=_unit_rows(dictionary.W_dec)),
         optimizer,
         keep * state.threshold + (1.0 - keep) * jnp.mean(found.threshold),
-        state.log_penalty + config.penalty_rate * off,
+        state.log_penalty + config.penalty_rate * _off(found.l0, target),
         state.scale,
         jnp.where(found.fired, 0, state.silent + 1),
     )
@@ -134,7 +133,9 @@ def _loss(
     else:
         threshold, width = jnp.exp(p.log_threshold), config.bandwidth * x.shape[1] ** 0.5
         f = trained_jump(pre, threshold, width)
-        sparsity = penalty / config.k * jnp.sum(trained_step(pre, threshold, width)) / x.shape[0]
+        l0 = jnp.sum(trained_step(pre, threshold, width)) / x.shape[0]
+        off = jax.lax.stop_gradient(_off(l0, target))
+        sparsity = penalty * jnp.exp(config.penalty_gain * off) * l0 / config.k
     error = centred - f @ p.W_dec
     fvu = jnp.sum(error**2) / jnp.sum((x - jnp.broadcast_to(jnp.mean(x, 0), x.shape)) ** 2)
     none = lambda *_: jnp.zeros(())
@@ -177,6 +178,11 @@ def _cut(config: TrainConfig, pre: Float[Array, "n m"], active: Float[Array, ""]
         return jnp.where(too_many, middle, low), jnp.where(too_many, high, middle)
 
     return jax.lax.fori_loop(0, 24, halve, (jnp.zeros(()), jax.nn.relu(jnp.max(pre))))[1]
+
+
+def _off(l0: Float[Array, ""], target: Float[Array, ""]) -> Float[Array, ""]:
+    """How far L0 is from its target, on a logarithmic scale, at most 1."""
+    return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / target), -1.0, 1.0)
 
 
 def _optimizer(config: TrainConfig, d: int) -> optax.GradientTransformation:
