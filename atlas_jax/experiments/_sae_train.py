@@ -4,7 +4,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +45,8 @@ class Curves(NamedTuple):
       held_out: ``step`` and the fields of :class:`HeldOut`.
     """
 
-    training: list[dict[str, float]]
-    held_out: list[dict[str, float]]
+    training: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
 
 
 class Run(NamedTuple):
@@ -106,7 +106,7 @@ class Hooks(NamedTuple):
     """
 
     progress: Progress = lambda done, total, tokens: None
-    measured: Callable[[dict[str, float]], None] = lambda row: None
+    measured: Callable[[dict[str, Any]], None] = lambda row: None
     stop: Callable[[], bool] = lambda: False
     save_every: float = 60.0
 
@@ -194,7 +194,7 @@ def _train(
     return run
 
 
-def _row(step: int, metrics: Metrics) -> dict[str, float]:
+def _row(step: int, metrics: Metrics) -> dict[str, Any]:
     row = {"step": step} | {k: float(v) for k, v in jax.device_get(metrics)._asdict().items()}
     if not np.isfinite(row["fvu"]):
         raise AtlasError(
