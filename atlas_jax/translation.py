@@ -144,16 +144,22 @@ class Translation:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
         return _ranked(_unit(self.matrix[feature]), k)
 
-    def save_pretrained(self, directory: str | os.PathLike) -> Path:
+    def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "float32") -> Path:
         """Write ``translation.safetensors`` and ``translation.json``; neither is ever seen half-written.
 
+        Args:
+          directory: where to.
+          dtype: of the stored matrix, "float32" or "bfloat16"; the means are float32 always, and so is all that is
+            read back.
+
         Raises:
-          AtlasError: if the directory cannot be written.
+          AtlasError: if the directory cannot be written, or for another dtype.
         """
+        check_stored_dtype(dtype)
         directory = Path(directory)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            digest = _replace(directory / TENSORS, lambda path: save_file(self._tensors(), path))
+            digest = _replace(directory / TENSORS, lambda path: save_file(self._tensors(dtype), path))
             record = {
                 "format": 1,
                 "method": self.method,
@@ -183,7 +189,7 @@ class Translation:
         try:
             record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
             tensors = load_file(directory / TENSORS)
-            arrays = [jnp.asarray(tensors[name]) for name in ("matrix", "mean_subject", "mean_atlas")]
+            arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
             site = None if record["site"] is None else Site.parse(record["site"])
             known = record["method"], site, record["certificate"], record["metadata"]
             intact = record["sha256"] == _digest(directory / TENSORS)
@@ -193,9 +199,19 @@ class Translation:
             raise AtlasError(f"{TENSORS} in '{directory}' is not the file that {RECORD} describes; save it again")
         return cls(*arrays, *known)
 
-    def _tensors(self) -> dict[str, Float[np.ndarray, "..."]]:
-        names = ("matrix", "mean_subject", "mean_atlas")
-        return {name: np.ascontiguousarray(np.asarray(getattr(self, name), np.float32)) for name in names}
+    def _tensors(self, dtype: str) -> dict[str, Float[np.ndarray, "..."]]:
+        dtypes = {"matrix": jnp.dtype(dtype), "mean_subject": np.float32, "mean_atlas": np.float32}
+        return {name: np.ascontiguousarray(np.asarray(getattr(self, name)).astype(d)) for name, d in dtypes.items()}
+
+
+def check_stored_dtype(dtype: str) -> None:
+    """Refuse a dtype that translations are not stored in.
+
+    Raises:
+      AtlasError: for any but "float32" and "bfloat16".
+    """
+    if dtype not in ("float32", "bfloat16"):
+        raise AtlasError(f"a translation is stored in float32 or bfloat16, not in '{dtype}'")
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import choose_features, translation_quality
 from atlas_jax.metrics import auroc
 from atlas_jax.models import LanguageModel
-from atlas_jax.pipeline import Pass, Plan, fit_statistics, pooled_activations, solve, top_sentences
+from atlas_jax.pipeline import Grid, Pass, fit_statistics, pooled_activations, solve, top_sentences
 from atlas_jax.subject import Subject
 
 SITES = ("mlp_act.1", "resid_post.2")
@@ -44,12 +44,46 @@ def held(spaces, corpus):
 
 
 def test_a_plan_visits_every_sentence_once_in_few_shapes(rng):
-    lengths = rng.integers(3, 90, 500).astype(np.int32)
-    plan = Plan.of(lengths, token_budget=512, shapes=4)
-    visited = np.concatenate([p for _, _, p in plan.batches])
-    assert sorted(visited.tolist()) == list(range(500))
-    assert all(length % 8 == 0 and lengths[p].max() <= length and len(p) <= rows for length, rows, p in plan.batches)
-    assert len({(length, rows) for length, rows, _ in plan.batches}) <= 4
+    lengths = rng.integers(3, 90, 500)
+    grid = Grid.of(lengths[:50], 96, token_budget=512, shapes=4, multiple=4)
+    plan = grid.plan(lengths)
+    assert sorted(np.concatenate([b.places for b in plan]).tolist()) == list(range(500))
+    assert all(b.length % 8 == 0 and lengths[b.places].max() <= b.length for b in plan)
+    assert all(b.height % 4 == 0 and len(b.places) <= b.height and b.length * b.height <= 512 for b in plan)
+    assert len({(b.length, b.height) for b in plan}) <= 5
+
+
+def test_a_pass_in_blocks_pads_like_the_tokenizer_and_starts_anywhere(spaces, corpus, monkeypatch):
+    monkeypatch.setattr("atlas_jax.pipeline._pass.BLOCK", 90)
+    stream = Pass.of(spaces, corpus.fit, first=7, token_budget=512, max_length=24)
+    steps = list(stream.steps())
+    assert max(cursor.block for cursor, _ in steps) == 5
+    index = np.concatenate([tokens[0].index for _, tokens in steps])
+    assert sorted(index[index >= 0].tolist()) == list(range(7, 407))
+    for _, batch in steps[::7]:
+        for space, tokens in zip(spaces, batch, strict=True):
+            texts = [corpus.fit[i - 7] for i in tokens.index.tolist() if i >= 0]
+            rows = space.model.tokenizer.encode(texts, 24) + [[]] * int(np.sum(tokens.index < 0))
+            jax.tree.map(
+                np.testing.assert_array_equal,
+                tokens,
+                space.model.tokenizer.pad(rows, tokens.ids.shape[1], tokens.index.tolist()),
+            )
+    assert steps[-1][0].tokens == sum(int(t.attention_mask.sum()) for _, batch in steps for t in batch)
+    for start in (0, 3, len(steps) // 2, len(steps) - 2):
+        again = list(stream.steps(steps[start][0]))
+        jax.tree.map(np.testing.assert_array_equal, again, steps[start + 1 :])
+    assert list(stream.steps(steps[-1][0])) == []
+
+
+def test_a_pass_over_some_sentences_keeps_the_shapes(spaces, corpus):
+    stream = Pass.of(spaces, corpus.fit, first=100, token_budget=512)
+    some = stream.only(np.array([499, 100, 7, 133, 500]))
+    batches = list(some.batches())
+    index = np.concatenate([tokens[0].index for tokens in batches])
+    assert (some.size, sorted(index[index >= 0].tolist())) == (3, [100, 133, 499])
+    assert {b[0].ids.shape for b in batches} <= {b[0].ids.shape for b in stream.batches()}
+    assert list(stream.only(np.array([], np.int64)).batches()) == []
 
 
 def test_a_streamed_pass_equals_the_formulas_on_held_activations(streamed, held, spaces):
@@ -95,7 +129,7 @@ def test_the_step_is_traced_once_a_shape(spaces, corpus, monkeypatch):
     jax.clear_caches()
     stream = Pass.of(spaces, corpus.fit, token_budget=512)
     fit_statistics(stream, ["cross"])
-    assert len(traces) == len(set(traces)) <= 3 < len(stream.plan)
+    assert len(traces) == len(set(traces)) <= 3 < len(list(stream.steps()))
 
 
 def test_quality_equals_scores_from_held_activations(spaces, corpus, streamed):

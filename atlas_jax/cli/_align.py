@@ -1,5 +1,8 @@
 """``atlas-jax align``."""
 
+import contextlib
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -18,25 +21,59 @@ def align(
     method: Annotated[list[str] | None, typer.Option("--method", help="Translator; the paper's by default.")] = None,
     sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many are held out.", min=2)] = 20000,
     pooling: Annotated[str, typer.Option(help="Over a sentence: max, absmax, mean or last.")] = "max",
+    max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
+    token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
+    top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
+    dtype: Annotated[str, typer.Option(help="Of the models: float32 or bfloat16.")] = "float32",
+    save_dtype: Annotated[str, typer.Option(help="Of the saved translations: float32 or bfloat16.")] = "float32",
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard an unfinished run at --out.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Stream text through a subject and an atlas, solve every translation, and measure them on held-out text.
 
+    A run that was stopped, however, goes on when the same command is given again. Until it is complete it lives in
+    OUT.partial.
+
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
     from atlas_jax import experiments, pipeline
-    from atlas_jax.artifacts import run_directory, write_json
+    from atlas_jax.artifacts import partial_directory, run_directory, write_json
     from atlas_jax.cli._tables import quality_table
+    from atlas_jax.translation import check_stored_dtype
 
-    settings = pipeline.AlignSettings(tuple(site), tuple(method or experiments.METHODS), pooling=pooling, seed=seed)
-    pair = pipeline.load_pair(subject, atlas, settings)
-    note("reading text")
-    corpus = read_corpus(text, n_fit=sentences, seed=seed)
-    with run_directory(out_dir) as directory, stages() as stage:
-        alignment = pipeline.align(pair, corpus, settings, stage=stage)
-        alignment, quality = experiments.measure(alignment, stage=stage)
-        alignment.save(directory)
-        write_json(directory / "tables" / "quality.json", quality.as_json())
+    check_stored_dtype(save_dtype)
+    settings = pipeline.AlignSettings(
+        tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
+        token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
+    )  # fmt: skip
+    with stopped_cleanly():
+        pair = pipeline.load_pair(subject, atlas, settings)
+        note("reading text")
+        corpus = read_corpus(text, n_fit=sentences, seed=seed)
+        with run_directory(out_dir) as directory, stages() as stage:
+            saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note)
+            if restart:
+                saved.discard()
+            alignment = pipeline.align(pair, corpus, settings, stage=stage, checkpoints=saved)
+            alignment, quality = experiments.measure(alignment, stage=stage)
+            alignment.save(directory, dtype=save_dtype)
+            write_json(directory / "tables" / "quality.json", quality.as_json())
+    if left_out := alignment.left_out:
+        note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
     emit(as_json, quality.as_json(), lambda: quality_table(quality))
     err.print(f"written to {out_dir}")
+
+
+@contextlib.contextmanager
+def stopped_cleanly() -> Iterator[None]:
+    """Let SIGTERM act as Ctrl-C, and end either with exit code 130 and the way to go on."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt as e:
+        err.print("interrupted; give the same command again to go on from the last checkpoint")
+        raise typer.Exit(130) from e
+    finally:
+        signal.signal(signal.SIGTERM, before)

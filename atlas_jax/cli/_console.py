@@ -40,12 +40,17 @@ def stages() -> Iterator[Callable[..., Callable[[int, int, int], None]]]:
     with Progress(*columns, console=err) as bars:
 
         def stage(name: str, unit: str = "sentences") -> Callable[[int, int, int], None]:
-            task, start = bars.add_task(name, total=None, rate=""), time.monotonic()
+            task, start = bars.add_task(name, total=None, rate=""), None
 
             def advance(done: int, total: int, tokens: int) -> None:
-                seconds = time.monotonic() - start
-                rate = f"{done / seconds:,.0f} {unit}/s  {tokens / seconds:,.0f} tokens/s"
-                bars.update(task, completed=done, total=total, rate=rate)
+                nonlocal start
+                if start is None:  # a pass may go on from a checkpoint: rates and the time left count from there
+                    start = time.monotonic(), done, tokens
+                    bars.reset(task, completed=done, total=total)
+                elif seconds := time.monotonic() - start[0]:
+                    speed = (done - start[1]) / seconds, (tokens - start[2]) / seconds
+                    rate = f"{speed[0]:,.0f} {unit}/s  {speed[1]:,.0f} tokens/s"
+                    bars.update(task, completed=done, rate=rate)
 
             return advance
 

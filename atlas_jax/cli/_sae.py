@@ -2,13 +2,13 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from atlas_jax.cli._align import stopped_cleanly
 from atlas_jax.cli._console import emit, err, note, stages
 from atlas_jax.cli._corpus import read_corpus
-from atlas_jax.cli._interrupt import asked_to_stop
 
 app = typer.Typer(help="Sparse autoencoders of one's own.", no_args_is_help=True)
 Model = Annotated[str, typer.Option(help="Model: a directory or hub name.")]
@@ -38,18 +38,23 @@ def train(
     sentences: Annotated[int, typer.Option(help="Sentences to read; half as many are held out.", min=2)] = 50_000,
     held_out: Annotated[int, typer.Option(help="Held-out sentences that are measured.", min=1)] = 1000,
     dtype: Dtype = "float32",
-    save_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 60.0,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
+    restart: Annotated[bool, typer.Option("--restart", help="Discard what is at --out or unfinished there.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Train a sparse autoencoder on the activations of a model; the same command goes on after an interruption.
+    """Train a sparse autoencoder on the activations of a model, computed as they are needed.
+
+    A run that was stopped, however, goes on when the same command is given again. Until it is complete it lives in
+    OUT.partial. OUT then holds the SAE in Gemma Scope's layout, in SAELens' below it, and the curves.
 
     Example: atlas-jax sae train --model my-llama --site resid_post.12 --text my-texts/ --k 50 --out my-sae
     """
     from atlas_jax import experiments
-    from atlas_jax.artifacts import directory_hash
+    from atlas_jax.artifacts import directory_hash, partial_directory, run_directory
     from atlas_jax.cli._tables import facts_table
     from atlas_jax.models import LanguageModel, check_site, resolve
+    from atlas_jax.pipeline import Checkpoints
 
     start, path = time.monotonic(), resolve(model).absolute()
     lm = LanguageModel.from_pretrained(path, dtype=dtype)
@@ -59,30 +64,25 @@ def train(
         dead_after, norm_limit, max_length, held_out, seed,
     )  # fmt: skip
     settings.config()
-    note("reading text")
-    corpus = read_corpus(text, n_fit=sentences, seed=seed)
-    about = settings.as_json() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
-    result = experiments.claim_directory(out_dir, about)
-    if result is None:
-        with asked_to_stop() as stop, stages() as stage:
-            hooks = experiments.Hooks(stage("train", "steps"), _say, stop, save_every)
-            checkpoints = out_dir / experiments.CHECKPOINTS
-            try:
-                trained = experiments.train_sae(lm, corpus, settings, checkpoints, name=path.name, hooks=hooks)
-            except KeyboardInterrupt:
-                err.print(f"saved in {checkpoints}; run the same command again to go on")
-                raise
-        result = experiments.write_result(out_dir, trained, about)
-        err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
-    else:
-        err.print(f"{out_dir} is done already")
+    with stopped_cleanly():
+        note("reading text")
+        corpus = read_corpus(text, n_fit=sentences, seed=seed)
+        about = settings.as_json() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
+        result = None if restart else experiments.finished_training(out_dir, about)
+        if result is None:
+            with run_directory(out_dir) as directory, stages() as stage:
+                saved = partial_directory(out_dir) / "checkpoints"
+                saved = Checkpoints(saved, every=checkpoint_every, say=note, unit="steps")
+                saved.fingerprint = about
+                if restart:
+                    saved.discard()
+                trained = experiments.train_sae(
+                    lm, corpus, settings, name=path.name, checkpoints=saved, progress=stage("train", "steps"), told=note
+                )
+                result = experiments.write_result(directory, trained, about)
+            err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
+        else:
+            err.print(f"'{out_dir}' is trained already; --restart trains it anew")
     facts = {"features": settings.features, **result["measured"], "passes over the text": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
     emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
-
-
-def _say(row: dict[str, Any]) -> None:
-    note(
-        f"step {row['step']}: FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}, "
-        f"loss recovered {row['loss_recovered']:.4f}"
-    )

@@ -21,15 +21,13 @@ from atlas_jax.experiments._quickstart import (
     quickstart as quickstart,
 )
 from atlas_jax.experiments._sae_directory import (
-    CHECKPOINTS as CHECKPOINTS,
-    claim_directory as claim_directory,
+    finished_training as finished_training,
     plot_curves as plot_curves,
     write_result as write_result,
 )
 from atlas_jax.experiments._sae_settings import SAESettings as SAESettings
 from atlas_jax.experiments._sae_train import (
     Curves as Curves,
-    Hooks as Hooks,
     Trained as Trained,
     train_sae as train_sae,
 )

@@ -1,6 +1,5 @@
 """The directory of a training run: claimed at its start, resumable until it is done, and then an SAE to load."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,69 +11,53 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._sae_train import Curves, Trained
 
 RESULT = "training.json"
-CHECKPOINTS = "checkpoints"
 SAELENS = "saelens"
 
 
-def claim_directory(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Make a directory this run's, or find that it is.
+def finished_training(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that is done already, None where there is none.
 
     Args:
-      out: the directory.
+      out: its directory.
       about: all that determines the run, as plain values in one level.
 
-    Returns:
-      The result where the run is done already, None where it is to begin or to go on.
-
     Raises:
-      AtlasError: if something else is there, or a run with other settings, naming the first that differs.
+      AtlasError: if the run that is there had other settings, naming the first that differs.
     """
-    if (out / RUN).is_file():
-        begun, asked = read_json(out / RUN), dict(about)
-        for key in sorted(begun.keys() | asked.keys()):
-            if (was := begun.get(key)) != (now := asked.get(key)):
-                raise AtlasError(
-                    f"'{out}' holds a run with {key} {was}, and {now} was given; "
-                    "repeat its settings to go on with it, or choose another place with --out"
-                )
-        return read_json(out / RESULT) if (out / RESULT).is_file() else None
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise AtlasError(f"'{out}' exists and is not a training run; choose another place with --out")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / f".{RUN}"
-        write_json(partial, dict(about))
-        partial.replace(out / RUN)
-    except OSError as e:
-        raise AtlasError(f"'{out}' cannot be written ({e.strerror}); choose another place with --out") from e
-    return None
+    if not (out / RESULT).is_file():
+        return None
+    found, about = read_json(out / RESULT), dict(about)
+    for key in sorted(found["about"].keys() | about.keys()):
+        if (was := found["about"].get(key)) != (now := about.get(key)):
+            raise AtlasError(
+                f"'{out}' holds an SAE trained with {key} {was}, and {now} was given; "
+                "choose another place with --out, or --restart to replace it"
+            )
+    return found
 
 
-def write_result(out: Path, trained: Trained, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the SAE in Gemma Scope's layout, in SAELens' where it can name the site, the curves and their plot.
-
-    ``training.json`` comes last: a run that has it is done. The checkpoints are removed.
+def write_result(directory: Path, trained: Trained, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the SAE in Gemma Scope's layout, in SAELens' where that can name the site, the curves and their plot.
 
     Returns:
       The content of ``training.json``.
     """
-    trained.sae.save_pretrained(out)
+    trained.sae.save_pretrained(directory)
     try:
-        trained.sae.save_pretrained(out / SAELENS, format="saelens")
+        trained.sae.save_pretrained(directory / SAELENS, format="saelens")
         saelens = "written"
     except AtlasError as e:
         saelens = f"not written: {e}"
-    plot_curves(trained.curves).savefig(out / "curves.png", dpi=120)
+    plot_curves(trained.curves).savefig(directory / "curves.png", dpi=120)
     result = {
         "about": dict(about),
         "measured": trained.measured._asdict(),
-        "passes": trained.passes,
+        "passes": float(trained.passes),
         "saelens": saelens,
         "curves": trained.curves._asdict(),
     }
-    write_json(out / f".{RESULT}", result)
-    (out / f".{RESULT}").replace(out / RESULT)
-    shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
+    write_json(directory / RESULT, result)
+    write_json(directory / RUN, dict(about))
     return result
 
 

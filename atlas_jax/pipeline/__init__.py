@@ -6,16 +6,19 @@ from atlas_jax.pipeline._alignment import (
     Pair as Pair,
     Stage as Stage,
     align as align,
+    fingerprint as fingerprint,
     load_pair as load_pair,
     silent as silent,
 )
-from atlas_jax.pipeline._plan import Plan as Plan, Rows as Rows
+from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
+from atlas_jax.pipeline._fold import fold as fold
+from atlas_jax.pipeline._interrupt import postponed_interrupts as postponed_interrupts
+from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress
+from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
 from atlas_jax.pipeline._residuals import sae_quality as sae_quality, token_activations as token_activations
 from atlas_jax.pipeline._solve import solve as solve
 from atlas_jax.pipeline._stream import (
     Fitted as Fitted,
-    Pass as Pass,
-    Progress as Progress,
     Scored as Scored,
     fit_lenses as fit_lenses,
     fit_statistics as fit_statistics,

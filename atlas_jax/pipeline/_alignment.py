@@ -1,6 +1,7 @@
 """An alignment: a subject, an atlas, the corpus both read, and what was fitted; saved as a run directory."""
 
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +15,10 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.pipeline._checkpoint import Checkpoints
+from atlas_jax.pipeline._pass import BLOCK, Pass, Progress
 from atlas_jax.pipeline._solve import solve
-from atlas_jax.pipeline._stream import Pass, Progress, fit_statistics
+from atlas_jax.pipeline._stream import fit_statistics
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
@@ -43,6 +46,7 @@ class AlignSettings:
       token_budget: tokens of a batch, for each model.
       top_k: activations per feature that SemanticLens averages.
       seed: of everything random.
+      dtype: of both models' parameters and activations, "float32" or "bfloat16"; statistics are float32 either way.
     """
 
     sites: tuple[str, ...]
@@ -52,6 +56,7 @@ class AlignSettings:
     token_budget: int = 4096
     top_k: int = 50
     seed: int = 0
+    dtype: str = "float32"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +72,7 @@ class Alignment:
       translations: by site and method.
       rate: share of the fit half in which each atlas feature fires ``[d_c]``.
       top: by site, the held-out sentences that activate each subject feature most; None before they were looked for.
+      left_out: sentences of the fit half with activations that are not finite, in no statistic.
     """
 
     subject: Subject
@@ -77,6 +83,7 @@ class Alignment:
     translations: Mapping[tuple[Site, str], Translation]
     rate: np.ndarray
     top: Mapping[Site, TopK] | None = None
+    left_out: tuple[int, ...] = ()
 
     def translation(self, site: str | Site, method: str) -> Translation:
         """One translation.
@@ -94,16 +101,22 @@ class Alignment:
         """A pass of subject and atlas over the "fit" or the "eval" half."""
         return stream_of(self.subject, self.atlas, self.corpus, self.settings, half)
 
-    def save(self, directory: Path) -> None:
-        """Write the run into a directory (see :func:`atlas_jax.artifacts.run_directory`)."""
+    def save(self, directory: Path, *, dtype: str = "float32") -> None:
+        """Write the run into a directory (see :func:`atlas_jax.artifacts.run_directory`).
+
+        Args:
+          directory: where to.
+          dtype: of the stored translations, "float32" or "bfloat16".
+        """
         for (site, method), translation in self.translations.items():
-            translation.save_pretrained(directory / "translations" / str(site) / method)
+            translation.save_pretrained(directory / "translations" / str(site) / method, dtype=dtype)
         for site, top in (self.top or {}).items():
             (directory / "top").mkdir(exist_ok=True)
             save_file({k: np.asarray(v) for k, v in top._asdict().items()}, directory / "top" / f"{site}.safetensors")
         np.save(directory / "rate.npy", self.rate)
         self.corpus.save(directory / "corpus")
-        write_json(directory / RUN, {"settings": dataclasses.asdict(self.settings), "sources": dict(self.sources)})
+        record = {"settings": dataclasses.asdict(self.settings), "sources": dict(self.sources)}
+        write_json(directory / RUN, record | {"left_out": list(self.left_out)})
 
     @classmethod
     def load(cls, directory: str | Path) -> "Alignment":
@@ -129,7 +142,8 @@ class Alignment:
         top = None if None in top.values() else top
         corpus = Corpus.load(directory / "corpus")
         rate = np.load(directory / "rate.npy")
-        return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top)
+        left_out = tuple(run.get("left_out", ()))
+        return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top, left_out)
 
 
 class Pair(NamedTuple):
@@ -152,19 +166,27 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings) -
     Args:
       subject: the subject model's directory or hub name.
       atlas: the atlas's directory or hub name.
-      settings: sites, methods and pooling.
+      settings: sites, methods, pooling and dtype.
 
     Raises:
-      AtlasError: for anything wrong with a path, a model, a site, a method or the pooling.
+      AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
     """
     needs_of(settings.methods)
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
-    spaces = Subject.of(LanguageModel.from_pretrained(paths["subject"]), settings.sites, settings.pooling)
-    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"]), sources)
+    model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype)
+    spaces = Subject.of(model, settings.sites, settings.pooling)
+    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype), sources)
 
 
-def align(pair: Pair, corpus: Corpus, settings: AlignSettings, *, stage: Stage = silent) -> Alignment:
+def align(
+    pair: Pair,
+    corpus: Corpus,
+    settings: AlignSettings,
+    *,
+    stage: Stage = silent,
+    checkpoints: Checkpoints | None = None,
+) -> Alignment:
     """Stream the fit half once, and solve every method at every site.
 
     Args:
@@ -172,17 +194,44 @@ def align(pair: Pair, corpus: Corpus, settings: AlignSettings, *, stage: Stage =
       corpus: the sentences.
       settings: methods and the rest; the sites are the pair's.
       stage: makes a progress callback for each named pass.
+      checkpoints: where the passes are saved now and then; one stopped at any moment and begun again with the same
+        arguments ends with the same bits.
 
     Raises:
-      AtlasError: for an unknown method, or activations that are not finite.
+      AtlasError: for an unknown method, activations that are not finite in many sentences, or checkpoints of another
+        run.
+      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     subject, atlas, sources = pair
+    needs = needs_of(settings.methods)
     stream = stream_of(subject, atlas, corpus, settings, "fit")
-    fitted = fit_statistics(stream, needs_of(settings.methods), top_k=settings.top_k, progress=stage("align"))
-    translations = solve(stream, fitted, settings.methods, progress=stage("second pass"))
+    if checkpoints is not None:
+        checkpoints.fingerprint = fingerprint(pair, corpus, settings)
+    fitted = fit_statistics(stream, needs, top_k=settings.top_k, progress=stage("align"), checkpoints=checkpoints)
+    translations = solve(stream, fitted, settings.methods, progress=stage("second pass"), checkpoints=checkpoints)
     sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
-    rate = np.asarray(fitted.active) / len(corpus.fit)
-    return Alignment(subject, atlas, corpus, settings, sources, translations, rate)
+    rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
+    return Alignment(subject, atlas, corpus, settings, sources, translations, rate, left_out=tuple(fitted.faulty))
+
+
+def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str, Any]:
+    """All that decides the bits of an alignment, as plain values: what a checkpoint must agree with to be gone on from.
+
+    Models and SAE enter by the hashes of their files, the corpus by its own.
+    """
+    device = jax.devices()[0]
+    return dataclasses.asdict(settings) | {
+        "sites": [str(site) for site in pair.subject.sites],
+        "subject": pair.sources["subject"]["sha256"],
+        "atlas": pair.sources["atlas"]["sha256"],
+        "corpus": corpus.hash,
+        "sentences": len(corpus.fit),
+        "block": BLOCK,
+        "devices": f"{jax.device_count()} x {device.device_kind}",
+        "processes": jax.process_count(),
+        "jax": jax.__version__,
+        "atlas-jax": importlib.metadata.version("atlas-jax"),
+    }
 
 
 def stream_of(subject: Subject, atlas: ConceptAtlas, corpus: Corpus, settings: AlignSettings, half: str) -> Pass:

@@ -1,85 +1,144 @@
 """Which sentences go into which batch: few shapes, little padding, the same on every run."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from atlas_jax.models import Tokenizer
-from atlas_jax.types import Tokens
 
 
-class Rows(NamedTuple):
-    """Sentences as token ids of every model, with their sentence ids.
+class Ragged(NamedTuple):
+    """Rows of unequal length in one array.
+
+    Attributes:
+      values: all rows, one after the other.
+      offsets: where each row begins, and where the last one ends.
+
+    Example:
+      >>> rows = Ragged.of([[5, 6], [7], [8, 9]])
+      >>> rows.take(np.array([2, 1])).values.tolist(), rows.lengths.tolist()
+      ([8, 9, 7], [2, 1, 2])
+    """
+
+    values: Int[np.ndarray, " t"]
+    offsets: Int[np.ndarray, " n+1"]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> "Ragged":
+        """Pack lists."""
+        offsets = np.concatenate([[0], np.cumsum([len(row) for row in rows], dtype=np.int64)])
+        return cls(np.fromiter((i for row in rows for i in row), np.int32, offsets[-1]), offsets)
+
+    def take(self, places: Int[np.ndarray, " r"]) -> "Ragged":
+        """Some of the rows."""
+        lengths = self.lengths[places]
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Ragged(
+            self.values[np.arange(offsets[-1]) + np.repeat(self.offsets[places] - offsets[:-1], lengths)], offsets
+        )
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " n"]:
+        """Length of each row."""
+        return np.diff(self.offsets)
+
+
+class Block(NamedTuple):
+    """Consecutive sentences of a pass, tokenized for every model.
 
     Attributes:
       ids: for each model, the token ids of each sentence.
       index: sentence ids.
     """
 
-    ids: tuple[list[list[int]], ...]
+    ids: tuple[Ragged, ...]
     index: Int[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, tokenizers: Sequence[Tokenizer], texts: Sequence[str], first: int, max_length: int) -> "Rows":
-        """Tokenize for every model; sentences are numbered from ``first`` and cut to ``max_length`` tokens."""
-        index = np.arange(first, first + len(texts), dtype=np.int32)
-        return cls(tuple(t.encode(texts, max_length) for t in tokenizers), index)
+    def of(
+        cls, tokenizers: Sequence[Tokenizer], texts: Sequence[str], index: Int[np.ndarray, " n"], max_length: int
+    ) -> "Block":
+        """Tokenize for every model; sentences are cut to ``max_length`` tokens."""
+        return cls(tuple(Ragged.of(t.encode(texts, max_length)) for t in tokenizers), index)
 
-    def take(self, places: Int[np.ndarray, " r"]) -> "Rows":
+    def take(self, places: Int[np.ndarray, " r"]) -> "Block":
         """Some of the sentences."""
-        return Rows(tuple([ids[i] for i in places] for ids in self.ids), self.index[places])
+        return Block(tuple(ids.take(places) for ids in self.ids), self.index[places])
 
     @property
     def lengths(self) -> Int[np.ndarray, " n"]:
         """Tokens of each sentence under the tokenizer that needs most."""
-        return np.max([[len(row) for row in ids] for ids in self.ids], axis=0).astype(np.int32)
+        return np.max([ids.lengths for ids in self.ids], axis=0)
 
     @property
     def tokens(self) -> int:
         """Tokens of all models together."""
-        return sum(len(row) for ids in self.ids for row in ids)
+        return sum(len(ids.values) for ids in self.ids)
 
 
-class Plan(NamedTuple):
-    """Batches as positions into :class:`Rows`: ``(length, rows, positions)`` each."""
+class Grid(NamedTuple):
+    """The few batch shapes of a pass: as many rows of each length as fit the token budget.
 
-    batches: tuple[tuple[int, int, Int[np.ndarray, " r"]], ...]
+    Attributes:
+      lengths: padded lengths, ascending.
+      heights: rows of a batch of each length.
+    """
+
+    lengths: tuple[int, ...]
+    heights: tuple[int, ...]
 
     @classmethod
-    def of(cls, lengths: Int[np.ndarray, " n"], *, token_budget: int, shapes: int = 3) -> "Plan":
-        """Group sentences of like length.
+    def of(
+        cls, sample: Int[np.ndarray, " n"], longest: int, *, token_budget: int, shapes: int = 3, multiple: int = 1
+    ) -> "Grid":
+        """Choose shapes from the lengths of some sentences.
 
-        Lengths are rounded up to ``shapes`` values, multiples of 8 chosen at even quantiles, so that few programs
-        are compiled; each batch has as many rows as fit ``token_budget`` tokens.
+        Lengths are multiples of 8 at even quantiles of the sample, and one that holds the longest sentence, which is
+        compiled only where a sentence needs it.
+
+        Args:
+          sample: tokens of some sentences.
+          longest: tokens that no sentence exceeds.
+          token_budget: tokens of a batch, padding included.
+          shapes: how many quantiles.
+          multiple: heights are multiples of this, the number of devices that share the rows.
 
         Example:
-          >>> plan = Plan.of(np.array([5, 7, 30, 6]), token_budget=64, shapes=2)
-          >>> [(length, rows, p.tolist()) for length, rows, p in plan.batches]
-          [(8, 8, [0, 1, 3]), (32, 2, [2])]
+          >>> Grid.of(np.array([5, 7, 30, 6]), 40, token_budget=64, shapes=2)
+          Grid(lengths=(8, 32, 40), heights=(8, 2, 1))
         """
-        edges = np.unique(-(-np.quantile(lengths, np.arange(1, shapes + 1) / shapes).astype(int) // 8) * 8)
-        edge = edges[np.searchsorted(edges, lengths)]
+        quantiles = np.quantile(sample, np.arange(1, shapes + 1) / shapes).astype(int)
+        lengths = np.unique(-(-np.append(quantiles, longest) // 8) * 8).tolist()
+        heights = [max(1, token_budget // length // multiple) * multiple for length in lengths]
+        return cls(tuple(lengths), tuple(heights))
+
+    def plan(self, lengths: Int[np.ndarray, " n"]) -> "list[Batch]":
+        """Group sentences of like length into batches.
+
+        Example:
+          >>> batches = Grid((8, 32), (2, 2)).plan(np.array([5, 7, 30, 6]))
+          >>> [(b.length, b.height, b.places.tolist()) for b in batches]
+          [(8, 2, [0, 1]), (8, 2, [3]), (32, 2, [2])]
+        """
+        edge = np.searchsorted(self.lengths, lengths)
         batches = []
-        for length in edges.tolist():
-            places = np.flatnonzero(edge == length)
-            rows = max(1, token_budget // length)
-            batches += [(length, rows, places[i : i + rows]) for i in range(0, len(places), rows)]
-        return cls(tuple(batches))
-
-    def __len__(self) -> int:
-        return len(self.batches)
+        for i, (length, height) in enumerate(zip(self.lengths, self.heights, strict=True)):
+            places = np.flatnonzero(edge == i)
+            batches += [Batch(length, height, places[j : j + height]) for j in range(0, len(places), height)]
+        return batches
 
 
-def batches(plan: Plan, rows: Rows, tokenizers: Sequence[Tokenizer]) -> Iterator[tuple[Rows, tuple[Tokens, ...]]]:
-    """The batches of a plan: their sentences, and these as padded tokens of every model.
+class Batch(NamedTuple):
+    """The sentences at some places of a block, to be padded to one shape.
 
-    Rows that only fill a batch's shape have index -1 and no token that counts.
+    Attributes:
+      length: tokens of a padded row.
+      height: rows, those that only fill the shape included.
+      places: positions in the block.
     """
-    for length, height, places in plan.batches:
-        part = rows.take(places)
-        fill = height - len(places)
-        index = [*part.index.tolist(), *[-1] * fill]
-        padded = [t.pad([*ids, *[[]] * fill], length, index) for t, ids in zip(tokenizers, part.ids, strict=True)]
-        yield part, tuple(padded)
+
+    length: int
+    height: int
+    places: Int[np.ndarray, " r"]

@@ -1,6 +1,6 @@
 """The streamed passes: both models, the SAE, the pooling and the statistics in one compiled step a batch shape."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -11,14 +11,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
-from atlas_jax.pipeline._plan import Plan, Rows, batches
+from atlas_jax.pipeline._checkpoint import Checkpoints
+from atlas_jax.pipeline._fold import fold
+from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
 from atlas_jax.statistics import Lens, PassStatistics, TopK, lens_init, lens_update, selected_samples, update_pass
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
-Progress = Callable[[int, int, int], None]
-"""Called after every batch with sentences done, sentences in all, and tokens done."""
+LEFT_OUT = 64  # more sentences than these that are not finite stop a run
 
 
 class Fitted(NamedTuple):
@@ -27,104 +28,92 @@ class Fitted(NamedTuple):
     Attributes:
       statistics: of every subject site against the atlas.
       active: sentences in which each atlas feature fired.
+      left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
     """
 
     statistics: PassStatistics
     active: Int[Array, " d_c"]
+    left_out: Int[Array, " f"]
+
+    @property
+    def faulty(self) -> list[int]:
+        """The sentences left out, ascending."""
+        return sorted(i for i in self.left_out.tolist() if i >= 0)
 
 
-class Pass(NamedTuple):
-    """Sentences ready to stream through feature spaces: their token ids for every model, and the plan of the batches.
-
-    Attributes:
-      spaces: feature spaces; for an alignment, the subject and the atlas.
-      rows: the tokenized sentences.
-      plan: their batches.
-    """
-
-    spaces: tuple[FeatureSpace, ...]
-    rows: Rows
-    plan: Plan
-
-    @classmethod
-    def of(
-        cls,
-        spaces: Sequence[FeatureSpace],
-        texts: Sequence[str],
-        *,
-        first: int = 0,
-        max_length: int = 128,
-        token_budget: int = 4096,
-    ) -> "Pass":
-        """Tokenize sentences, numbered from ``first``, and plan their batches.
-
-        Raises:
-          AtlasError: if there is no sentence.
-        """
-        if not texts:
-            raise AtlasError("there is no sentence to stream; give some text")
-        limit = min(max_length, *(s.model.config.max_positions for s in spaces))
-        rows = Rows.of([s.model.tokenizer for s in spaces], texts, first, limit)
-        return cls(tuple(spaces), rows, Plan.of(rows.lengths, token_budget=token_budget))
-
-    def only(self, index: Int[np.ndarray, " n"]) -> "Pass":
-        """The same pass over some of its sentences, in the same batch shapes."""
-        keep = np.isin(self.rows.index, index)
-        places = np.cumsum(keep) - 1
-        shapes = [(length, height, p[keep[p]]) for length, height, p in self.plan.batches]
-        plan = Plan(tuple((length, height, places[p]) for length, height, p in shapes if len(p)))
-        return self._replace(rows=self.rows.take(np.flatnonzero(keep)), plan=plan)
-
-    def batches(self, progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
-        """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
-        done = tokens = 0
-        for part, batch in batches(self.plan, self.rows, [s.model.tokenizer for s in self.spaces]):
-            yield batch
-            done, tokens = done + len(part.index), tokens + part.tokens
-            if progress is not None:
-                progress(done, len(self.rows.index), tokens)
-
-
-def fit_statistics(stream: Pass, needs: Iterable[str], *, top_k: int = 10, progress: Progress | None = None) -> Fitted:
+def fit_statistics(
+    stream: Pass,
+    needs: Iterable[str],
+    *,
+    top_k: int = 10,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
     """One pass over the fit half that serves every method that needs no second one.
 
-    Only statistics leave the compiled step; no activation does.
+    Only statistics leave the compiled step; no activation does. A few sentences with activations that are not finite
+    are left out and named; more of them stop the pass, for then it is the model and not the sentences.
+
+    Args:
+      stream: the fit half, through subject and atlas.
+      needs: names of statistics, see :data:`atlas_jax.types_statistics.NEEDS`.
+      top_k: how many activations per subject feature the need ``"top_k"`` keeps.
+      progress: called after every batch.
+      checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
 
     Raises:
-      AtlasError: if an activation is not finite, naming the sentence.
+      AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
+        as :func:`fold`.
     """
     subject, atlas = stream.spaces
     statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
-    state = Fitted(statistics, jnp.zeros(atlas.width, jnp.int32))
-    for batch in stream.batches(progress):
-        state = jax.block_until_ready(_fit_step(state, subject, atlas, *batch))
-    faults = state.statistics.faults
-    if int(faults.rows):
-        raise AtlasError(
-            f"{int(faults.rows)} sentences gave activations that are not finite, the first of them sentence "
-            f"{int(faults.first)}; use float32, or leave these sentences out"
-        )
+    state = Fitted(statistics, jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32))
+
+    def step(state: Fitted, *tokens: Tokens) -> Fitted:
+        _check_finite(state)
+        return _fit_step(state, subject, atlas, *tokens)
+
+    state = fold(stream, step, state, name="fit", progress=progress, checkpoints=checkpoints)
+    _check_finite(state)
     return state
+
+
+def _check_finite(state: Fitted) -> None:
+    if (rows := int(state.statistics.faults.rows)) > LEFT_OUT:
+        first = ", ".join(map(str, state.faulty[:8]))
+        raise AtlasError(
+            f"{rows} sentences so far gave activations that are not finite, among them sentences {first}; "
+            "use float32, or check the model and the SAE"
+        )
 
 
 @partial(jax.jit, donate_argnames="state")
 def _fit_step(state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
-    a_c = atlas.encode(tokens_c)[atlas.site]
+    a_s, a_c = subject.encode(tokens_s), atlas.encode(tokens_c)[atlas.site]
     real = tokens_s.index >= 0
     weight = real.astype(jnp.float32)
-    statistics = update_pass(state.statistics, subject.encode(tokens_s), a_c, weight, tokens_s.index)
-    active = jnp.sum((a_c > 0) & real[:, None], axis=0, dtype=jnp.int32)
-    return Fitted(statistics, state.active + active)
+    statistics = update_pass(state.statistics, a_s, a_c, weight, tokens_s.index)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
+    active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
+    faulty = real & ~finite
+    place = state.statistics.faults.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
+    left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(tokens_s.index, mode="drop")
+    return Fitted(statistics, state.active + active, left_out)
 
 
-def fit_lenses(stream: Pass, statistics: PassStatistics, progress: Progress | None = None) -> dict[Site, Lens]:
+def fit_lenses(
+    stream: Pass,
+    statistics: PassStatistics,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[Site, Lens]:
     """SemanticLens' second pass (Eq. 9), over the selected sentences alone."""
     tops = {site: statistics.statistics(site).top for site in statistics.sites}
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
-    for _, tokens in stream.only(selected_samples(*tops.values())).batches(progress):
-        lenses = jax.block_until_ready(_lens_step(lenses, atlas, tokens))
-    return lenses
+    selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
+    step = lambda lenses, tokens: _lens_step(lenses, atlas, tokens)
+    return fold(selected, step, lenses, name="second", progress=progress, checkpoints=checkpoints)
 
 
 @partial(jax.jit, donate_argnames="lenses")
@@ -199,10 +188,8 @@ def _score_step(
 def top_sentences(stream: Pass, *, top_k: int, progress: Progress | None = None) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
-    top = _peaks(space, top_k)
-    for (tokens,) in stream.batches(progress):
-        top = jax.block_until_ready(_top_step(top, space, tokens))
-    return top.top
+    step = lambda top, tokens: _top_step(top, space, tokens)
+    return fold(stream, step, _peaks(space, top_k), progress=progress).top
 
 
 @partial(jax.jit, donate_argnames="top")

@@ -15,7 +15,6 @@ from atlas_jax.sae._quality import (
 from atlas_jax.sae._sae import SparseAutoencoder as SparseAutoencoder
 from atlas_jax.sae._train import TrainingLog as TrainingLog, to_sae as to_sae, train as train
 from atlas_jax.sae._train_config import ARCHITECTURES as ARCHITECTURES, TrainConfig as TrainConfig
-from atlas_jax.sae._train_save import Saved as Saved, load_state as load_state, save_state as save_state
 from atlas_jax.sae._train_step import (
     Dictionary as Dictionary,
     Metrics as Metrics,

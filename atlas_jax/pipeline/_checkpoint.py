@@ -1,0 +1,136 @@
+"""Checkpoints of a run: saved now and then, kept two deep, refused to another run, passed over when damaged."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.pipeline._checkpoint_files import DamagedError, read_record, read_state, write_checkpoint
+from atlas_jax.pipeline._pass import Cursor
+
+State = TypeVar("State")
+KEPT = 2  # the newest, and the one before it in case that one is damaged
+EVERY = 300.0  # seconds
+
+
+class Checkpoints:
+    """The states of a run's passes in one directory, ``PASS/SENTENCES/`` each.
+
+    Attributes:
+      directory: where they are.
+      every: seconds between two of them.
+      say: told in a sentence when a run goes on from one, or passes one over.
+      fingerprint: what the run is of; set before a pass begins, plain values only.
+      unit: what ``Cursor.sentences`` counts, for what is said.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        every: float = EVERY,
+        say: Callable[[str], None] | None = None,
+        unit: str = "sentences",
+    ):
+        self.directory, self.every, self.unit = Path(directory), every, unit
+        self.say = say or (lambda sentence: None)
+        self.fingerprint: Mapping[str, Any] = {}
+        self._last = time.monotonic()
+        self._saved: dict[str, Cursor] = {}
+
+    def restore(self, name: str, like: State, total: int) -> tuple[Cursor, State]:
+        """Where a pass goes on: the newest sound checkpoint, or the beginning with the state ``like``.
+
+        Raises:
+          AtlasError: if the checkpoint is of another run, naming the differences.
+        """
+        damaged = []
+        for path in self._found(name):
+            try:
+                record = read_record(path)
+                self._check(record.fingerprint)
+                state = read_state(path, record, like)
+            except DamagedError as e:
+                damaged.append(path)
+                self.say(f"the checkpoint '{path}' is damaged ({e}); going back to the one before it")
+                continue
+            cursor = self._saved[name] = Cursor(*record.cursor)
+            self.say(f"going on with the {name} pass after {cursor.sentences:,} of {total:,} {self.unit}")
+            break
+        else:
+            cursor, state = Cursor(), like
+            if damaged:
+                self.say(f"no sound checkpoint of the {name} pass is left; beginning it again")
+        for path in damaged:
+            shutil.rmtree(path, ignore_errors=True)
+        self._last = time.monotonic()
+        return cursor, state
+
+    def offer(self, name: str, cursor: Cursor, state: Any, *, stop: bool = False) -> None:
+        """Save a state if it is time to.
+
+        Args:
+          name: of the pass.
+          cursor: where it stands.
+          state: complete, and not donated before this returns.
+          stop: save it now and stop. In a run of several processes the first decides for all.
+
+        Raises:
+          KeyboardInterrupt: if ``stop``.
+          AtlasError: as :meth:`save`.
+        """
+        late = time.monotonic() - self._last >= self.every
+        save, stop = _agreed((late or stop, stop))
+        if save:
+            self.save(name, cursor, state)
+        if stop:
+            self.say(f"saved the {name} pass after {cursor.sentences:,} {self.unit}")
+            raise KeyboardInterrupt
+
+    def save(self, name: str, cursor: Cursor, state: Any) -> None:
+        """Save a state, and drop those before the last two.
+
+        Raises:
+          AtlasError: if it cannot be written; those before it stay.
+        """
+        if self._saved.get(name) == cursor:
+            return
+        path = self.directory / name / f"{cursor.sentences:012d}"
+        write_checkpoint(path, state, list(cursor), self.fingerprint)
+        for old in self._found(name)[KEPT:] if jax.process_index() == 0 else ():
+            shutil.rmtree(old, ignore_errors=True)
+        self._saved[name], self._last = cursor, time.monotonic()
+
+    def discard(self) -> None:
+        """Remove all of them."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _found(self, name: str) -> list[Path]:
+        return sorted((p for p in (self.directory / name).glob("*") if p.name.isdigit()), reverse=True)
+
+    def _check(self, theirs: Mapping[str, Any]) -> None:
+        ours = json.loads(json.dumps(self.fingerprint))
+        if changed := [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]:
+            told = "; ".join(f"{k} was {_short(theirs.get(k))} and is {_short(ours.get(k))}" for k in changed)
+            raise AtlasError(
+                f"'{self.directory}' holds an unfinished run of something else: {told}; "
+                "give what it was started with, or --restart to discard it"
+            )
+
+
+def _agreed(decisions: tuple[bool, bool]) -> tuple[bool, bool]:
+    """What the first process decided, in all of them."""
+    if jax.process_count() == 1:
+        return decisions
+    return tuple(multihost_utils.broadcast_one_to_all(np.array(decisions)).tolist())
+
+
+def _short(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

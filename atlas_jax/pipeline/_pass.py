@@ -1,0 +1,139 @@
+"""A pass over a corpus: read, tokenized and batched a block at a time, so memory does not grow with the corpus."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.pipeline._place import place
+from atlas_jax.pipeline._plan import Block, Grid
+from atlas_jax.types import FeatureSpace, Tokens
+
+BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
+SAMPLE = 4096  # sentences that decide the batch shapes
+
+Progress = Callable[[int, int, int], None]
+"""Called with sentences done, sentences in all, and tokens done: first where a pass begins, then after every batch."""
+
+
+class Cursor(NamedTuple):
+    """Where a pass stands.
+
+    Attributes:
+      block: the block of the next batch.
+      batch: the next batch, counted within its block.
+      sentences: sentences in the batches before it.
+      tokens: tokens of all models in the batches before it.
+    """
+
+    block: int = 0
+    batch: int = 0
+    sentences: int = 0
+    tokens: int = 0
+
+
+class Pass(NamedTuple):
+    """Sentences to stream through feature spaces. Nothing of them is held but a block or two.
+
+    The batches depend on the sentences and the options alone: they are the same on every run, and from every cursor.
+
+    Attributes:
+      spaces: feature spaces; for an alignment, the subject and the atlas.
+      texts: the sentences; read by position, so they may lie in a file.
+      first: sentence id of the first of them.
+      places: positions of the sentences to visit, ascending; None for all.
+      max_length: tokens at which sentences are cut.
+      grid: the shapes of the batches.
+    """
+
+    spaces: tuple[FeatureSpace, ...]
+    texts: Sequence[str]
+    first: int
+    places: Int[np.ndarray, " n"] | None
+    max_length: int
+    grid: Grid
+
+    @classmethod
+    def of(
+        cls,
+        spaces: Sequence[FeatureSpace],
+        texts: Sequence[str],
+        *,
+        first: int = 0,
+        max_length: int = 128,
+        token_budget: int = 4096,
+    ) -> "Pass":
+        """Fix the batch shapes from sentences spread evenly over the corpus.
+
+        Args:
+          spaces: what the sentences stream through.
+          texts: the sentences, numbered from ``first``.
+          first: sentence id of the first of them.
+          max_length: tokens at which sentences are cut; no more than every model can read.
+          token_budget: tokens of a batch, for each model.
+
+        Raises:
+          AtlasError: if there is no sentence.
+        """
+        if not len(texts):
+            raise AtlasError("there is no sentence to stream; give some text")
+        limit = min(max_length, *(s.model.config.max_positions for s in spaces))
+        places = np.unique(np.linspace(0, len(texts) - 1, SAMPLE).astype(np.int64))
+        sample = [texts[i] for i in places.tolist()]
+        lengths = Block.of([s.model.tokenizer for s in spaces], sample, places, limit).lengths
+        longest = limit if len(places) < len(texts) else int(lengths.max())
+        return cls(tuple(spaces), texts, first, None, limit, Grid.of(lengths, longest, token_budget=token_budget))
+
+    def only(self, index: Int[np.ndarray, " n"]) -> "Pass":
+        """The same pass over some of its sentences, given by their ids, in the same batch shapes."""
+        wanted = np.unique(index) - self.first
+        return self._replace(places=wanted[(wanted >= 0) & (wanted < len(self.texts))])
+
+    @property
+    def size(self) -> int:
+        """How many sentences it visits."""
+        return len(self.texts) if self.places is None else len(self.places)
+
+    def batches(self, progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
+        """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
+        report = progress or unreported
+        report(0, self.size, 0)
+        for after, batch in self.steps():
+            yield batch
+            report(after.sentences, self.size, after.tokens)
+
+    def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Tokens, ...]]]:
+        """The batches from a cursor on, each with the cursor behind it."""
+        tokenizers = tuple(s.model.tokenizer for s in self.spaces)
+        at = start or Cursor()
+        skip = at.batch
+        for number, block in self._blocks(at.block):
+            plan, tokens = self.grid.plan(block.lengths), sum(ids.lengths for ids in block.ids)
+            for i, batch in enumerate(plan[skip:], skip):
+                where = (number, i + 1) if i + 1 < len(plan) else (number + 1, 0)
+                at = Cursor(*where, at.sentences + len(batch.places), at.tokens + int(tokens[batch.places].sum()))
+                yield at, place(block, batch, tokenizers)
+            skip = 0
+
+    def _blocks(self, start: int) -> Iterator[tuple[int, Block]]:
+        """Blocks from one on, each tokenized while the one before it is at work."""
+        count = -(-self.size // BLOCK)
+        with ThreadPoolExecutor(1, "tokenize") as worker:
+            ahead = worker.submit(self._block, start)
+            for number in range(start, count):
+                block, ahead = ahead.result(), worker.submit(self._block, number + 1)
+                yield number, block
+
+    def _block(self, number: int) -> Block:
+        span = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
+        places = span if self.places is None else self.places[span]
+        texts = [self.texts[i] for i in places.tolist()]
+        index = (places + self.first).astype(np.int32)
+        return Block.of([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)
+
+
+def unreported(done: int, total: int, tokens: int) -> None:
+    """Progress that nobody watches."""
