@@ -2,13 +2,17 @@
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atlas_jax.cli._align import stopped_cleanly
 from atlas_jax.cli._console import emit, err, note, stages
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.errors import AtlasError
+
+if TYPE_CHECKING:
+    from atlas_jax.atlas import ConceptAtlas
 
 app = typer.Typer(help="Sparse autoencoders of one's own.", no_args_is_help=True)
 Model = Annotated[str, typer.Option(help="Model: a directory or hub name.")]
@@ -69,20 +73,95 @@ def train(
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
         about = settings.as_json() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
         result = None if restart else experiments.finished_training(out_dir, about)
-        if result is None:
+        if result is not None:
+            err.print(f"'{out_dir}' is trained already; --restart trains it anew")
+        else:
             with run_directory(out_dir) as directory, stages() as stage:
-                saved = partial_directory(out_dir) / "checkpoints"
-                saved = Checkpoints(saved, every=checkpoint_every, say=note, unit="steps")
+                folder = partial_directory(out_dir) / "checkpoints"
+                saved = Checkpoints(folder, every=checkpoint_every, say=note, unit="steps")
                 saved.fingerprint = about
                 if restart:
                     saved.discard()
-                trained = experiments.train_sae(
-                    lm, corpus, settings, name=path.name, checkpoints=saved, progress=stage("train", "steps"), told=note
-                )
+                shown = {"progress": stage("train", "steps"), "told": note}
+                trained = experiments.train_sae(lm, corpus, settings, name=path.name, checkpoints=saved, **shown)
                 result = experiments.write_result(directory, trained, about)
             err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
-        else:
-            err.print(f"'{out_dir}' is trained already; --restart trains it anew")
     facts = {"features": settings.features, **result["measured"], "passes over the text": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
     emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
+
+
+@app.command()
+def label(
+    model: Model,
+    sae: Annotated[str, typer.Option(help="SAE: a directory, a file or a hub name.")],
+    out: Annotated[Path, typer.Option("--out", help="Where the labels are written, a .jsonl file.")],
+    site: Annotated[str | None, typer.Option(help="Where the SAE reads; what its files say by default.")] = None,
+    text: Text = None,
+    feature: Annotated[list[int] | None, typer.Option("--feature", help="Only this one; may be repeated.")] = None,
+    contexts: Annotated[int, typer.Option(help="Strongest sentences to look at for each feature.", min=1)] = 20,
+    sentences: Annotated[int, typer.Option(help="Sentences to read; half as many are held out.", min=2)] = 20_000,
+    chat_model: Annotated[str | None, typer.Option(help="Ask this model; count words where none is given.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible API; OPENAI_BASE_URL by default.")] = None,
+    workers: Annotated[int, typer.Option(help="Questions asked at the same time.", min=1)] = 8,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what asking would take.")] = False,
+    price: Annotated[tuple[float, float], typer.Option(help="Of a million tokens, in and out.")] = (0.0, 0.0),
+    dtype: Dtype = "float32",
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Describe every feature of an SAE by the sentences that activate it most, and test it on held-out ones.
+
+    Without --chat-model a label lists the words that set these sentences apart. With it an OpenAI-compatible endpoint
+    (key in OPENAI_API_KEY) is asked; its answers are kept beside OUT, so the same command goes on where it stopped.
+    The score of a label is the AUROC with which it tells held-out sentences that activate the feature from others.
+
+    Example: atlas-jax sae label --model my-llama --sae my-sae --text my-texts/ --out labels.jsonl
+    """
+    from atlas_jax import experiments
+    from atlas_jax.cli._tables import facts_table
+    from atlas_jax.labels import AnswerBook, ChatEndpoint
+
+    if out.suffix != ".jsonl":
+        raise AtlasError(f"labels are written as lines of JSON: name --out something.jsonl, not '{out.name}'")
+    endpoint = None if chat_model is None else ChatEndpoint.connect(chat_model, base_url=base_url)
+    if endpoint is None and dry_run:
+        raise AtlasError("--dry-run tells what asking a chat model would take: give --chat-model too")
+    atlas = _unlabelled(model, sae, site, dtype)
+    note("reading text")
+    corpus = read_corpus(text, n_fit=sentences, seed=seed)
+    labels, facts = None, {"features": atlas.width}
+    with stopped_cleanly(), stages() as stage:
+        shown = experiments.gather_evidence(atlas, corpus, features=feature, contexts=contexts, seed=seed, stage=stage)
+        facts["that fire"] = len(shown)
+        if endpoint is None:
+            labels = experiments.label_by_words(shown, corpus.fit, atlas.width)
+        else:
+            book = AnswerBook(out.with_suffix(".answers.jsonl"))
+            facts |= experiments.estimate_requests(shown, endpoint, book).facts(price)
+            note(", ".join(f"{name} {value:,}" for name, value in facts.items()))
+        if endpoint is not None and not dry_run:
+            by_feature = lambda name: stage(name, "features")
+            labels = experiments.label_by_chat(shown, endpoint, book, atlas.width, workers=workers, stage=by_feature)
+    if labels is not None:
+        labels.save(out)
+        facts |= experiments.label_facts(labels)
+        err.print(f"written to {out}")
+    emit(as_json, facts, lambda: facts_table("Labels", facts))
+
+
+def _unlabelled(model: str, sae: str, site: str | None, dtype: str) -> "ConceptAtlas":
+    from atlas_jax.atlas import ConceptAtlas
+    from atlas_jax.labels import Labels
+    from atlas_jax.models import LanguageModel
+    from atlas_jax.sae import SparseAutoencoder
+    from atlas_jax.types import Site
+
+    loaded = SparseAutoencoder.from_pretrained(sae)
+    said, given = loaded.config.site, None if site is None else Site.parse(site)
+    if said is None and given is None:
+        raise AtlasError(f"the files of {sae} do not say where the SAE reads; give --site")
+    if None not in (said, given) and said != given:
+        raise AtlasError(f"the SAE at {sae} was trained on {said}, not on {given}; leave --site out")
+    lm = LanguageModel.from_pretrained(model, dtype=dtype)
+    return ConceptAtlas.of(lm, loaded, given or said, Labels.empty(loaded.config.d_sae))

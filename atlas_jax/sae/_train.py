@@ -85,20 +85,15 @@ def train(
 
 
 def to_sae(config: TrainConfig, state: TrainState, describe: SAEConfig | None = None) -> SparseAutoencoder:
-    """The JumpReLU SAE of a training state, for raw activations."""
+    """The JumpReLU SAE of a training state, for raw activations; ``describe`` tells its site, model and L0."""
     p, scale = state.dictionary, state.scale
     b_enc = p.b_enc - jnp.matmul(p.b_dec, p.W_enc, precision=jax.lax.Precision.HIGHEST)
     d, m = p.W_enc.shape
     threshold = jnp.full(m, state.threshold) if p.log_threshold is None else jnp.exp(p.log_threshold)
+    about = SAEConfig("jumprelu", d, m) if describe is None else describe
+    l0 = float(config.k) if about.advertised_l0 is None else about.advertised_l0
     return SparseAutoencoder.build(
-        SAEConfig(
-            "jumprelu",
-            d,
-            m,
-            site=None if describe is None else describe.site,
-            model=None if describe is None else describe.model,
-            advertised_l0=float(config.k),
-        ),
+        SAEConfig("jumprelu", d, m, site=about.site, model=about.model, advertised_l0=l0),
         W_enc=p.W_enc,
         b_enc=b_enc / scale,
         W_dec=p.W_dec,
