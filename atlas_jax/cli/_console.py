@@ -39,8 +39,8 @@ def note(text: str) -> None:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
-    """Progress bars of named passes, each with sentences and tokens a second and the time left."""
+def stages() -> Iterator[Callable[..., Callable[[int, int, int], None]]]:
+    """Progress bars of named passes, each with sentences (or another unit) and tokens a second and the time left."""
     columns = (
         TextColumn("{task.description:12}"),
         BarColumn(bar_width=30),
@@ -51,7 +51,7 @@ def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
     )
     with Progress(*columns, console=err) as bars:
 
-        def stage(name: str) -> Callable[[int, int, int], None]:
+        def stage(name: str, unit: str = "sentences") -> Callable[[int, int, int], None]:
             task, start = bars.add_task(name, total=None, rate=""), None
 
             def advance(done: int, total: int, tokens: int) -> None:
@@ -61,7 +61,7 @@ def stages() -> Iterator[Callable[[str], Callable[[int, int, int], None]]]:
                     bars.reset(task, completed=done, total=total)
                 elif seconds := time.monotonic() - start[0]:
                     speed = (done - start[1]) / seconds, (tokens - start[2]) / seconds
-                    rate = f"{speed[0]:,.0f} sentences/s  {speed[1]:,.0f} tokens/s"
+                    rate = f"{speed[0]:,.0f} {unit}/s  {speed[1]:,.0f} tokens/s"
                     bars.update(task, completed=done, rate=rate)
 
             return advance

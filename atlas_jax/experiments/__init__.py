@@ -5,7 +5,16 @@ from atlas_jax.experiments._atlas_info import (
     atlas_facts as atlas_facts,
     label_quality as label_quality,
 )
+from atlas_jax.experiments._evidence import Evidence as Evidence, gather_evidence as gather_evidence
+from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
 from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
+from atlas_jax.experiments._label import (
+    Estimate as Estimate,
+    estimate_requests as estimate_requests,
+    label_by_chat as label_by_chat,
+    label_by_words as label_by_words,
+    label_facts as label_facts,
+)
 from atlas_jax.experiments._quality import (
     Quality as Quality,
     QualityRow as QualityRow,
@@ -18,6 +27,17 @@ from atlas_jax.experiments._quickstart import (
     explore as explore,
     measure as measure,
     quickstart as quickstart,
+)
+from atlas_jax.experiments._sae_directory import (
+    finished_training as finished_training,
+    plot_curves as plot_curves,
+    write_result as write_result,
+)
+from atlas_jax.experiments._sae_settings import SAESettings as SAESettings
+from atlas_jax.experiments._sae_train import (
+    Curves as Curves,
+    Trained as Trained,
+    train_sae as train_sae,
 )
 from atlas_jax.experiments._steering import (
     Steered as Steered,

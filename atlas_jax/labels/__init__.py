@@ -1,5 +1,14 @@
 """Descriptions of features: reading them, choosing one for each, making them, and searching them by meaning."""
 
+from atlas_jax.labels._chat import Answer as Answer, AnswerBook as AnswerBook, ChatEndpoint as ChatEndpoint
+from atlas_jax.labels._explain import (
+    Context as Context,
+    description_in as description_in,
+    detected_in as detected_in,
+    detection_prompt as detection_prompt,
+    explanation_prompt as explanation_prompt,
+)
+from atlas_jax.labels._http import Retry as Retry, post_json as post_json
 from atlas_jax.labels._labels import Label as Label, Labels as Labels
 from atlas_jax.labels._search import Hit as Hit, TextIndex as TextIndex
 from atlas_jax.labels._static import StaticEmbedding as StaticEmbedding

@@ -12,6 +12,7 @@ from atlas_jax.pipeline._alignment import (
 )
 from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
 from atlas_jax.pipeline._fold import fold as fold
+from atlas_jax.pipeline._interrupt import postponed_interrupts as postponed_interrupts
 from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress
 from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
 from atlas_jax.pipeline._residuals import sae_quality as sae_quality, token_activations as token_activations

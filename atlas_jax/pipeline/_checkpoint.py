@@ -28,10 +28,18 @@ class Checkpoints:
       every: seconds between two of them.
       say: told in a sentence when a run goes on from one, or passes one over.
       fingerprint: what the run is of; set before a pass begins, plain values only.
+      unit: what ``Cursor.sentences`` counts, for what is said.
     """
 
-    def __init__(self, directory: str | Path, *, every: float = EVERY, say: Callable[[str], None] | None = None):
-        self.directory, self.every = Path(directory), every
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        every: float = EVERY,
+        say: Callable[[str], None] | None = None,
+        unit: str = "sentences",
+    ):
+        self.directory, self.every, self.unit = Path(directory), every, unit
         self.say = say or (lambda sentence: None)
         self.fingerprint: Mapping[str, Any] = {}
         self._last = time.monotonic()
@@ -54,7 +62,7 @@ class Checkpoints:
                 self.say(f"the checkpoint '{path}' is damaged ({e}); going back to the one before it")
                 continue
             cursor = self._saved[name] = Cursor(*record.cursor)
-            self.say(f"going on with the {name} pass after {cursor.sentences:,} of {total:,} sentences")
+            self.say(f"going on with the {name} pass after {cursor.sentences:,} of {total:,} {self.unit}")
             break
         else:
             cursor, state = Cursor(), like
@@ -83,7 +91,7 @@ class Checkpoints:
         if save:
             self.save(name, cursor, state)
         if stop:
-            self.say(f"saved the {name} pass after {cursor.sentences:,} sentences")
+            self.say(f"saved the {name} pass after {cursor.sentences:,} {self.unit}")
             raise KeyboardInterrupt
 
     def save(self, name: str, cursor: Cursor, state: Any) -> None:

@@ -2,6 +2,7 @@
 
 from atlas_jax.sae._batches import shuffled_rows as shuffled_rows
 from atlas_jax.sae._config import SAEConfig as SAEConfig
+from atlas_jax.sae._mixer import Cursor as Cursor, mixed_batches as mixed_batches
 from atlas_jax.sae._quality import (
     Quality as Quality,
     QualityState as QualityState,
@@ -13,9 +14,10 @@ from atlas_jax.sae._quality import (
 )
 from atlas_jax.sae._sae import SparseAutoencoder as SparseAutoencoder
 from atlas_jax.sae._train import TrainingLog as TrainingLog, to_sae as to_sae, train as train
+from atlas_jax.sae._train_config import ARCHITECTURES as ARCHITECTURES, TrainConfig as TrainConfig
 from atlas_jax.sae._train_step import (
+    Dictionary as Dictionary,
     Metrics as Metrics,
-    TrainConfig as TrainConfig,
     TrainState as TrainState,
     init_state as init_state,
     train_step as train_step,

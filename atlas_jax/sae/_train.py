@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._sae import SparseAutoencoder
-from atlas_jax.sae._train_step import Metrics, TrainConfig, TrainState, init_state, train_step
+from atlas_jax.sae._train_config import TrainConfig
+from atlas_jax.sae._train_step import Metrics, TrainState, init_state, train_step
 
 
 class TrainingLog(NamedTuple):
@@ -38,8 +39,10 @@ def train(
 ) -> tuple[SparseAutoencoder, TrainingLog]:
     """Train a JumpReLU SAE. No equation in the paper.
 
-    Each step keeps the ``k * n`` largest activations of the batch (BatchTopK), so the mean L0 is ``k`` without a
-    penalty to tune; the running mean of the cut becomes the JumpReLU threshold. Features that stopped firing are
+    By default each step keeps the ``k * n`` largest activations of the batch (BatchTopK), so the mean L0 is ``k``
+    without a penalty to tune; the running mean of the cut becomes the threshold of every feature. With
+    ``architecture="jumprelu"`` each feature's threshold is trained through straight-through gradients against a
+    penalty on L0 whose weight follows L0 to ``k``. Features that stopped firing are
     trained on the error the others leave. Activations are scaled while training; the result takes raw ones, has
     unit decoder rows and subtracts nothing.
 
@@ -82,22 +85,18 @@ def train(
 
 
 def to_sae(config: TrainConfig, state: TrainState, describe: SAEConfig | None = None) -> SparseAutoencoder:
-    """The JumpReLU SAE of a training state, for raw activations."""
+    """The JumpReLU SAE of a training state, for raw activations; ``describe`` tells its site, model and L0."""
     p, scale = state.dictionary, state.scale
     b_enc = p.b_enc - jnp.matmul(p.b_dec, p.W_enc, precision=jax.lax.Precision.HIGHEST)
     d, m = p.W_enc.shape
+    threshold = jnp.full(m, state.threshold) if p.log_threshold is None else jnp.exp(p.log_threshold)
+    about = SAEConfig("jumprelu", d, m) if describe is None else describe
+    l0 = float(config.k) if about.advertised_l0 is None else about.advertised_l0
     return SparseAutoencoder.build(
-        SAEConfig(
-            "jumprelu",
-            d,
-            m,
-            site=None if describe is None else describe.site,
-            model=None if describe is None else describe.model,
-            advertised_l0=float(config.k),
-        ),
+        SAEConfig("jumprelu", d, m, site=about.site, model=about.model, advertised_l0=l0),
         W_enc=p.W_enc,
         b_enc=b_enc / scale,
         W_dec=p.W_dec,
         b_dec=p.b_dec / scale,
-        threshold=jnp.full(m, state.threshold / scale),
+        threshold=threshold / scale,
     )

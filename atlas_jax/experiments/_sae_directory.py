@@ -1,0 +1,77 @@
+"""The directory of a training run: claimed at its start, resumable until it is done, and then an SAE to load."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from atlas_jax.artifacts import RUN, read_json, write_json
+from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._sae_train import Curves, Trained
+
+RESULT = "training.json"
+SAELENS = "saelens"
+
+
+def finished_training(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of a run that is done already, None where there is none.
+
+    Args:
+      out: its directory.
+      about: all that determines the run, as plain values in one level.
+
+    Raises:
+      AtlasError: if the run that is there had other settings, naming the first that differs.
+    """
+    if not (out / RESULT).is_file():
+        return None
+    found, about = read_json(out / RESULT), dict(about)
+    for key in sorted(found["about"].keys() | about.keys()):
+        if (was := found["about"].get(key)) != (now := about.get(key)):
+            raise AtlasError(
+                f"'{out}' holds an SAE trained with {key} {was}, and {now} was given; "
+                "choose another place with --out, or --restart to replace it"
+            )
+    return found
+
+
+def write_result(directory: Path, trained: Trained, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the SAE in Gemma Scope's layout, in SAELens' where that can name the site, the curves and their plot.
+
+    Returns:
+      The content of ``training.json``.
+    """
+    trained.sae.save_pretrained(directory)
+    try:
+        trained.sae.save_pretrained(directory / SAELENS, format="saelens")
+        saelens = "written"
+    except AtlasError as e:
+        saelens = f"not written: {e}"
+    plot_curves(trained.curves).savefig(directory / "curves.png", dpi=120)
+    result = {
+        "about": dict(about),
+        "measured": trained.measured._asdict(),
+        "passes": float(trained.passes),
+        "saelens": saelens,
+        "curves": trained.curves._asdict(),
+    }
+    write_json(directory / RESULT, result)
+    write_json(directory / RUN, dict(about))
+    return result
+
+
+def plot_curves(curves: Curves) -> Figure:
+    """FVU, L0, dead share and loss recovered by step, of single training batches and of held-out text."""
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    panels = (("fvu", "FVU"), ("l0", "L0"), ("dead", "share of dead features"), ("loss_recovered", "loss recovered"))
+    for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        for rows, style, name in ((curves.training, "-", "training batch"), (curves.held_out, "o-", "held-out text")):
+            if key in rows[0]:
+                axes.plot([r["step"] for r in rows], [r[key] for r in rows], style, label=name, markersize=3)
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        if key in ("fvu", "l0"):
+            axes.set_yscale("log")
+    return figure

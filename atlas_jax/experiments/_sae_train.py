@@ -1,0 +1,209 @@
+"""Training an SAE on the activations of a model: streamed, measured on held-out text, and resumable to the bit."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from atlas_jax.corpus import Corpus
+from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._activations import ActivationStream, typical_norm
+from atlas_jax.experiments._held_out import HeldOut, held_out
+from atlas_jax.experiments._sae_settings import SAESettings
+from atlas_jax.models import LanguageModel, check_site
+from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass, Progress, postponed_interrupts
+from atlas_jax.sae import (
+    Cursor,
+    Metrics,
+    SAEConfig,
+    SparseAutoencoder,
+    TrainConfig,
+    TrainState,
+    init_state,
+    mixed_batches,
+    to_sae,
+    train_step,
+)  # fmt: skip
+from atlas_jax.subject import Subject
+
+STAGE = "train"
+LOOKS, MEASUREMENTS = 200, 10  # rows of the two curves, about
+HELD_OUT_BUDGET = 1024  # tokens of a batch whose logits are held thrice
+
+
+class Curves(NamedTuple):
+    """What training showed, a row of numbers for each step that was looked at.
+
+    Attributes:
+      training: ``step, fvu, l0, dead, learning_rate`` of single batches.
+      held_out: ``step`` and the fields of :class:`HeldOut`.
+    """
+
+    training: list[dict[str, Any]]
+    held_out: list[dict[str, Any]]
+
+
+class _Run(NamedTuple):
+    """A run at some step: what a checkpoint holds.
+
+    Attributes:
+      state: of the training; its numbers mean nothing before the first step.
+      cursor: where the activations stand, the fields of :class:`Cursor`.
+      norm_limit: longer activations are left out.
+      training: a row a look at a batch: step and ``Metrics``; nan where it is still to come.
+      held_out: a row a measurement: step and ``HeldOut``; nan where it is still to come.
+    """
+
+    state: TrainState
+    cursor: Int[np.ndarray, "4"]
+    norm_limit: Float[np.ndarray, "1"]
+    training: Float[np.ndarray, "rows columns"]
+    held_out: Float[np.ndarray, "rows columns"]
+
+    @property
+    def curves(self) -> Curves:
+        """The rows that are there, with names."""
+        return Curves(_rows(self.training, Metrics._fields), _rows(self.held_out, HeldOut._fields))
+
+
+class Trained(NamedTuple):
+    """What came of a run.
+
+    Attributes:
+      sae: the SAE, for raw activations; its ``advertised_l0`` is what was measured.
+      curves: of the run.
+      measured: the SAE on held-out text.
+      passes: how often the text was read.
+    """
+
+    sae: SparseAutoencoder
+    curves: Curves
+    measured: HeldOut
+    passes: float
+
+
+def train_sae(
+    model: LanguageModel,
+    corpus: Corpus,
+    settings: SAESettings,
+    *,
+    name: str,
+    checkpoints: Checkpoints | None = None,
+    progress: Progress | None = None,
+    told: Callable[[str], None] | None = None,
+) -> Trained:
+    """Train an SAE, or go on with a run that was stopped.
+
+    Activations are computed as they are needed and held only in a shuffled buffer. The result does not depend on
+    where the run was stopped: on one machine it is the same to the bit.
+
+    Args:
+      model: whose activations are explained.
+      corpus: its fit half is trained on, the first sentences of the other are measured on.
+      settings: all that determines the run besides these two.
+      name: of the model, for the SAE's files.
+      checkpoints: where the run is saved, and gone on with; Ctrl-C then saves it first.
+      progress: called after each step with steps done, steps in all, and activations seen.
+      told: called with a line about each measurement on held-out text.
+
+    Raises:
+      AtlasError: for settings that cannot be, a site the model does not have, a checkpoint of another run, or
+        activations that are not finite.
+      KeyboardInterrupt: after Ctrl-C, once the run is saved.
+
+    Example:
+      >>> settings = SAESettings("resid_post.3", 1536, 10)                       # doctest: +SKIP
+      >>> train_sae(model, corpus, settings, name="my-model").measured.fvu       # doctest: +SKIP
+    """
+    config, site = settings.config(), check_site(model.config, settings.site)
+    space, cut = [Subject.of(model, [site])], {"max_length": settings.max_length}
+    fit = Pass.of(space, corpus.fit, **cut)
+    unseen = Pass.of(space, corpus.eval[: settings.held_out], token_budget=HELD_OUT_BUDGET, **cut)
+    run = _begin(config, model.config.width(site.point))
+    if checkpoints is not None:
+        _, run = checkpoints.restore(STAGE, run, config.steps)
+    if not int(run.state.step) and settings.norm_limit:
+        run.norm_limit[0] = settings.norm_limit * typical_norm(fit, site)
+    limit, describe = float(run.norm_limit[0]), SAEConfig("jumprelu", 0, 0, site=site, model=name)
+    measure = lambda state: held_out(to_sae(config, state, describe), unseen, site, norm_limit=limit)
+    rows = ActivationStream(fit, len(corpus.fit), site, limit, settings.seed)
+    run = _watched(_steps(run, config, settings, rows, measure, told), run, config, settings, checkpoints, progress)
+    measured = HeldOut(*run.held_out[-1, 1:-1].tolist(), int(run.held_out[-1, -1]))
+    describe = dataclasses.replace(describe, advertised_l0=measured.l0)
+    return Trained(to_sae(config, run.state, describe), run.curves, measured, run.cursor[2] / rows.chunks)
+
+
+def _begin(config: TrainConfig, width: int) -> _Run:
+    """A run before its first step."""
+    empty = lambda looks, columns: np.full((-(-config.steps // _every(config, looks)), columns), np.nan)
+    curves = empty(LOOKS, 1 + len(Metrics._fields)), empty(MEASUREMENTS, 1 + len(HeldOut._fields))
+    return _Run(init_state(config, jnp.zeros((1, width))), np.zeros(4, np.int64), np.full(1, np.inf), *curves)
+
+
+def _steps(
+    run: _Run,
+    config: TrainConfig,
+    settings: SAESettings,
+    rows: ActivationStream,
+    measure: Callable[[TrainState], HeldOut],
+    told: Callable[[str], None] | None,
+) -> Iterator[_Run]:
+    """The run after each of the steps that are left."""
+    start = Cursor(*run.cursor.tolist())
+    batches = mixed_batches(rows, batch=settings.batch, buffer=settings.buffer, seed=settings.seed, start=start)
+    for step in range(int(run.state.step) + 1, config.steps + 1):
+        x, cursor = next(batches)
+        x = jnp.asarray(x)
+        state, metrics = train_step(config, init_state(config, x) if step == 1 else run.state, x)
+        run = run._replace(state=state, cursor=np.array(cursor))
+        if step % (every := _every(config, LOOKS)) == 0 or step == config.steps:
+            run.training[(step - 1) // every] = step, *jax.device_get(metrics)
+            if not np.isfinite(metrics.fvu):
+                raise AtlasError(f"the loss is not finite at step {step}; use float32, or a lower learning rate")
+        if step % (every := _every(config, MEASUREMENTS)) == 0 or step == config.steps:
+            run.held_out[(step - 1) // every] = step, *measure(state)
+            if told is not None:
+                told(_sentence(run.curves.held_out[-1]))
+        yield run
+
+
+def _watched(
+    steps: Iterator[_Run],
+    run: _Run,
+    config: TrainConfig,
+    settings: SAESettings,
+    checkpoints: Checkpoints | None,
+    progress: Progress | None,
+) -> _Run:
+    """The run after its last step; on the way it is saved and shown."""
+    done, report = int(run.state.step), progress or (lambda done, total, tokens: None)
+    report(done, config.steps, done * settings.batch)
+    with contextlib.nullcontext() if checkpoints is None else postponed_interrupts() as stopped:
+        for done, run in enumerate(steps, done + 1):  # noqa: B020
+            report(done, config.steps, done * settings.batch)
+            if checkpoints is not None:
+                checkpoints.offer(STAGE, PassCursor(sentences=done), run, stop=stopped())
+        if checkpoints is not None:
+            checkpoints.save(STAGE, PassCursor(sentences=done), run)
+    return run
+
+
+def _every(config: TrainConfig, looks: int) -> int:
+    return max(1, config.steps // looks)
+
+
+def _rows(table: Float[np.ndarray, "rows columns"], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    there = table[~np.isnan(table[:, 0])].tolist()
+    return [{"step": int(step), **dict(zip(names, values, strict=True))} for step, *values in there]
+
+
+def _sentence(row: dict[str, Any]) -> str:
+    return (
+        f"step {row['step']}: FVU {row['fvu']:.4f}, L0 {row['l0']:.1f}, dead {row['dead']:.1%}, "
+        f"loss recovered {row['loss_recovered']:.4f}"
+    )
