@@ -4,6 +4,7 @@ from atlas_jax.experiments._atlas_info import (
     LabelQuality as LabelQuality,
     atlas_facts as atlas_facts,
     label_quality as label_quality,
+    mean_activation as mean_activation,
 )
 from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
 from atlas_jax.experiments._quality import (
@@ -19,6 +20,12 @@ from atlas_jax.experiments._quickstart import (
     measure as measure,
     quickstart as quickstart,
 )
+from atlas_jax.experiments._sae_check import (
+    Advertised as Advertised,
+    SAECheck as SAECheck,
+    check_sae as check_sae,
+)
+from atlas_jax.experiments._sae_trials import Trial as Trial, trials as trials
 from atlas_jax.experiments._steering import (
     Steered as Steered,
     expression_rates as expression_rates,

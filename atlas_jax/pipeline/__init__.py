@@ -10,7 +10,11 @@ from atlas_jax.pipeline._alignment import (
     silent as silent,
 )
 from atlas_jax.pipeline._plan import Plan as Plan, Rows as Rows
-from atlas_jax.pipeline._residuals import sae_quality as sae_quality, token_activations as token_activations
+from atlas_jax.pipeline._residuals import (
+    sae_quality as sae_quality,
+    site_activations as site_activations,
+    token_activations as token_activations,
+)
 from atlas_jax.pipeline._solve import solve as solve
 from atlas_jax.pipeline._stream import (
     Fitted as Fitted,
