@@ -1,58 +1,189 @@
 """``atlas-jax atlas``."""
 
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_jax.cli._console import emit, stages
+from atlas_jax.cli._console import emit, err, note, stages
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.errors import AtlasError
+
+if TYPE_CHECKING:
+    from atlas_jax.atlas import ConceptAtlas
+    from atlas_jax.labels import Embedder, Hit
 
 app = typer.Typer(help="Foundation model, SAE and labels.", no_args_is_help=True)
 Directory = Annotated[Path | None, typer.Argument(help="An atlas directory; the bundled one by default.")]
+Text = Annotated[list[Path] | None, typer.Option("--text", help="Text to measure on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.command()
+def build(
+    model: Annotated[str, typer.Option(help="Foundation model: a directory or hub name.")],
+    sae: Annotated[str, typer.Option(help="SAE of any known layout: a directory, file or hub name.")],
+    out: Annotated[Path, typer.Option(help="Where the atlas is written.")],
+    labels: Annotated[Path | None, typer.Option(help="Label file, or folder of a Neuronpedia export.")] = None,
+    site: Annotated[str | None, typer.Option(help="Where the SAE reads the model, if its files do not say.")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Refer to the model where it is, do not copy it.")] = False,
+    model_name: Annotated[
+        list[str] | None, typer.Option(help="Name of the model, if its directory does not tell; may be repeated.")
+    ] = None,
+    sae_format: Annotated[str | None, typer.Option(help="Layout of the SAE; found from its files by default.")] = None,
+    norm_scaling_factor: Annotated[
+        float | None, typer.Option(help="What activations were multiplied by in training, if the files omit it.")
+    ] = None,
+    labels_format: Annotated[str | None, typer.Option(help="json, jsonl, csv or parquet; by suffix.")] = None,
+    column: Annotated[
+        list[str] | None, typer.Option(help="A label field's name in the file, such as index=feature_id.")
+    ] = None,
+    layer: Annotated[str | None, typer.Option(help="Read only labels of this layer.")] = None,
+    prefer: Annotated[list[str] | None, typer.Option(help="Explainer whose labels win; may be repeated.")] = None,
+    partial_labels: Annotated[bool, typer.Option(help="The labels cover only the first features on purpose.")] = False,
+    text: Text = None,
+    sentences: Annotated[int, typer.Option(help="Sentences to measure on, given --text.", min=100)] = 4000,
+    as_json: AsJson = False,
+) -> None:
+    """Assemble a model, an SAE and labels into one atlas directory with a manifest of hashes; refuse misfits.
+
+    Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
+    """
+    from atlas_jax.atlas import assemble, write_atlas
+    from atlas_jax.cli._tables import facts_table
+
+    note("loading the parts")
+    label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
+    sae_options = {"format": sae_format, "norm_scaling_factor": norm_scaling_factor}
+    parts = assemble(
+        model, sae, labels, site=site, model_name=model_name or (), sae_options=sae_options,
+        label_options=label_options, partial_labels=partial_labels,
+    )  # fmt: skip
+    measured, mean, warnings = _measured(parts.atlas, text, sentences) if text else ({}, None, [])
+    write_atlas(parts, out, link=link, mean=mean, metadata={"measured": measured} if text else {})
+    atlas = parts.atlas
+    facts = {"site": str(atlas.site), "features": atlas.width, "labelled": len(atlas.labels.described())}
+    facts |= {"label coverage": atlas.labels.coverage, "SAE format": atlas.sae.config.format, **measured}
+    emit(as_json, facts | {"warnings": warnings}, lambda: facts_table(f"Concept Atlas written to {out}", facts))
+    _warn(warnings)
 
 
 @app.command()
 def info(
     directory: Directory = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text to measure on.")] = None,
+    text: Text = None,
     sentences: Annotated[int, typer.Option(help="Sentences to measure on.", min=100)] = 4000,
+    verify: Annotated[bool, typer.Option("--verify", help="Compare the hash of every file, and stop.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure an atlas on text: FVU, L0 and dead features of its SAE, coverage and quality of its labels.
+    """Measure an atlas on text beside what its release states, and say what is wrong where the two disagree.
 
-    Example: atlas-jax atlas info --text my-texts/
+    FVU, L0 and dead features of its SAE, coverage and quality of its labels.
+
+    Example: atlas-jax atlas info my-atlas --text my-texts/
     """
-    from atlas_jax.cli._tables import facts_table
-    from atlas_jax.experiments import atlas_facts
+    from atlas_jax.cli._tables import check_table, facts_table
 
+    if verify:
+        count = _verified(directory)
+        emit(as_json, {"verified": count}, lambda: facts_table("Concept Atlas", {"files as built": count}))
+        return
     atlas = _load(directory)
-    corpus = read_corpus(text, n_fit=2 * sentences, seed=0)
-    with stages() as stage:
-        facts = atlas_facts(atlas, corpus.eval[:sentences], stage=stage)
-    emit(as_json, facts, lambda: facts_table("Concept Atlas", facts))
+    facts, check = _examined(atlas, text, sentences)
+    emit(as_json, facts | {"check": check.as_json()}, lambda: check_table("Concept Atlas", facts, check))
+    _warn(check.warnings)
 
 
 @app.command()
 def search(
-    query: Annotated[str, typer.Argument(help="What to look for among the labels.")],
+    query: Annotated[str | None, typer.Argument(help="What to look for among the labels.")] = None,
     directory: Annotated[Path | None, typer.Option("--atlas", help="An atlas directory.")] = None,
     k: Annotated[int, typer.Option(help="Features to show.", min=1)] = 10,
+    embedder: Annotated[
+        str, typer.Option(help="static, bm25, sentence-transformers:NAME or endpoint:MODEL.")
+    ] = "static",
+    base_url: Annotated[str | None, typer.Option(help="Of the endpoint; OPENAI_BASE_URL by default.")] = None,
+    like: Annotated[list[str] | None, typer.Option(help="A text the concept is in, instead of QUERY; repeats.")] = None,
+    unlike: Annotated[list[str] | None, typer.Option(help="A text it is not in; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find atlas features by what their labels mean.
+    """Find atlas features by what their labels mean, or by the texts they are active in.
+
+    The weights are those of a concept query of these features. An endpoint's key is read from OPENAI_API_KEY.
 
     Example: atlas-jax atlas search "dates and time"
     """
     from atlas_jax.cli._tables import hits_table
 
-    hits = _load(directory).search(query, k)
-    emit(as_json, [h._asdict() for h in hits], lambda: hits_table(f"Atlas features for '{query}'", hits))
+    if (query is None) == (like is None) or (unlike and not like):
+        raise AtlasError("give either a text to search for, or --like texts with or without --unlike ones")
+    if query is None:
+        atlas = _load(directory)
+        hits = atlas.top_features(atlas.query_from(like or [], unlike), k)
+        title = "Atlas features of the texts"
+    else:
+        hits, title = _found(directory, query, k, embedder, base_url), f"Atlas features for '{query}'"
+    emit(as_json, [h._asdict() for h in hits], lambda: hits_table(title, hits))
 
 
-def _load(directory: Path | None):  # noqa: ANN202
+def _load(directory: Path | None) -> "ConceptAtlas":
     from atlas_jax.atlas import ConceptAtlas
     from atlas_jax.bundled import ATLAS
 
     return ConceptAtlas.from_pretrained(directory or ATLAS)
+
+
+def _found(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":
+    """Search the labels of an atlas, whose model and SAE are not needed for it."""
+    from atlas_jax.atlas import open_search
+    from atlas_jax.bundled import ATLAS
+
+    index = open_search(directory or ATLAS)
+    if embedder in ("static", "bm25"):
+        return index.search(query, k, "hybrid" if embedder == "static" else "bm25")
+    return index.with_embedder(_embedder(embedder, base_url)).search(query, k)
+
+
+def _embedder(spec: str, base_url: str | None) -> "Embedder":
+    from atlas_jax.labels import open_embedder
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas-jax" / "embeddings"
+    return open_embedder(spec, base_url=base_url, cache=cache)
+
+
+def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) -> Any:
+    from atlas_jax.experiments import atlas_facts, check_sae
+
+    texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
+    with stages() as stage:
+        facts = atlas_facts(atlas, texts, stage=stage)
+    return facts, check_sae(atlas, texts, facts)
+
+
+def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
+    from atlas_jax.experiments import mean_activation
+
+    facts, check = _examined(atlas, text, sentences)
+    texts = read_corpus(text, n_fit=2 * sentences, seed=0).fit[:sentences]
+    return facts, mean_activation(atlas, texts), check.warnings
+
+
+def _columns(pairs: list[str] | None) -> dict[str, str]:
+    columns = dict(pair.split("=", 1) for pair in pairs or () if "=" in pair)
+    if len(columns) != len(pairs or ()):
+        raise AtlasError("write --column FIELD=NAME, each field once, such as --column index=feature_id")
+    return columns
+
+
+def _verified(directory: Path | None) -> int:
+    from atlas_jax.atlas import Manifest
+    from atlas_jax.bundled import ATLAS
+
+    place = directory or ATLAS
+    return Manifest.read(place).check(place, contents=True)
+
+
+def _warn(warnings: list[str]) -> None:
+    for warning in warnings:
+        err.print(f"[bold red]WARNING[/bold red] {warning}", highlight=False)

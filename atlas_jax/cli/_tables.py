@@ -91,5 +91,18 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
     return made
 
 
+def check_table(title: str, facts: dict[str, Any], check: Any) -> Group:
+    """What was measured beside what is stated, and the usual mistakes undone where the two disagree."""
+    stated = {"L0": check.advertised.l0, "FVU": check.advertised.fvu, "dead share": check.advertised.dead}
+    made = table(title, "", "measured", "stated")
+    for name, value in facts.items():
+        shown = f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+        made.add_row(name, shown, "" if stated.get(name) is None else f"{stated[name]:.4g}")
+    tried = table("The usual mistakes undone", "", ">L0", ">FVU", "agrees")
+    for t in check.trials:
+        tried.add_row(escape(t.name), f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
+    return Group(made, tried) if check.trials else Group(made)
+
+
 def _marked(peak: Any) -> Text:
     return Text.assemble(peak.before, (peak.token, "bold reverse"), peak.after)

@@ -4,6 +4,7 @@ from atlas_jax.experiments._atlas_info import (
     LabelQuality as LabelQuality,
     atlas_facts as atlas_facts,
     label_quality as label_quality,
+    mean_activation as mean_activation,
 )
 from atlas_jax.experiments._evidence import Evidence as Evidence, gather_evidence as gather_evidence
 from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
@@ -28,6 +29,11 @@ from atlas_jax.experiments._quickstart import (
     measure as measure,
     quickstart as quickstart,
 )
+from atlas_jax.experiments._sae_check import (
+    Advertised as Advertised,
+    SAECheck as SAECheck,
+    check_sae as check_sae,
+)
 from atlas_jax.experiments._sae_directory import (
     finished_training as finished_training,
     plot_curves as plot_curves,
@@ -39,6 +45,7 @@ from atlas_jax.experiments._sae_train import (
     Trained as Trained,
     train_sae as train_sae,
 )
+from atlas_jax.experiments._sae_trials import Trial as Trial, trials as trials
 from atlas_jax.experiments._steering import (
     Steered as Steered,
     expression_rates as expression_rates,

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.labels import WordTable, words_of
+from atlas_jax.labels import WordTable, terms, words_of
 from atlas_jax.metrics import Interval, auroc, bootstrap_mean
-from atlas_jax.pipeline import Pass, Stage, pooled_activations, sae_quality
+from atlas_jax.pipeline import Pass, Stage, sae_quality
+from atlas_jax.types import Tokens
+
+LABELS_MEASURED = 4096
+CELLS = 1 << 28
 
 
 class LabelQuality(NamedTuple):
@@ -26,38 +31,77 @@ class LabelQuality(NamedTuple):
 
 
 def label_quality(atlas: ConceptAtlas, texts: Sequence[str], stream: Pass) -> LabelQuality:
-    """AUROC of pooled feature activations for "the sentence contains a word of the label", for every labelled feature.
+    """AUROC of pooled feature activations for "the sentence contains a word of the label".
 
-    ``texts`` are the sentences of ``stream``, in order. Activations of all sentences are held: ``4 n d_c`` bytes.
+    Of every labelled feature, or of 4096 drawn at random where there are more. Function words of a label do not count
+    unless it has no other. ``texts`` are the sentences of ``stream``, in order; the activations of these features on
+    all of them are held.
     """
-    acts = pooled_activations(stream)[atlas.site]
+    described = np.array(atlas.labels.described(), np.int32)
+    drawn = np.random.default_rng(0).permutation(described)[:LABELS_MEASURED]
+    features = np.sort(drawn)
+    acts = _activations(atlas, stream, features)
     table = WordTable.of(texts, min_count=1)
     scores = np.full(atlas.width, np.nan)
-    for feature in range(atlas.width):
-        label = atlas.labels[feature]
-        if label is not None:
-            contains = table.contains_any(sorted(words_of(label) - {","}))
-            scores[feature] = auroc(np.ascontiguousarray(acts[:, feature]), contains)
+    for column, feature in enumerate(features.tolist()):
+        contains = table.contains_any(_content_words(str(atlas.labels[feature])))
+        scores[feature] = auroc(np.ascontiguousarray(acts[:, column]), contains)
     return LabelQuality(bootstrap_mean(scores), scores)
+
+
+def mean_activation(atlas: ConceptAtlas, texts: Sequence[str]) -> Float[np.ndarray, " d_c"]:
+    """Mean pooled activation of every feature over some sentences."""
+    total = np.zeros(atlas.width, np.float64)
+    for (tokens,) in _stream(atlas, texts).batches():
+        total += np.asarray(_sum(atlas, tokens), np.float64)
+    return (total / len(texts)).astype(np.float32)
+
+
+@jax.jit
+def _sum(atlas: ConceptAtlas, tokens: Tokens) -> Float[Array, " d_c"]:
+    return jnp.sum(jnp.where(tokens.index[:, None] >= 0, atlas.encode(tokens)[atlas.site], 0.0), axis=0)
+
+
+def _activations(atlas: ConceptAtlas, stream: Pass, features: Int[np.ndarray, " f"]) -> Float[np.ndarray, "n f"]:
+    """Pooled activations of some features on every sentence, in the order of their ids."""
+    parts = [jax.device_get((tokens.index, _chosen(atlas, tokens, features))) for (tokens,) in stream.batches()]
+    index = np.concatenate([p[0] for p in parts])
+    order = np.argsort(index, kind="stable")[np.sum(index < 0) :]
+    return np.concatenate([p[1] for p in parts])[order]
+
+
+@jax.jit
+def _chosen(atlas: ConceptAtlas, tokens: Tokens, features: Int[Array, " f"]) -> Float[Array, "b f"]:
+    return atlas.encode(tokens)[atlas.site][:, features]
+
+
+def _content_words(label: str) -> list[str]:
+    words = sorted(words_of(label))
+    return [word for word in words if terms(word)] or words
+
+
+def _stream(atlas: ConceptAtlas, texts: Sequence[str]) -> Pass:
+    """Batches whose features fit into memory however wide the SAE is."""
+    return Pass.of([atlas], texts, token_budget=min(4096, max(256, CELLS // atlas.width)))
 
 
 def atlas_facts(atlas: ConceptAtlas, texts: Sequence[str], *, stage: Stage) -> dict[str, Any]:
     """FVU, L0 and dead share of the SAE, coverage and quality of the labels, on the given sentences."""
-    stream = Pass.of([atlas], texts)
+    stream = _stream(atlas, texts)
     found = sae_quality(stream, stage("SAE"))
-    labels = label_quality(atlas, texts, stream)
-    advertised = atlas.sae.config.advertised_l0
-    return {
+    facts = {
         "site": str(atlas.site),
         "features": atlas.width,
         "sentences": len(texts),
         "tokens": int(found.count),
         "FVU": float(found.fvu),
         "L0": float(found.l0),
-        "L0 advertised": "not stated" if advertised is None else float(advertised),
         "dead share": float(found.dead),
         "densest feature": float(jnp.max(found.frequency)),
         "label coverage": atlas.labels.coverage,
-        "label AUROC": labels.auroc.mean,
-        "label AUROC, 95% interval": [labels.auroc.low, labels.auroc.high],
     }
+    if atlas.labels.described():
+        labels = label_quality(atlas, texts, stream)
+        facts["label AUROC"] = labels.auroc.mean
+        facts["label AUROC, 95% interval"] = [labels.auroc.low, labels.auroc.high]
+    return facts

@@ -1,6 +1,13 @@
 """Descriptions of features: reading them, choosing one for each, making them, and searching them by meaning."""
 
 from atlas_jax.labels._chat import Answer as Answer, AnswerBook as AnswerBook, ChatEndpoint as ChatEndpoint
+from atlas_jax.labels._embedders import (
+    CachedEmbedder as CachedEmbedder,
+    Embedder as Embedder,
+    SentenceTransformerEmbedder as SentenceTransformerEmbedder,
+    open_embedder as open_embedder,
+)
+from atlas_jax.labels._endpoint import EndpointEmbedder as EndpointEmbedder
 from atlas_jax.labels._explain import (
     Context as Context,
     description_in as description_in,
@@ -9,7 +16,8 @@ from atlas_jax.labels._explain import (
     explanation_prompt as explanation_prompt,
 )
 from atlas_jax.labels._http import Retry as Retry, post_json as post_json
-from atlas_jax.labels._labels import Label as Label, Labels as Labels
+from atlas_jax.labels._index_files import open_index as open_index, write_index as write_index
+from atlas_jax.labels._labels import Label as Label, Labels as Labels, Origin as Origin
 from atlas_jax.labels._search import Hit as Hit, TextIndex as TextIndex
 from atlas_jax.labels._static import StaticEmbedding as StaticEmbedding
 from atlas_jax.labels._statistical import (
@@ -19,4 +27,5 @@ from atlas_jax.labels._statistical import (
     words_at as words_at,
     words_of as words_of,
 )
+from atlas_jax.labels._terms import terms as terms
 from atlas_jax.labels._train_static import train_static as train_static

@@ -1,6 +1,7 @@
 """Descriptions of features: one chosen for each, the rest kept."""
 
 import dataclasses
+import itertools
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,18 @@ class Label(NamedTuple):
     polarity: Literal["positive", "negative"] = "positive"
 
 
+class Origin(NamedTuple):
+    """What labels say they are of.
+
+    Attributes:
+      model: name of the model, "" where unknown.
+      layer: layer number, or Neuronpedia's name of the SAE such as ``20-gemmascope-res-16k``, "" where unknown.
+    """
+
+    model: str = ""
+    layer: str = ""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Labels:
     """The descriptions of the features of one SAE or one layer of neurons.
@@ -44,6 +57,7 @@ class Labels:
     Attributes:
       n_features: width; indices run from 0 to n_features - 1.
       entries: for each described feature all its labels, the chosen one first.
+      origin: the model and layer the labels say they are of.
 
     Example:
       >>> rows = [Label(0, "cats"), Label(2, "dogs", score=0.6), Label(2, "pets", score=0.9)]
@@ -54,6 +68,7 @@ class Labels:
 
     n_features: int
     entries: Mapping[int, tuple[Label, ...]]
+    origin: Origin = Origin()
 
     @classmethod
     def empty(cls, n_features: int) -> "Labels":
@@ -61,13 +76,20 @@ class Labels:
         return cls(n_features, {})
 
     @classmethod
-    def from_rows(cls, rows: Iterable[Label], n_features: int | None = None, prefer: Sequence[str] = ()) -> "Labels":
+    def from_rows(
+        cls,
+        rows: Iterable[Label],
+        n_features: int | None = None,
+        prefer: Sequence[str] = (),
+        origin: Origin = Origin(),  # noqa: B008 - immutable
+    ) -> "Labels":
         """Group rows by feature and choose one each.
 
         Args:
           rows: labels in any order; a repeated (feature, description, polarity) counts once.
           n_features: width of the SAE; by default the largest index plus one.
           prefer: explainers, best first.
+          origin: the model and layer the rows are of.
 
         Raises:
           AtlasError: where no row is left, or an index lies outside the width.
@@ -83,7 +105,7 @@ class Labels:
             score = float("inf") if row.score is None else -row.score
             return row.polarity == "negative", score, order.get(row.explainer, len(order)), -common[row.explainer]
 
-        return cls(n_features, _grouped(sorted(unique, key=rank)))
+        return cls(n_features, _grouped(sorted(unique, key=rank)), origin)
 
     @classmethod
     def load(
@@ -93,40 +115,47 @@ class Labels:
         *,
         prefer: Sequence[str] = (),
         layer: str | int | None = None,
+        columns: Mapping[str, str] | None = None,
+        format: str | None = None,
     ) -> "Labels":
         """Read labels from a file or folder.
 
         Reads a folder of Neuronpedia's bulk export (``batch-*.jsonl.gz``, also one level up, with its
         ``explanations`` folder), and JSON, JSONL, CSV, each plain or gzipped, and Parquet. Columns are ``index``
-        (or ``feature``, ``neuron``) and ``description`` (or ``label``); optional are ``explainer`` (or
-        ``explanationModelName``), ``source`` (or ``typeName``), ``score``, ``polarity`` and ``layer``. Rows without
-        text are dropped; a description that ends in "(negative activations)" has negative polarity.
+        (or ``feature``, ``neuron``) and ``description`` (or ``label``, ``explanation``); optional are ``explainer``
+        (or ``explanationModelName``), ``source`` (or ``typeName``), ``score``, ``polarity``, ``layer`` and ``model``
+        (or ``modelId``); all others, such as embeddings, are left out. Transluce's ``neuron_id`` gives model, layer
+        and neuron. Rows without text are dropped; a description that ends in "(negative activations)" has negative
+        polarity.
 
         Args:
           path: file or folder; a file written by :meth:`save` keeps its choices.
           n_features: width of the SAE; by default what the file says, or its largest index plus one.
           prefer: explainers, best first.
           layer: reads only rows of this ``layer``; needed where a file has several.
+          columns: the file's own name for a field, such as ``{"index": "feature_id"}``.
+          format: "json", "jsonl", "csv" or "parquet"; by default what the suffix says.
 
         Raises:
-          AtlasError: for a missing or corrupt file, an unknown format, several layers, no usable row, or an index
-            outside the width.
+          AtlasError: for a missing or corrupt file, an unknown format, several layers or models, no usable row, or an
+            index outside the width.
         """
         from atlas_jax.labels._read import read_labels
 
-        width, rows = read_labels(Path(path), layer)
+        width, rows, origin = read_labels(Path(path), layer, columns, format)
         if width is None:
-            return cls.from_rows(rows, n_features, prefer)
+            return cls.from_rows(rows, n_features, prefer, origin)
         if n_features not in (None, width):
             raise AtlasError(f"{path} holds labels of {width} features, and {n_features} were expected")
-        return cls(_checked_width(rows, width), _grouped(rows))
+        return cls(_checked_width(rows, width), _grouped(rows), origin)
 
     def save(self, path: str | Path) -> None:
         """Write all labels as JSONL: a line with the width, then a line a label, chosen ones first."""
         rows = (label for index in sorted(self.entries) for label in self.entries[index])
-        lines = [{"n_features": self.n_features}, *(row._asdict() for row in rows)]
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        Path(path).write_text(text, encoding="utf-8")
+        head = {"n_features": self.n_features} | {k: v for k, v in self.origin._asdict().items() if v}
+        with Path(path).open("w", encoding="utf-8", newline="\n") as file:
+            for line in itertools.chain([head], (row._asdict() for row in rows)):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def chosen(self, index: int) -> Label | None:
         """The chosen label of a feature, None where it has none.
@@ -152,7 +181,7 @@ class Labels:
 
     def described(self) -> list[int]:
         """The features that have a chosen label, in order."""
-        return [index for index in sorted(self.entries) if self.chosen(index) is not None]
+        return sorted(index for index, group in self.entries.items() if group[0].polarity == "positive")
 
     def missing(self) -> list[int]:
         """The features that have none, in order."""

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._dense import Dense, averaged, lsa, unit
+from atlas_jax.labels._dense import LSA, Averaged, Dense, Embedded, unit
+from atlas_jax.labels._embedders import Embedder
 from atlas_jax.labels._labels import Labels
 from atlas_jax.labels._lexical import BM25, vocabulary_of
 from atlas_jax.labels._static import StaticEmbedding
@@ -74,16 +75,23 @@ class TextIndex:
         features = labels.described()
         if not features:
             raise AtlasError("these labels are empty, so there is nothing to search; give feature ids instead")
-        texts = tuple(str(labels[i]) for i in features)
+        texts = chosen_texts(labels, features)
         bags = [terms(text) for text in texts]
         vocabulary = vocabulary_of(bags)
         counts = count_matrix([[vocabulary[term] for term in bag] for bag in bags], len(vocabulary))
         embeddings = [StaticEmbedding.default()] if embeddings is None else embeddings
-        dense = {"lsa": lsa(counts, vocabulary)}
+        dense: dict[str, Dense | None] = {"lsa": LSA.of(counts, vocabulary)}
         for i, embedding in enumerate(embeddings, 1):
-            dense["static" if i == 1 else f"static_{i}"] = averaged(texts, embedding)
+            dense["static" if i == 1 else f"static_{i}"] = Averaged.of(texts, embedding)
         dense = {name: one for name, one in dense.items() if one is not None}
         return cls(np.array(features), texts, BM25.of(counts, vocabulary), dense)
+
+    def with_embedder(self, embedder: Embedder) -> "TextIndex":
+        """The same labels by ``bm25`` and ``embedder``, and by both as ``hybrid``.
+
+        Embeds every label once; see :func:`open_embedder` for a cache of the vectors.
+        """
+        return dataclasses.replace(self, dense={"embedder": Embedded.of(self.texts, embedder)})
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -101,7 +109,7 @@ class TextIndex:
         scores = self.scores(text, method)
         if not np.any(scores):
             return []
-        best = np.argsort(-scores, kind="stable")[:k]
+        best = _best(scores, k)
         if method == "bm25":
             best = best[scores[best] > 0]
         top = scores[best[0]]
@@ -121,7 +129,9 @@ class TextIndex:
             raise AtlasError(f"there is no retriever '{method}'; this index has {', '.join(self.methods)}")
         if method == "bm25":
             return self.lexical.scores(text)
-        return self._hybrid(text) if method == "hybrid" else self.dense[method].scores(text)
+        if method == "hybrid":
+            return self._hybrid(text)
+        return (self.dense[method].documents @ self.dense[method].embed(text)).astype(np.float64)
 
     def _hybrid(self, text: str) -> Float[np.ndarray, " n"]:
         lexical = self.lexical.scores(text)
@@ -129,7 +139,7 @@ class TextIndex:
         if not np.any(lexical) and not any(map(np.any, queries.values())):
             return lexical
         first = self._added(lexical, queries)
-        best = np.argsort(-first, kind="stable")[:FEEDBACK]
+        best = _best(first, FEEDBACK)
         moved = {name: unit(q + unit(self.dense[name].documents[best].mean(0))) for name, q in queries.items()}
         return self._added(lexical, moved)
 
@@ -138,6 +148,20 @@ class TextIndex:
     ) -> Float[np.ndarray, " n"]:
         similarities = (self.dense[name].documents @ query for name, query in queries.items())
         return _z_score(lexical) + sum(_z_score(one.astype(np.float64)) for one in similarities)
+
+
+def chosen_texts(labels: Labels, features: Sequence[int]) -> tuple[str, ...]:
+    """The chosen descriptions of some features."""
+    return tuple(labels.entries[i][0].description for i in features)
+
+
+def _best(scores: Float[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
+    """The k places of highest score, best first, the first of equals first; sorts no more than it must."""
+    if k >= len(scores):
+        return np.argsort(-scores, kind="stable")
+    limit = np.partition(scores, len(scores) - k)[len(scores) - k]
+    places = np.flatnonzero(scores >= limit)
+    return places[np.argsort(-scores[places], kind="stable")][:k]
 
 
 def _z_score(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -15,7 +15,11 @@ from atlas_jax.pipeline._fold import fold as fold
 from atlas_jax.pipeline._interrupt import postponed_interrupts as postponed_interrupts
 from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress
 from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
-from atlas_jax.pipeline._residuals import sae_quality as sae_quality, token_activations as token_activations
+from atlas_jax.pipeline._residuals import (
+    sae_quality as sae_quality,
+    site_activations as site_activations,
+    token_activations as token_activations,
+)
 from atlas_jax.pipeline._solve import solve as solve
 from atlas_jax.pipeline._stream import (
     Fitted as Fitted,

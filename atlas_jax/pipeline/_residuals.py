@@ -1,9 +1,10 @@
-"""Unpooled activations of one site, batch by batch: what an SAE is trained and checked on."""
+"""Unpooled activations of some sites, batch by batch: what an SAE is trained and checked on."""
 
 from collections.abc import Iterator
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from atlas_jax.models import LanguageModel, forward
@@ -12,24 +13,38 @@ from atlas_jax.sae import Quality, finish_quality, init_quality, update_quality
 from atlas_jax.types import Site, Tokens
 
 
+def site_activations(
+    stream: Pass, sites: tuple[Site, ...], progress: Progress | None = None
+) -> Iterator[tuple[dict[Site, Float[Array, "b t d"]], Tokens]]:
+    """Activations of every token at some sites of a pass over one space, with the tokens."""
+    (space,) = stream.spaces
+    for (tokens,) in stream.batches(progress):
+        yield _activations(space.model, tokens, sites), tokens
+
+
 def token_activations(
     stream: Pass, site: Site, progress: Progress | None = None
 ) -> Iterator[tuple[Float[Array, "b t d"], Bool[Array, "b t"]]]:
     """Activations of every token of a pass over one space, with the mask of those that count."""
-    (space,) = stream.spaces
-    for (tokens,) in stream.batches(progress):
-        yield _activations(space.model, tokens, site), tokens.mask
+    for acts, tokens in site_activations(stream, (site,), progress):
+        yield acts[site], tokens.mask
 
 
-@partial(jax.jit, static_argnames="site")
-def _activations(model: LanguageModel, tokens: Tokens, site: Site) -> Float[Array, "b t d"]:
-    return forward(model.decoder, tokens, capture=(site,), logits=False).acts[site]
+@partial(jax.jit, static_argnames="sites")
+def _activations(model: LanguageModel, tokens: Tokens, sites: tuple[Site, ...]) -> dict[Site, Float[Array, "b t d"]]:
+    return forward(model.decoder, tokens, capture=sites, logits=False).acts
 
 
 def sae_quality(stream: Pass, progress: Progress | None = None) -> Quality:
-    """FVU, L0 and dead share of an atlas's SAE on the tokens of a pass over the atlas."""
+    """FVU, L0 and dead share of an atlas's SAE on the tokens of a pass over the atlas.
+
+    A transcoder is held against the site its reconstruction belongs to; its FVU is nan where that is not known.
+    """
     (atlas,) = stream.spaces
-    state = init_quality(atlas.sae)
-    for x, mask in token_activations(stream, atlas.site, progress):
-        state = update_quality(state, atlas.sae, x, mask)
+    config, state = atlas.sae.config, init_quality(atlas.sae)
+    sites = (atlas.site,) if config.site_out is None else (atlas.site, config.site_out)
+    for acts, tokens in site_activations(stream, sites, progress):
+        x = acts[atlas.site]
+        target = acts[config.site_out] if config.site_out else jnp.zeros((*x.shape[:-1], config.width_out))
+        state = update_quality(state, atlas.sae, x, tokens.mask, target if config.transcoder else None)
     return finish_quality(state)

@@ -27,6 +27,8 @@ class SAEConfig:
       model: name of the model the SAE was trained on, as the files write it.
       format: the on-disk layout it was read from.
       advertised_l0: the mean number of active features its release states, None where it states none.
+      advertised_fvu: the fraction of variance unexplained its release states.
+      advertised_dead: the share of dead features its release states.
     """
 
     kind: Kind
@@ -42,6 +44,8 @@ class SAEConfig:
     model: str | None = None
     format: str | None = None
     advertised_l0: float | None = None
+    advertised_fvu: float | None = None
+    advertised_dead: float | None = None
 
     @property
     def width_out(self) -> int:

@@ -12,6 +12,7 @@ from atlas_jax.sae._formats import (
     _gemma_scope_2,
     _goodfire,
     _llama_scope,
+    _native,
     _qwen_scope,
     _saelens,
     _sparsify,
@@ -24,6 +25,7 @@ from atlas_jax.sae._formats._state_dict import load_state_dict as load_state_dic
 _MODULES: Sequence[ModuleType] = (
     _gemma_scope,
     _gemma_scope_2,
+    _native,
     _saelens,
     _sparsify,
     _dictionary_learning,

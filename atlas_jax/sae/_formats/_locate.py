@@ -48,4 +48,5 @@ def writing(directory: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=".sae.", dir=directory) as scratch:
         yield Path(scratch)
         for file in sorted(Path(scratch).iterdir()):
+            file.chmod(0o644)  # safetensors leaves its files to their owner
             file.replace(directory / file.name)

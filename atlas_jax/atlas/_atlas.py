@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
+from atlas_jax.atlas._manifest import INDEX, Manifest
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import Hit, Labels, TextIndex
+from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
 from atlas_jax.models import LanguageModel, check_site, forward, resolve
 from atlas_jax.pooling import POOLINGS, Pooled, spoil
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site, Tokens
-
-MANIFEST = "atlas.json"
 
 
 @jax.tree_util.register_dataclass
@@ -36,6 +34,8 @@ class ConceptAtlas:
       site: where the SAE reads the model.
       labels: what its features mean.
       pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
+      mean: mean pooled activation of every feature on the atlas's own text, ``[d_c]``, None where it is not known.
+      home: the directory it was loaded from.
 
     Example:
       >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
@@ -48,6 +48,8 @@ class ConceptAtlas:
     site: Site = dataclasses.field(metadata={"static": True})
     labels: Labels = dataclasses.field(metadata={"static": True})
     pooling: str = dataclasses.field(default="max", metadata={"static": True})
+    mean: Any = None
+    home: Path | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def from_pretrained(
@@ -55,29 +57,30 @@ class ConceptAtlas:
     ) -> "ConceptAtlas":
         """Load an atlas directory: ``atlas.json`` names the model, the SAE, its site and the labels.
 
+        The sizes of all files are compared with those the atlas was built with; ``atlas info --verify`` compares
+        their hashes.
+
         Args:
           directory: where it is.
           dtype: of the model's parameters and activations.
           mesh: a mesh with an axis "model" to shard the parameters over.
 
         Raises:
-          AtlasError: for a missing or damaged part, or parts that do not fit each other.
+          AtlasError: for a missing, damaged or exchanged part, or parts that do not fit each other.
         """
         directory = resolve(directory)
-        path = directory / MANIFEST
-        if not path.is_file():
-            raise AtlasError(f"{directory} has no {MANIFEST}, so it is no Concept Atlas; build one with atlas build")
-        try:
-            manifest = json.loads(path.read_text())
-            model, sae, labels, site = (manifest[k] for k in ("model", "sae", "labels", "site"))
-        except (json.JSONDecodeError, KeyError) as e:
-            raise AtlasError(f"{path} is damaged ({e!r}); build the atlas again") from e
-        return cls.of(
-            LanguageModel.from_pretrained(_part(directory, model), dtype=dtype, mesh=mesh),
-            SparseAutoencoder.from_pretrained(_part(directory, sae), mesh=mesh),
-            site,
-            Labels.load(_part(directory, labels)),
+        manifest = Manifest.read(directory)
+        manifest.check(directory)
+        at = lambda part: manifest.location(directory, part)
+        atlas = cls.of(
+            LanguageModel.from_pretrained(at("model"), dtype=dtype, mesh=mesh),
+            SparseAutoencoder.from_pretrained(at("sae"), mesh=mesh),
+            manifest.site,
+            Labels.load(at("labels")),
+            manifest.pooling,
         )
+        mean = None if manifest.mean is None else np.load(at("mean"), allow_pickle=False)
+        return dataclasses.replace(atlas, mean=mean, home=directory)
 
     @classmethod
     def of(
@@ -86,8 +89,11 @@ class ConceptAtlas:
         """Put the parts together and check that they fit.
 
         Raises:
-          AtlasError: if the SAE does not read activations of the site's width, or labels are of another width.
+          AtlasError: if the SAE does not read activations of the site's width, labels are of another width, or the
+            pooling is unknown.
         """
+        if pooling not in POOLINGS:
+            raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
         site = check_site(model.config, site)
         width = model.config.width(site.point)
         if sae.config.d_in != width:
@@ -149,48 +155,82 @@ class ConceptAtlas:
         q[ids] = 1.0 if weights is None else np.asarray(weights, np.float32)
         return jnp.asarray(q)
 
-    def search(self, text: str, k: int = 10) -> list[Hit]:
-        """The features whose labels are closest to a text, best first."""
-        return _index(self.labels).search(text, k)
+    def search(self, text: str, k: int = 10, *, embedder: Embedder | None = None, method: str = "hybrid") -> list[Hit]:
+        """The features whose labels are closest to a text, best first, with their weights in a query.
 
-    def query_text(self, text: str, k: int = 5) -> Float[Array, " d_c"]:
+        Args:
+          text: what to look for.
+          k: how many features.
+          embedder: one of :func:`atlas_jax.labels.open_embedder`, beside BM25, in place of the package's own vectors.
+          method: a retriever of :class:`TextIndex`.
+
+        Raises:
+          AtlasError: for a blank text, k below 1, an unknown retriever, or an atlas without labels.
+        """
+        index = _index(self.labels, self.home)
+        return (index if embedder is None else _embedded(index, embedder)).search(text, k, method)
+
+    def top_features(self, query: Float[Array, " d_c"], k: int = 10) -> list[Hit]:
+        """The features of largest weight in a query, best first, with their labels ("" where there is none)."""
+        weights = np.asarray(query, np.float64)
+        best = [i for i in np.argsort(-weights, kind="stable")[:k].tolist() if weights[i] > 0]
+        return [Hit(i, self.labels[i] or "", float(weights[i]), float(weights[i] / weights[best[0]])) for i in best]
+
+    def query_text(self, text: str, k: int = 5, *, embedder: Embedder | None = None) -> Float[Array, " d_c"]:
         """The concept query of the k best labels, weighted by similarity. See :meth:`search` for which they are.
 
         Raises:
           AtlasError: if no label has anything to do with the text.
         """
-        hits = self.search(text, k)
+        hits = self.search(text, k, embedder=embedder)
         if not hits:
             raise AtlasError(f"no label of this atlas matches '{text}'; try other words, or give feature ids")
         return self.query([h.index for h in hits], [h.weight for h in hits])
 
-    def query_from(self, texts: Sequence[str], contrast: Sequence[str] | None = None) -> Float[Array, " d_c"]:
-        """The mean pooled activation over texts, minus that over ``contrast`` where given.
+    def query_from(
+        self,
+        texts: Sequence[str],
+        contrast: Sequence[str] | None = None,
+        *,
+        mean: Float[Array | np.ndarray, " d_c"] | None = None,
+    ) -> Float[Array, " d_c"]:
+        """The mean pooled activation over texts, minus that over ``contrast`` or else over a corpus.
 
-        Subtract ``Translation.mean_atlas`` from a query without contrast before translating it.
+        Args:
+          texts: what the concept is in.
+          contrast: what it is not in.
+          mean: the corpus mean to subtract where there is no contrast, such as ``Translation.mean_atlas``; the
+            atlas's own by default, nothing where that is not known.
 
         Raises:
-          AtlasError: if there is no text.
+          AtlasError: if there is no text, or the mean is of another width.
         """
-        mean = jnp.mean(self.activations(texts), axis=0)
-        return mean if contrast is None else mean - jnp.mean(self.activations(contrast), axis=0)
+        average = jnp.mean(self.activations(texts), axis=0)
+        if contrast is not None:
+            return average - jnp.mean(self.activations(contrast), axis=0)
+        mean = self.mean if mean is None else mean
+        if mean is not None and mean.shape != (self.width,):
+            raise AtlasError(f"a mean of {mean.shape} does not fit an atlas of {self.width} features")
+        return average if mean is None else average - jnp.asarray(mean)
 
     def save_pretrained(
         self, directory: str | Path, metadata: dict[str, Any] | None = None, *, dtype: str | None = None
     ) -> None:
-        """Write the model, the SAE (Gemma Scope layout), the labels and the manifest into a directory.
+        """Write the model, the SAE, the labels and the manifest with the hash of every file into a directory.
+
+        It appears under its name only when complete.
 
         Args:
-          directory: where to.
+          directory: where to; an atlas already there is replaced.
           metadata: plain values to keep in the manifest.
           dtype: of the stored model parameters, their own by default.
+
+        Raises:
+          AtlasError: if the place is taken by something else or cannot be written.
         """
-        directory = Path(directory)
-        self.model.save_pretrained(directory / "model", dtype=dtype)
-        self.sae.save_pretrained(directory / "sae")
-        self.labels.save(directory / "labels.jsonl")
-        manifest = {"model": "model", "sae": "sae", "labels": "labels.jsonl", "site": str(self.site)}
-        (directory / MANIFEST).write_text(json.dumps(manifest | {"metadata": metadata or {}}, indent=2))
+        from atlas_jax.atlas._build import save_atlas
+
+        save_atlas(self, directory, metadata, dtype)
 
 
 @jax.jit
@@ -198,11 +238,26 @@ def _pooled(atlas: ConceptAtlas, tokens: Tokens) -> Float[Array, "b d_c"]:
     return atlas.encode(tokens)[atlas.site]
 
 
-def _part(directory: Path, name: str) -> str | Path:
-    """A part beside the manifest, or else a path or hub name of its own."""
-    return directory / name if (directory / name).exists() else name
+@functools.lru_cache(maxsize=4)
+def _index(labels: Labels, home: Path | None) -> TextIndex:
+    return open_index(labels, None if home is None else home / INDEX)
 
 
 @functools.lru_cache(maxsize=4)
-def _index(labels: Labels) -> TextIndex:
-    return TextIndex.of(labels)
+def _embedded(index: TextIndex, embedder: Embedder) -> TextIndex:
+    return index.with_embedder(embedder)
+
+
+def open_search(directory: str | Path) -> TextIndex:
+    """The search index of an atlas directory, without loading its model and SAE.
+
+    Raises:
+      AtlasError: for a directory that is no atlas, damaged labels, or none.
+
+    Example:
+      >>> open_search(ATLAS).search("font")[0].label
+      'font'
+    """
+    directory = resolve(directory)
+    manifest = Manifest.read(directory)
+    return open_index(Labels.load(manifest.location(directory, "labels")), directory / INDEX)

@@ -1,0 +1,152 @@
+"""Putting an atlas together from parts that come from different places."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from atlas_jax.atlas._atlas import ConceptAtlas
+from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of
+from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, new_directory, record
+from atlas_jax.errors import AtlasError
+from atlas_jax.labels import Labels, write_index
+from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.sae import SparseAutoencoder
+from atlas_jax.types import Site
+
+
+class Parts(NamedTuple):
+    """An atlas that is not on disk yet, and where its model is."""
+
+    atlas: ConceptAtlas
+    model: str
+    metadata: Mapping[str, Any]
+
+
+def assemble(
+    model: str | Path,
+    sae: str | Path,
+    labels: str | Path | None = None,
+    *,
+    site: Site | str | None = None,
+    model_name: Sequence[str] = (),
+    pooling: str = "max",
+    dtype: str = "float32",
+    sae_options: Mapping[str, Any] | None = None,
+    label_options: Mapping[str, Any] | None = None,
+    partial_labels: bool = False,
+) -> Parts:
+    """Load the parts of an atlas and refuse those that do not belong together.
+
+    Args:
+      model: directory or hub name of the foundation model.
+      sae: directory, file or hub name of the SAE, in any known layout.
+      labels: what :meth:`Labels.load` reads; None for an atlas whose features have no names.
+      site: where the SAE reads the model; needed where its files do not say.
+      model_name: what the model is called, where its path and config do not say; more than one where the SAE and
+        the labels call it by different names.
+      pooling: over the tokens of a text.
+      dtype: of the model.
+      sae_options: further arguments of :meth:`SparseAutoencoder.from_pretrained`.
+      label_options: further arguments of :meth:`Labels.load`.
+      partial_labels: the labels describe only the first features, and this is meant.
+
+    Raises:
+      AtlasError: for a part that cannot be read, or that by its own files is of another model, site, layer or width.
+
+    Example:
+      >>> parts = assemble(ATLAS / "model", ATLAS / "sae", ATLAS / "labels.jsonl", model_name=["foundation"])
+      >>> parts.atlas.site, parts.atlas.width
+      (Site('resid_post.3'), 1536)
+    """
+    encoder = SparseAutoencoder.from_pretrained(sae, **(sae_options or {}))
+    lm = LanguageModel.from_pretrained(model, dtype=dtype)
+    names = names_of(lm, str(model), model_name)
+    check_model("the SAE is", encoder.config.model, names)
+    site = choose_site(lm.config, encoder.config, site)
+    width = encoder.config.d_sae
+    read = Labels.empty(width)
+    if labels is not None:
+        read = Labels.load(labels, width, **(label_options or {}))
+        check_labels(read, site, width, names, partial=partial_labels)
+    sources = {"model": str(model), "sae": str(sae), "labels": None if labels is None else str(labels)}
+    metadata = {"sources": sources, "model_name": list(model_name), "sae_format": encoder.config.format}
+    return Parts(ConceptAtlas.of(lm, encoder, site, read, pooling), str(model), metadata)
+
+
+def write_atlas(
+    parts: Parts,
+    directory: str | Path,
+    *,
+    link: bool = False,
+    mean: Float[Array, " d_c"] | None = None,
+    metadata: Mapping[str, Any] | None = None,
+) -> Manifest:
+    """Write an assembled atlas: its model's files as they are, SAE, labels, their search index, and the manifest.
+
+    Args:
+      parts: from :func:`assemble`.
+      directory: where to; it appears only when complete, and replaces an atlas that is there.
+      link: refer to the model where it is and copy nothing of it.
+      mean: mean pooled activation of every feature on some text.
+      metadata: plain values to keep in the manifest.
+
+    Raises:
+      AtlasError: if the place is taken by something else or cannot be written.
+    """
+    atlas, source = parts.atlas, resolve(parts.model)
+    if Path(directory).absolute() in (source.absolute(), *source.absolute().parents):
+        raise AtlasError(f"the model lies in '{directory}', where the atlas is to be written; choose another place")
+    with new_directory(directory) as new:
+        if not link:
+            copy_files(source, new / "model", MODEL_FILES)
+        atlas.sae.save_pretrained(new / "sae", format="native")
+        atlas.labels.save(new / "labels.jsonl")
+        if mean is not None:
+            np.save(new / "mean.npy", np.asarray(mean, np.float32))
+        if atlas.labels.entries:
+            write_index(atlas.labels, new / INDEX)
+        linked = str(source.absolute()) if Path(parts.model).is_dir() else parts.model
+        manifest = Manifest(
+            site=str(atlas.site),
+            files=_recorded(new, source if link else new / "model"),
+            model=linked if link else "model",
+            mean=None if mean is None else "mean.npy",
+            pooling=atlas.pooling,
+            metadata={**parts.metadata, **(metadata or {})},
+        )
+        manifest.write(new)
+    return manifest
+
+
+def save_atlas(
+    atlas: ConceptAtlas, directory: str | Path, metadata: Mapping[str, Any] | None, dtype: str | None
+) -> None:
+    """Write an atlas from memory: what :meth:`ConceptAtlas.save_pretrained` does."""
+    with new_directory(directory) as new:
+        atlas.model.save_pretrained(new / "model", dtype=dtype)
+        atlas.sae.save_pretrained(new / "sae", format="native")
+        atlas.labels.save(new / "labels.jsonl")
+        if atlas.mean is not None:
+            np.save(new / "mean.npy", np.asarray(atlas.mean, np.float32))
+        files, mean = _recorded(new, new / "model"), None if atlas.mean is None else "mean.npy"
+        site = str(atlas.site)
+        Manifest(site, files, mean=mean, pooling=atlas.pooling, metadata=metadata or {}).write(new)
+
+
+def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
+    """Copy the files of a folder that fit one of the patterns; links become files."""
+    target.mkdir()
+    for file in sorted({f for p in patterns for f in source.glob(p) if f.is_file()}):
+        shutil.copyfile(file, target / file.name)
+
+
+def _recorded(directory: Path, model: Path) -> dict[str, dict]:
+    files = {"model": record(model, MODEL_FILES), "sae": record(directory / "sae")}
+    files["labels"] = record(directory / "labels.jsonl")
+    if (directory / "mean.npy").is_file():
+        files["mean"] = record(directory / "mean.npy")
+    return files

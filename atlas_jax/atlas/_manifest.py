@@ -1,0 +1,146 @@
+"""``atlas.json``: the parts of an atlas directory, and the size and hash of every file of theirs."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.models import resolve
+
+MANIFEST = "atlas.json"
+MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
+INDEX = "index"
+
+
+class Recorded(NamedTuple):
+    """A file as it was when the atlas was made."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """What an atlas directory consists of.
+
+    Attributes:
+      site: where the SAE reads the model.
+      files: by part (model, sae, labels, mean), the files it had when the atlas was made, by name.
+      model: folder of the model beside the manifest, or a path or hub name elsewhere.
+      sae: folder of the SAE.
+      labels: file of the labels.
+      mean: file of the mean activation of every feature on the atlas's own text, None where it was not measured.
+      pooling: over the tokens of a text.
+      metadata: plain values, such as where the parts came from and what was measured.
+    """
+
+    site: str
+    files: Mapping[str, Mapping[str, Recorded]]
+    model: str = "model"
+    sae: str = "sae"
+    labels: str = "labels.jsonl"
+    mean: str | None = None
+    pooling: str = "max"
+    metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def read(cls, directory: Path) -> "Manifest":
+        """The manifest of a directory.
+
+        Raises:
+          AtlasError: if there is none, or it is damaged.
+        """
+        path = directory / MANIFEST
+        if not path.is_file():
+            raise AtlasError(f"{directory} has no {MANIFEST}, so it is no Concept Atlas; build one with atlas build")
+        try:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+            files = {part: {n: Recorded(*r) for n, r in group.items()} for part, group in raw.pop("files").items()}
+            manifest = cls(files=files, **raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            raise AtlasError(f"{path} is damaged ({e!r}); build the atlas again") from e
+        if missing := {"model", "sae", "labels"} - files.keys():
+            raise AtlasError(f"{path} is damaged: it lists no files of {', '.join(sorted(missing))}")
+        return manifest
+
+    def write(self, directory: Path) -> None:
+        """Write it."""
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
+        (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+    def location(self, directory: Path, part: str) -> Path:
+        """The file or folder of a part: beside the manifest, or else where it was linked from.
+
+        Raises:
+          AtlasError: if it is nowhere.
+        """
+        name = getattr(self, part)
+        inside = directory / name
+        return resolve(name) if part == "model" and not inside.exists() else inside
+
+    def check(self, directory: Path, *, contents: bool = False) -> int:
+        """Compare the files with what was recorded: their sizes, or with ``contents`` also their hashes.
+
+        Returns:
+          How many files were compared.
+
+        Raises:
+          AtlasError: naming the first file that is missing or differs.
+        """
+        count = 0
+        for part, recorded in self.files.items():
+            place = self.location(directory, part)
+            for name, expected in recorded.items():
+                file = place / name if place.is_dir() else place
+                if not file.is_file():
+                    raise AtlasError(f"the atlas {directory} has lost {file}; build it again")
+                if file.stat().st_size != expected.bytes or (contents and sha256(file) != expected.sha256):
+                    raise AtlasError(f"{file} is not what the atlas {directory} was built with; build it again")
+                count += 1
+        return count
+
+
+def record(place: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Recorded]:
+    """Sizes and hashes of a file, or of the files of a folder that fit one of the patterns."""
+    files = [place] if place.is_file() else sorted({f for p in patterns for f in place.glob(p) if f.is_file()})
+    return {file.name: Recorded(file.stat().st_size, sha256(file)) for file in files}
+
+
+def sha256(file: Path) -> str:
+    """Hash of a file's bytes."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path) -> Iterator[Path]:
+    """A directory that takes its name only when the block ends without an error; an atlas already there is replaced.
+
+    Raises:
+      AtlasError: if something else is at ``path``, or it cannot be written.
+    """
+    target = Path(path).absolute()
+    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise AtlasError(f"'{path}' exists and is no Concept Atlas; choose another place")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    except OSError as e:
+        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); choose another place") from e
+    try:
+        yield scratch
+        scratch.chmod(0o755)
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+    except OSError as e:
+        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); make room or choose another place") from e
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,167 @@
+"""The usual ways to read an SAE wrong, each undone on real activations."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from atlas_jax.atlas import ConceptAtlas, same_place
+from atlas_jax.models import LanguageModel, Tokenizer, positions
+from atlas_jax.pipeline import Pass, site_activations
+from atlas_jax.sae import SparseAutoencoder, finish_quality, init_quality, update_quality
+from atlas_jax.subject import Subject
+from atlas_jax.types import Site
+
+TOKENS = 4096
+SENTENCES = 512
+CELLS = 1 << 26
+_KIN = (
+    ("resid_pre", "resid_mid", "resid_post"),
+    ("mlp_in", "mlp_out", "mlp_out_post"),
+    ("attn_in", "z", "attn_out", "attn_out_post"),
+    ("mlp_gate_act", "mlp_act"),
+)
+
+
+class Trial(NamedTuple):
+    """One usual mistake undone.
+
+    Attributes:
+      name: what was done differently.
+      l0: mean number of active features then.
+      fvu: fraction of variance unexplained then, nan for a transcoder whose output site is not known.
+      dead: share of features that never fired.
+      agrees: whether that is what the release states.
+    """
+
+    name: str
+    l0: float
+    fvu: float
+    dead: float
+    agrees: bool = False
+
+
+class _Rows(NamedTuple):
+    """The real tokens of some texts.
+
+    Attributes:
+      acts: activations by site.
+      counts: false for BOS and special tokens.
+      first: true for the first token of a text.
+    """
+
+    acts: dict[Site, Float[np.ndarray, "n d"]]
+    counts: Bool[np.ndarray, " n"]
+    first: Bool[np.ndarray, " n"]
+
+
+def trials(atlas: ConceptAtlas, texts: Sequence[str], l0: float | None) -> list[Trial]:
+    """Measure an SAE with each usual mistake undone, on about 4096 tokens.
+
+    Sites near the atlas's, other tokens counted, BOS added, activations or thresholds multiplied by
+    ``sqrt(d) / mean norm`` or divided by it, rows normalised, ``b_dec`` subtracted or not, top-k for ReLU.
+
+    Args:
+      atlas: the atlas.
+      texts: some sentences.
+      l0: the stated number of active features, for the trial of a top-k SAE read as ReLU.
+    """
+    near, out = _near_sites(atlas), atlas.sae.config.site_out
+    sites = tuple(dict.fromkeys([atlas.site, *near, *([] if out is None else [out])]))
+    rows = _rows(atlas.model, texts, sites)
+    kept = rows.counts
+    tried = [_measure(f"the SAE reads {site}", atlas.sae, rows, site, out, kept) for site in near]
+    for name, chosen in (("every token counts, BOS too", np.ones_like(kept)), ("no first token", kept & ~rows.first)):
+        if chosen.any() and not np.array_equal(chosen, kept):
+            tried.append(_measure(name, atlas.sae, rows, atlas.site, out, chosen))
+    for name, sae, scale in _readings(atlas.sae, rows.acts[atlas.site][kept], l0):
+        tried.append(_measure(name, sae, rows, atlas.site, out, kept, scale))
+    if (model := _with_bos(atlas.model)) is not None:
+        again = _rows(model, texts, sites)
+        tried.append(_measure("BOS stands before every text", atlas.sae, again, atlas.site, out, again.counts))
+    return tried
+
+
+def _near_sites(atlas: ConceptAtlas) -> list[Site]:
+    """Other sites of the same width and kind in this block and its neighbours, each tensor once."""
+    config, site = atlas.model.config, atlas.site
+    points = next((kin for kin in _KIN if site.point in kin), (site.point,))
+    layers = range(max(0, site.layer - 1), min(config.num_layers, site.layer + 2))
+    fitting = [Site(p, i) for i in layers for p in points if config.width(p) == config.width(site.point)]
+    tensors = {same_place(config, s): s for s in reversed(fitting)}
+    tensors.pop(same_place(config, site))
+    return list(tensors.values())[::-1]
+
+
+def _readings(
+    sae: SparseAutoencoder, x: Float[np.ndarray, "n d"], l0: float | None
+) -> Iterator[tuple[str, SparseAutoencoder, float]]:
+    """The SAE described otherwise, and what its input is multiplied by."""
+    c = sae.config
+    scale = math.sqrt(c.d_in) / float(np.linalg.norm(x, axis=1).mean())
+    for name, factor in ((f"times {scale:.3g} (sqrt(d) / mean norm)", scale), (f"divided by {scale:.3g}", 1 / scale)):
+        yield f"activations {name}", sae, factor
+        if sae.threshold is not None:
+            yield f"thresholds {name}", dataclasses.replace(sae, threshold=sae.threshold * factor), 1.0
+    described = lambda **change: dataclasses.replace(sae, config=dataclasses.replace(c, **change))
+    if c.transcoder:
+        return
+    for how in ("none", "constant_norm_rescale", "layer_norm"):
+        if how != c.normalization:
+            yield f"rows normalised by '{how}'", described(normalization=how), 1.0
+    verb = "not subtracted from" if c.apply_b_dec_to_input else "subtracted from"
+    yield f"b_dec {verb} the input", described(apply_b_dec_to_input=not c.apply_b_dec_to_input), 1.0
+    if c.kind == "relu" and l0 is not None:
+        yield f"the {round(l0)} largest features kept", described(kind="topk", k=max(1, round(l0))), 1.0
+
+
+def _with_bos(model: LanguageModel) -> LanguageModel | None:
+    """The model with BOS before every text, None where it has that already or knows none."""
+    bos, tokenizer = model.hf_config.get("bos_token_id"), model.tokenizer
+    if tokenizer.bos_id is not None or not isinstance(bos, int) or tokenizer.encode(["a"])[0][:1] == [bos]:
+        return None
+    added = Tokenizer(tokenizer.backend, bos, tokenizer.pad_id, tokenizer.config)
+    return LanguageModel(model.config, added, model.decoder, model.hf_config)
+
+
+def _rows(model: LanguageModel, texts: Sequence[str], sites: tuple[Site, ...]) -> _Rows:
+    stream = Pass.of([Subject.of(model, sites)], list(texts[:SENTENCES]))
+    acts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
+    counts, first, total = [], [], 0
+    for captured, tokens in site_activations(stream, sites):
+        position = np.asarray(positions(tokens))
+        real = position >= 0
+        for site in sites:
+            acts[site].append(np.asarray(captured[site].astype(jnp.float32))[real])
+        counts.append(np.asarray(tokens.mask)[real])
+        first.append(position[real] == 0)
+        if (total := total + int(real.sum())) >= TOKENS:
+            break
+    joined = {site: np.concatenate(parts) for site, parts in acts.items()}
+    return _Rows(joined, np.concatenate(counts), np.concatenate(first))
+
+
+def _measure(
+    name: str,
+    sae: SparseAutoencoder,
+    rows: _Rows,
+    site: Site,
+    out: Site | None,
+    chosen: Bool[np.ndarray, " n"],
+    scale: float = 1.0,
+) -> Trial:
+    x = rows.acts[site][chosen] * np.float32(scale)
+    target = x if not sae.config.transcoder else None if out is None else rows.acts[out][chosen]
+    state, height = init_quality(sae), max(1, CELLS // sae.config.d_sae)
+    for i in range(0, len(x), height):
+        part: Array = jnp.asarray(x[i : i + height])
+        nothing = jnp.zeros((len(part), sae.config.width_out))
+        wanted = nothing if target is None else jnp.asarray(target[i : i + height])
+        state = update_quality(state, sae, part, None, wanted)
+    found = jax.device_get(finish_quality(state))
+    return Trial(name, float(found.l0), float(found.fvu), float(found.dead))
