@@ -31,7 +31,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, every: float = EVERY, say: Callable[[str], None] | None = None):
-        self.directory, self.every = Path(directory), every
+        self.directory, self.every = Path(directory).absolute(), every
         self.say = say or (lambda sentence: None)
         self.fingerprint: Mapping[str, Any] = {}
         self._last = time.monotonic()
