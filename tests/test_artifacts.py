@@ -1,8 +1,11 @@
 """A run is complete under its final name, or not there."""
 
+import errno
+import os
+
 import pytest
 
-from atlas_jax.artifacts import RUN, directory_hash, read_json, run_directory, write_json
+from atlas_jax.artifacts import RUN, directory_hash, partial_directory, read_json, run_directory, write_json
 from atlas_jax.errors import AtlasError
 
 
@@ -26,6 +29,34 @@ def test_a_failing_run_keeps_the_one_before(tmp_path):
             _fail(tmp_path / "run")
         assert read_json(tmp_path / "run" / RUN) == {"seed": seed}
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_only_one_process_at_a_time_makes_a_run(tmp_path):
+    with run_directory(tmp_path / "run") as directory:
+        with pytest.raises(AtlasError, match="another process is making the run"), run_directory(tmp_path / "run"):
+            pass
+        write_json(directory / RUN, {"seed": 0})
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_what_a_killed_process_left_is_cleared_and_checkpoints_are_kept(tmp_path):
+    partial = partial_directory(tmp_path / "run")
+    (partial / "run").mkdir(parents=True)
+    (partial / "run" / "half.json").write_text("{")
+    (partial / "checkpoints").mkdir()
+    with pytest.raises(RuntimeError):
+        _fail(tmp_path / "run")
+    assert sorted(p.name for p in partial.iterdir()) == ["checkpoints", "lock"]
+    with run_directory(tmp_path / "run") as directory:
+        assert list(directory.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    sentence = f"run' cannot be written \\({os.strerror(errno.ENOSPC)}\\)"
+    with pytest.raises(AtlasError, match=sentence), run_directory(tmp_path / "run"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_no_run_is_never_replaced(tmp_path):

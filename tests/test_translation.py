@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.statistics import Statistics, update
@@ -71,6 +72,19 @@ def test_round_trip(translation, tmp_path):
     other = dataclasses.replace(translation, matrix=2 * translation.matrix, method="ridge")
     other.save_pretrained(tmp_path / "a" / "b")
     assert Translation.from_pretrained(tmp_path / "a" / "b").method == "ridge"
+
+
+def test_bfloat16_halves_the_matrix_and_keeps_the_means(translation, tmp_path):
+    translation.save_pretrained(tmp_path, dtype="bfloat16")
+    with safe_open(tmp_path / "translation.safetensors", framework="np") as file:
+        assert file.get_slice("matrix").get_dtype() == "BF16"
+    other = Translation.from_pretrained(tmp_path)
+    assert other.matrix.dtype == jnp.float32
+    np.testing.assert_array_equal(other.matrix, translation.matrix.astype(jnp.bfloat16).astype(jnp.float32))
+    assert not np.array_equal(other.matrix, translation.matrix)
+    np.testing.assert_array_equal(other.mean_atlas, translation.mean_atlas)
+    with pytest.raises(AtlasError, match="not in 'float16'"):
+        translation.save_pretrained(tmp_path, dtype="float16")
 
 
 def test_from_statistics_keeps_the_means(rng):

@@ -39,7 +39,7 @@ class Checkpoints:
         say: Callable[[str], None] | None = None,
         unit: str = "sentences",
     ):
-        self.directory, self.every, self.unit = Path(directory), every, unit
+        self.directory, self.every, self.unit = Path(directory).absolute(), every, unit
         self.say = say or (lambda sentence: None)
         self.fingerprint: Mapping[str, Any] = {}
         self._last = time.monotonic()

@@ -1,5 +1,6 @@
 """One checkpoint on disk: a directory that is there as a whole or not at all, and knows when it is damaged."""
 
+import errno
 import hashlib
 import json
 import os
@@ -15,6 +16,10 @@ from atlas_jax.artifacts import write_json
 from atlas_jax.errors import AtlasError
 
 MANIFEST, STATE = "manifest.json", "state"
+UNWRITABLE = [  # the storage library raises errors of its own, with the system's words in them
+    os.strerror(number)
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
+]
 
 
 class Record(NamedTuple):
@@ -60,9 +65,14 @@ def write_checkpoint(path: Path, state: Any, cursor: list[int], fingerprint: Map
             record = Record(cursor, fingerprint, _digests(new / STATE))
             write_json(new / MANIFEST, {**record._asdict(), "digest": record.digest})
             os.replace(new, path)
-    except Exception as e:  # noqa: BLE001 - the storage library raises errors of its own for a disk that is full
+    except Exception as e:
         shutil.rmtree(new, ignore_errors=True)
-        raise AtlasError(f"no checkpoint could be written to '{path.parent}' ({_reason(e)}); make room there") from e
+        if reason := next((text for text in UNWRITABLE if text in str(e)), None):
+            raise AtlasError(
+                f"no checkpoint could be written to '{path.parent}' ({reason}); "
+                "put that right and give the same command again, which goes on from the one before it"
+            ) from e
+        raise
 
 
 def read_record(path: Path) -> Record:
@@ -117,11 +127,3 @@ def _digests(directory: Path) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    text = str(error)
-    for known in ("No space left on device", "File too large", "Disk quota exceeded", "Read-only file system"):
-        if known in text:
-            return known
-    return getattr(error, "strerror", None) or text.splitlines()[0][:200] if text else type(error).__name__
