@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Hit, Labels, TextIndex
 from atlas_jax.models import LanguageModel, check_site, forward, resolve
-from atlas_jax.pooling import POOLINGS, Pooled
+from atlas_jax.pooling import POOLINGS, Pooled, spoil
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site, Tokens
 
@@ -108,8 +108,8 @@ class ConceptAtlas:
         return self.model.tokenize(texts, **options)
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
-        """Pooled SAE activations ``[b, d_c]``, with the position of each peak."""
-        pool = lambda x: POOLINGS[self.pooling](self.sae.encode(x), tokens.mask)
+        """Pooled SAE activations ``[b, d_c]``, with the position of each peak; nan where the model's are not finite."""
+        pool = lambda x: spoil(POOLINGS[self.pooling](self.sae.encode(x), tokens.mask), x, tokens.mask)
         return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d_c"]]:

@@ -40,9 +40,8 @@ def pool_absmax(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
 
 def pool_mean(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """The mean over the positions that count."""
-    weight = mask[:, :, None].astype(x.dtype)
-    count = jnp.maximum(jnp.sum(weight, axis=1), 1)
-    mean = jnp.sum(x * weight, axis=1) / count
+    count = jnp.maximum(jnp.sum(mask, axis=1, dtype=x.dtype)[:, None], 1)
+    mean = jnp.sum(jnp.where(mask[:, :, None], x, 0), axis=1) / count
     return Pooled(mean, _at_peak(x, x, mask).peak)
 
 
@@ -65,3 +64,18 @@ def _at_peak(x: Float[Array, "b t d"], height: Float[Array, "b t d"], mask: Bool
     any_counts = jnp.any(mask, axis=1)[:, None]
     values = jnp.take_along_axis(x, peak[:, None, :], axis=1)[:, 0]
     return Pooled(jnp.where(any_counts, values, 0.0), jnp.where(any_counts, peak, -1))
+
+
+def spoil(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+    """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
+
+    Features alone do not tell: an SAE turns nan into features that are 0, and XLA's maximum on CPUs passes over some.
+
+    Example:
+      >>> x = jnp.array([[[1.0], [jnp.nan]]])
+      >>> pooled, mask = Pooled(jnp.zeros((1, 2)), jnp.zeros((1, 2), jnp.int32)), jnp.array([[True, True]])
+      >>> spoil(pooled, x, mask).values.tolist(), spoil(pooled, x, mask & jnp.array([True, False])).values.tolist()
+      ([[nan, nan]], [[0.0, 0.0]])
+    """
+    spoilt = jnp.any(mask & ~jnp.all(jnp.isfinite(x), axis=-1), axis=1)
+    return pooled._replace(values=jnp.where(spoilt[:, None], jnp.nan, pooled.values))

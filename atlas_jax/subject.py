@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
-from atlas_jax.pooling import POOLINGS, Pooled
+from atlas_jax.pooling import POOLINGS, Pooled, spoil
 from atlas_jax.types import Site, Tokens
 
 
@@ -58,8 +58,8 @@ class Subject:
         return self.model.tokenize(texts, **options)
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
-        """Pooled activations of every site, with the position of each peak."""
-        pool = lambda x: POOLINGS[self.pooling](x, tokens.mask)
+        """Pooled activations of every site, with the position of each peak; nan in rows that are not finite."""
+        pool = lambda x: spoil(POOLINGS[self.pooling](x, tokens.mask), x, tokens.mask)
         return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:

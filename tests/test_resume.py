@@ -1,0 +1,263 @@
+"""Work is not lost: a run killed at any moment ends with the same bits, and nothing damaged is gone on from."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import resume_worker as worker
+
+from atlas_jax.bundled import ATLAS, SUBJECT
+from atlas_jax.corpus import build_corpus, installed_documentation
+from atlas_jax.errors import AtlasError
+from atlas_jax.pipeline import Checkpoints, Cursor, Pass, fold
+from atlas_jax.pipeline._stream import LEFT_OUT
+from atlas_jax.pooling import POOLINGS, spoil
+from atlas_jax.statistics import Statistics, update
+
+KILLS = int(os.environ.get("ATLAS_JAX_KILLS", "1"))
+STATE = {"a": jnp.arange(3000.0), "b": (jnp.int32(7), None)}
+
+
+def _later(step):
+    return jax.tree.map(lambda leaf: leaf + jnp.asarray(step, leaf.dtype), STATE)
+
+
+def _two(directory, **options):
+    """Checkpoints with one after 10 and one after 20 sentences."""
+    saved = Checkpoints(directory, **options)
+    saved.fingerprint = {"methods": ("procrustes",), "seed": 0}
+    for step in (1, 2):
+        saved.save("fit", Cursor(0, step, 10 * step, 100 * step), _later(step))
+    return saved
+
+
+def _read(directory, **fingerprint):
+    """What a new process would go on from."""
+    said = []
+    saved = Checkpoints(directory, say=said.append)
+    saved.fingerprint = {"methods": ["procrustes"], "seed": 0} | fingerprint
+    cursor, state = saved.restore("fit", STATE, 50)
+    return cursor, state, said
+
+
+def _equal(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def _files(directory):
+    return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def test_the_newest_checkpoint_is_gone_on_from_and_two_are_kept(tmp_path):
+    saved = _two(tmp_path)
+    saved.save("fit", Cursor(1, 0, 30, 300), _later(3))
+    assert [p.name for p in sorted((tmp_path / "fit").iterdir())] == ["000000000020", "000000000030"]
+    cursor, state, said = _read(tmp_path)
+    assert (cursor, said) == (Cursor(1, 0, 30, 300), ["going on with the fit pass after 30 of 50 sentences"])
+    _equal(state, _later(3))
+
+
+def test_another_run_is_refused_with_every_difference(tmp_path):
+    _two(tmp_path)
+    with pytest.raises(AtlasError) as refusal:
+        _read(tmp_path, methods=["covariance", "random"], corpus="f00")
+    for words in ("methods was procrustes and is covariance, random", "corpus was None and is f00", "--restart"):
+        assert words in str(refusal.value)
+    assert "seed" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "remove", "manifest", "cursor"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, damage):
+    _two(tmp_path)
+    newest = tmp_path / "fit" / "000000000020"
+    target = max((p for p in (newest / "state").rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    content = bytearray(target.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        target.write_bytes(content)
+    elif damage == "truncate":
+        target.write_bytes(content[:-9])
+    elif damage == "remove":
+        target.unlink()
+    else:
+        manifest = newest / "manifest.json"
+        text = manifest.read_text()
+        manifest.write_text(text[: len(text) // 2] if damage == "manifest" else text.replace("200", "201"))
+    cursor, state, said = _read(tmp_path)
+    assert cursor == Cursor(0, 1, 10, 100)
+    _equal(state, _later(1))
+    assert "000000000020' is damaged" in said[0]
+    assert not newest.exists()
+
+
+def test_with_no_sound_checkpoint_the_pass_begins_again(tmp_path):
+    _two(tmp_path)
+    for path in (tmp_path / "fit").iterdir():
+        (path / "manifest.json").write_text("")
+    cursor, state, said = _read(tmp_path)
+    assert cursor == Cursor()
+    assert state is STATE
+    assert said[-1] == "no sound checkpoint of the fit pass is left; beginning it again"
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(tmp_path):
+    saved = _two(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        with pytest.raises(AtlasError) as failure:
+            saved.save("fit", Cursor(1, 0, 30, 300), _later(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "could be written" in str(failure.value)
+    assert "(File too large)" in str(failure.value)
+    assert len(list((tmp_path / "fit").iterdir())) == 2
+    assert _read(tmp_path)[0].sentences == 20
+
+
+def test_a_signal_saves_the_whole_state_and_stops(tmp_path):
+    """The signal comes while a step is at work on a donated state."""
+    stream = Pass.of(worker.spaces(), worker.Sentences(300), token_budget=256)
+    add = jax.jit(lambda total, a, b: total + jnp.sum(a.ids) + jnp.sum(b.ids), donate_argnums=0)
+    steps = []
+
+    def step(total, *tokens):
+        steps.append(tokens)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return add(total, *tokens)
+
+    zero = lambda: jnp.zeros((), jnp.int32)
+    whole = fold(stream, add, zero())
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        fold(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path))
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert len(steps) == 4
+    seen = []
+    report = lambda done, total, tokens: seen.append((done, total))
+    assert int(fold(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path), progress=report)) == int(whole)
+    assert len(steps) == len(list(stream.steps()))
+    assert seen[0] == (sum(int(jnp.sum(t[0].index >= 0)) for t in steps[:4]), 300)
+
+
+def test_no_feature_space_hides_what_is_not_finite():
+    """Every pooling, with one nan or infinity among the positions that count."""
+    rng = np.random.default_rng(0)
+    for name, pooling in POOLINGS.items():
+        for fault in (np.nan, np.inf, -np.inf):
+            x = rng.normal(size=(16, 32, 24)).astype(np.float32)
+            mask = np.arange(32) < rng.integers(2, 32, 16)[:, None]
+            x[3, 1, 5] = x[9, 31, 7] = fault
+            values = spoil(pooling(jnp.asarray(x), jnp.asarray(mask)), jnp.asarray(x), jnp.asarray(mask)).values
+            assert np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist() == [3], name
+
+
+def test_a_row_with_one_number_that_is_not_finite_is_in_no_statistic():
+    x = np.random.default_rng(0).normal(size=(64, 48)).astype(np.float32)
+    for row in range(64):
+        broken = x.copy()
+        broken[row, row % 48] = (np.nan, np.inf, -np.inf)[row % 3]
+        stats = update(Statistics.init(["cross"], 48, 48), broken, x)
+        assert (float(stats.weight), int(stats.faults.first)) == (63, row)
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
+    return os.environ | cache | {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+
+
+def _worker(environment, *arguments):
+    command = [sys.executable, worker.__file__, *map(str, arguments)]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, env=environment).stdout)
+
+
+def test_faulty_sentences_are_named_and_in_no_statistic(environment):
+    found = _worker(environment, "faulty")
+    assert found["found"] == found["expected"]
+    assert (found["weight"], found["active"]) == (495, True)
+    assert found["difference"] < 1e-5
+    assert "not finite, among them sentences" in found["refusal"]
+    assert "use float32" in found["refusal"]
+    assert LEFT_OUT < found["done"] < 1000
+
+
+def test_twenty_kills_change_no_bit(tmp_path, environment):
+    _worker(environment, "run", tmp_path / "one", tmp_path / "whole")
+    found = _worker(environment, "chain", tmp_path / "two", tmp_path / "killed", 0, 20)
+    assert (found["status"], found["finished"]) == (0, True)
+    assert found["torn"] >= 5
+    assert found["resumed"] >= 10
+    assert (tmp_path / "killed").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_memory_does_not_grow_with_the_corpus(environment):
+    one, four = (_worker(environment, "memory", count) for count in (15_000, 60_000))
+    assert four - one < 12
+
+
+ALIGN = ["--site", "mlp_act.1", "--method", "semantic_lens", "--max-length", "16", "--token-budget", "256"]
+"""A few seconds of ``align``: 8 batches or more in each of three passes."""
+
+
+@pytest.fixture(scope="module")
+def align(tmp_path_factory, environment):
+    """Starts the command on a small corpus, with checkpoints all the time."""
+    folder = tmp_path_factory.mktemp("align")
+    build_corpus(installed_documentation(max_bytes=100_000), n_fit=160, n_eval=100).save(folder / "corpus")
+
+    def start(out, *options):
+        main = "from atlas_jax.cli import main; main()"
+        where = ["--subject", SUBJECT, "--atlas", ATLAS, "--text", folder / "corpus", "--out", folder / out]
+        command = [sys.executable, "-c", main, "align", *where, *ALIGN, "--checkpoint-every", "0", *options]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*map(str, command)], env=environment, **pipes)
+
+    return folder, start
+
+
+def _checkpoints(folder, out, name="fit"):
+    return len(list((folder / f"{out}.partial" / "checkpoints" / name).glob("*[0-9]")))
+
+
+def _until(process, ready):
+    while process.poll() is None and not ready():
+        time.sleep(0.002)
+
+
+def test_align_killed_and_interrupted_ends_as_if_it_was_not(align):
+    folder, start = align
+    whole = start("whole")
+    assert whole.wait() == 0, whole.stderr.read()
+    rng = np.random.default_rng(1)
+    for _ in range(KILLS):
+        process = start("run")
+        _until(process, lambda: _checkpoints(folder, "run"))
+        time.sleep(rng.uniform(0, 0.5 if KILLS == 1 else 4.0))
+        process.kill()
+        process.wait()
+    other = start("run", "--seed", "5")
+    assert other.wait() == 2
+    assert "seed was 0 and is 5" in other.stderr.read().replace("\n", " ")
+    process = start("run")
+    _until(process, lambda: _checkpoints(folder, "run", "second"))
+    process.send_signal(signal.SIGINT)
+    said = " ".join(process.communicate()[1].split())
+    assert process.returncode == 130, said
+    assert "going on with the fit pass after" in said
+    assert "saved the second pass after" in said
+    assert "give the same command again" in said
+    last = start("run")
+    assert last.wait() == 0
+    assert "going on with the second pass after" in " ".join(last.stderr.read().split())
+    assert _files(folder / "run") == _files(folder / "whole")
+    assert sorted(p.name for p in folder.iterdir()) == ["corpus", "run", "whole"]
