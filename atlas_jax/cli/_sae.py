@@ -86,7 +86,7 @@ def train(
                 trained = experiments.train_sae(lm, corpus, settings, name=path.name, checkpoints=saved, **shown)
                 result = experiments.write_result(directory, trained, about)
             err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
-    facts = {"features": settings.features, **result["measured"], "passes over the text": result["passes"]}
+    facts = {"features": settings.features, **result["measured"], "passes over the text, about": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
     emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
 

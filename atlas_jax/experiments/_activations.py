@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline import Pass, token_activations
 from atlas_jax.types import Site
 
@@ -40,14 +41,21 @@ class ActivationStream(NamedTuple):
         return -(-self.sentences // GROUP)
 
     def __call__(self, number: int) -> Iterator[Float[np.ndarray, "n d"]]:
-        """The rows of a chunk, a batch of sentences at a time."""
+        """The rows of a chunk, a batch of sentences at a time.
+
+        Raises:
+          AtlasError: if an activation is not finite.
+        """
         around, part = divmod(number, self.chunks)
         order = np.random.default_rng([self.seed, around]).permutation(self.sentences)
         ids = order[part * GROUP : (part + 1) * GROUP].astype(np.int32)
         for acts, mask in token_activations(self.stream.only(ids), self.site):
             acts, mask = jax.device_get((acts, mask))
             rows = acts[mask]
-            yield rows[norms(rows) <= self.norm_limit]
+            lengths = norms(rows)
+            if not np.isfinite(lengths).all():
+                raise AtlasError(f"the model gave an activation at {self.site} that is not finite; use float32")
+            yield rows[lengths <= self.norm_limit]
 
 
 def typical_norm(stream: Pass, site: Site) -> float:

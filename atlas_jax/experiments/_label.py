@@ -143,7 +143,7 @@ def _asked(
     return answers
 
 
-def _score(scores: Sequence[float], fires: Bool[np.ndarray, " n"]) -> float | None:
+def _score(scores: Sequence[float | int], fires: Bool[np.ndarray, " n"]) -> float | None:
     """AUROC, None where it is not defined."""
     found = float(auroc(np.asarray(scores, np.float64), fires)) if len(fires) else float("nan")
     return None if np.isnan(found) else found

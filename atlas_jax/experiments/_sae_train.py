@@ -78,7 +78,7 @@ class Trained(NamedTuple):
       sae: the SAE, for raw activations; its ``advertised_l0`` is what was measured.
       curves: of the run.
       measured: the SAE on held-out text.
-      passes: how often the text was read.
+      passes: how often the text was read, if its sentences are as long as those measured.
     """
 
     sae: SparseAutoencoder
@@ -135,7 +135,8 @@ def train_sae(
     run = _watched(_steps(run, config, settings, rows, measure, told), run, config, settings, checkpoints, progress)
     measured = HeldOut(*run.held_out[-1, 1:-1].tolist(), int(run.held_out[-1, -1]))
     describe = dataclasses.replace(describe, advertised_l0=measured.l0)
-    return Trained(to_sae(config, run.state, describe), run.curves, measured, run.cursor[2] / rows.chunks)
+    text = measured.tokens * len(corpus.fit) / min(len(corpus.eval), settings.held_out)
+    return Trained(to_sae(config, run.state, describe), run.curves, measured, config.steps * settings.batch / text)
 
 
 def _begin(config: TrainConfig, width: int) -> _Run:

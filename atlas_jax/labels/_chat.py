@@ -132,7 +132,8 @@ class AnswerBook:
     def _read(self, line: bytes, number: int) -> None:
         try:
             row = json.loads(line)
-            self._known[row.pop("key")] = Answer(**row)
+            key = row.pop("key")
+            self._known[key] = Answer(**row)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise AtlasError(f"line {number} of {self.path} is no saved answer ({error}); remove the file") from error
 
