@@ -8,12 +8,14 @@ from jaxtyping import Float
 
 from atlas_jax.translators._polar_certificate import CUT, Basis, certify, nothing
 
+NEGLIGIBLE = 1e-6  # relative size of D that need not be corrected
+
 
 def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[str, Any]]:
     """The partial isometry ``T = U V^T`` of ``M = U S V^T`` over the range of M, and its certificate.
 
     Zero rows and columns of ``m`` stay exactly zero, and singular values up to ``1e-7`` times the largest count as
-    zero. The Gram matrix of the shorter side is diagonalised in float64 and the result refined once; if the
+    zero. The Gram matrix of the shorter side is diagonalised in float64 and the result refined where that shows; if the
     certificate is not accepted, a float64 SVD is used, and the certificate says so.
 
     Args:
@@ -50,7 +52,7 @@ def _gram_route(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], 
     """``V diag(1/s) V^T M`` from ``M M^T = V diag(s^2) V^T``, corrected to first order.
 
     With ``t = (I + F) t*`` in the eigenbasis and ``diag(s)(I + F)`` symmetric, the measured ``D = t t^T - I`` gives
-    ``F_ij = D_ij s_j / (s_i + s_j)``: one Lyapunov step that costs one float32 product.
+    ``F_ij = D_ij s_j / (s_i + s_j)``: one Lyapunov step that costs one float32 product, taken where D matters.
     """
     squares, v = scipy.linalg.eigh(m @ m.T, overwrite_a=True, check_finite=False, driver="evd")
     angle = _angle(squares[::-1], CUT**2)
@@ -62,11 +64,12 @@ def _gram_route(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], 
     t = t.astype(np.float32)
     excess = t @ t.T
     excess[np.diag_indices_from(excess)] -= 1
-    s32 = s.astype(np.float32)
-    doubt = float(np.linalg.norm(excess)) ** 2 + angle
-    basis = Basis(v, s, excess * (s32 / (s32[:, None] + s32)), doubt)
+    s32, size = s.astype(np.float32), float(np.linalg.norm(excess))
+    basis = Basis(v, s, excess * (s32 / (s32[:, None] + s32)), size**2 + angle)
     v = v.astype(np.float32)
-    return (v - v @ basis.correction) @ t, basis
+    if size > NEGLIGIBLE * np.sqrt(s.size):
+        v = v - v @ basis.correction
+    return v @ t, basis
 
 
 def _svd_route(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], Basis]:
