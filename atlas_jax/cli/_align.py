@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, silence, stages
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, silence, stages
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
+
+Choose = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--choose",
+        help="Choose a member of the whitened family for a use: detect, retrieve or steer; may be repeated.",
+    ),
+]
 
 
 def align(
@@ -23,6 +31,7 @@ def align(
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Translator; the paper's by default.")] = None,
+    choose: Choose = None,
     sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many are held out.", min=2)] = 20000,
     pooling: Annotated[str, typer.Option(help="Over a sentence: max, absmax, mean or last.")] = "max",
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
@@ -43,13 +52,15 @@ def align(
     """Stream text through a subject and an atlas, solve every translation, and measure them on held-out text.
 
     A run that was stopped, however, goes on when the same command is given again. Until it is complete it lives in
-    OUT.partial. All devices of all processes take part; OUT must be a place that every process reaches.
+    OUT.partial. All devices of all processes take part; OUT must be a place that every process reaches. With --choose,
+    a tenth of the sentences for fitting is held out to choose on, and fitted on afterwards; the chosen translations are
+    named whitened_detect, whitened_retrieve and whitened_steer.
 
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
     from atlas_jax import experiments, pipeline, processes as others
     from atlas_jax.artifacts import partial_directory, run_directory, write_json
-    from atlas_jax.cli._tables import quality_table
+    from atlas_jax.cli._tables import choice_table, quality_table
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
@@ -62,6 +73,7 @@ def align(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
     )  # fmt: skip
+    chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
     with stopped_cleanly():
         pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
         note("reading text")
@@ -72,13 +84,15 @@ def align(
             if restart and others.is_first():
                 saved.discard()
             others.wait("checkpoints are as they should be")
-            alignment = pipeline.align(pair, corpus, settings, stage=stage, checkpoints=saved)
+            alignment = pipeline.align(pair, corpus, settings, stage=stage, checkpoints=saved, chooser=chooser)
             alignment, quality = experiments.measure(alignment, stage=stage)
             alignment.save(directory, dtype=save_dtype)
             if others.is_first():
                 write_json(directory / "tables" / "quality.json", quality.as_json())
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
+    if alignment.choice is not None and not as_json and others.is_first():
+        out.print(choice_table(alignment.choice))
     emit(as_json, quality.as_json(), lambda: quality_table(quality))
     err.print(f"written to {out_dir}")
 

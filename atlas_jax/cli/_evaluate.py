@@ -29,6 +29,29 @@ def quality(
     emit(as_json, found.as_json(), lambda: quality_table(found))
 
 
+@app.command()
+def retrieval(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    sentences: Annotated[int, typer.Option(help="Sentences that a query is averaged over.", min=1)] = 20,
+    centre: Annotated[bool, typer.Option(help="Subtract the mean atlas activations from queries.")] = True,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """MRR and MPP of every translation with queries averaged over held-out sentences (Table 4).
+
+    Example: atlas-jax evaluate retrieval runs/quickstart --no-centre
+    """
+    from atlas_jax import experiments
+    from atlas_jax.cli._tables import retrieval_table
+    from atlas_jax.pipeline import Alignment
+
+    alignment = Alignment.load(run)
+    with stages() as stage:
+        found = experiments.semantic_retrieval(
+            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
+        )
+    emit(as_json, found.as_json(), lambda: retrieval_table(found))
+
+
 @app.callback()
 def _group() -> None:
     """Measure an alignment as the paper does."""

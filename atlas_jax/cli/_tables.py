@@ -36,6 +36,37 @@ def quality_table(quality: Any) -> Table:
     return made
 
 
+def choice_table(choice: Any) -> Table:
+    """The members of the whitened family that were chosen, with their scores on the part held out for it."""
+    told = "; ".join(f"{use}: {meaning}" for use, meaning in choice.record["uses"].items())
+    made = table(
+        "Chosen members of the whitened family", "site", "use", ">α", ">β", "rows", "centred", ">ridge", ">score",
+        caption=f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
+    )  # fmt: skip
+    for row in choice.record["chosen"]:
+        rows, centred = ("unit" if row["normalize_rows"] else "raw"), ("yes" if row["centre"] else "no")
+        powers = f"{row['alpha']:g}", f"{row['beta']:g}"
+        made.add_row(row["site"], row["use"], *powers, rows, centred, f"{row['ridge']:g}", f"{row['score']:.3f}")
+    return made
+
+
+def retrieval_table(retrieval: Any) -> Table:
+    """Table 4: MRR and MPP of every method at every site."""
+    chance = ", ".join(
+        f"{site} {c['candidates']} features, chance MRR {c['mrr']:.3f} and MPP {c['mpp']:.4f}"
+        for site, c in retrieval.as_json()["candidates"].items()
+    )
+    centred = "minus" if retrieval.centred else "without subtracting"
+    caption = (
+        f"queries averaged over the {retrieval.sentences} strongest of {retrieval.held_out} held-out sentences, "
+        f"{centred} the mean atlas activations; 95% bootstrap interval over features; {chance}"
+    )
+    made = table("Semantic retrieval", "site", "method", ">MRR", ">MPP", caption=caption)
+    for row in retrieval.rows:
+        made.add_row(str(row.site), row.method, interval(row.mrr), interval(row.mpp))
+    return made
+
+
 def interval(x: Any) -> str:
     """``0.812 [0.790, 0.833]``."""
     return f"{x.mean:.3f} [{x.low:.3f}, {x.high:.3f}]"

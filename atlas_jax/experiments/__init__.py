@@ -6,6 +6,7 @@ from atlas_jax.experiments._atlas_info import (
     label_quality as label_quality,
     mean_activation as mean_activation,
 )
+from atlas_jax.experiments._choose import USES as USES, Chooser as Chooser, whitened_grid as whitened_grid
 from atlas_jax.experiments._evidence import Evidence as Evidence, gather_evidence as gather_evidence
 from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
 from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
@@ -16,6 +17,7 @@ from atlas_jax.experiments._label import (
     label_by_words as label_by_words,
     label_facts as label_facts,
 )
+from atlas_jax.experiments._preference import preference as preference
 from atlas_jax.experiments._quality import (
     Quality as Quality,
     QualityRow as QualityRow,
@@ -28,6 +30,11 @@ from atlas_jax.experiments._quickstart import (
     explore as explore,
     measure as measure,
     quickstart as quickstart,
+)
+from atlas_jax.experiments._retrieval import (
+    Retrieval as Retrieval,
+    RetrievalRow as RetrievalRow,
+    semantic_retrieval as semantic_retrieval,
 )
 from atlas_jax.experiments._sae_check import (
     Advertised as Advertised,

@@ -13,6 +13,8 @@ from atlas_jax.pipeline import Pass, Progress, Scored, score_sentences
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
+BAND = (0.005, 0.2)  # positive rates, on the fit half, between which atlas features are drawn
+
 
 class QualityRow(NamedTuple):
     """AUROC and AP of one method at one site: means over features with 95% bootstrap intervals."""
@@ -78,7 +80,7 @@ def translation_quality(
     """
     sites = list(dict.fromkeys(site for site, _ in translations))
     methods = list(dict.fromkeys(method for _, method in translations))
-    queries = _one_hot(features, next(iter(translations.values())).d_c)
+    queries = one_hot(features, next(iter(translations.values())).d_c)
     directions = {
         site: jnp.concatenate([translations[site, method].similarity(queries) for method in methods]) for site in sites
     }
@@ -92,7 +94,8 @@ def translation_quality(
     return Quality(rows, features.tolist(), band, chance, scored.positive.shape[1]), scored
 
 
-def _one_hot(features: Int[np.ndarray, " q"], width: int) -> Float[np.ndarray, "q d_c"]:
+def one_hot(features: Int[np.ndarray, " q"], width: int) -> Float[np.ndarray, "q d_c"]:
+    """The concept queries of single atlas features."""
     queries = np.zeros((len(features), width), np.float32)
     queries[np.arange(len(features)), features] = 1.0
     return queries

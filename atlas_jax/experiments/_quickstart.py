@@ -9,14 +9,13 @@ from atlas_jax.artifacts import run_directory, write_json
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
-from atlas_jax.experiments._quality import Quality, best_method, choose_features, translation_quality
+from atlas_jax.experiments._quality import BAND, Quality, best_method, choose_features, translation_quality
 from atlas_jax.experiments._steering import Steered, steer
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Pair, Stage, align
 from atlas_jax.types import Site
 
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
-BAND = (0.005, 0.2)
 FEATURES = 100
 
 

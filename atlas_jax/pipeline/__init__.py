@@ -4,16 +4,21 @@ from atlas_jax.pipeline._alignment import (
     Alignment as Alignment,
     AlignSettings as AlignSettings,
     Pair as Pair,
-    Stage as Stage,
     align as align,
     fingerprint as fingerprint,
     load_pair as load_pair,
     silent as silent,
 )
 from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
+from atlas_jax.pipeline._choose import (
+    Choice as Choice,
+    Chooser as Chooser,
+    held_out as held_out,
+    views as views,
+)
 from atlas_jax.pipeline._fold import fold as fold
 from atlas_jax.pipeline._interrupt import postponed_interrupts as postponed_interrupts
-from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress
+from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress, Stage as Stage
 from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
 from atlas_jax.pipeline._residuals import (
     sae_quality as sae_quality,
@@ -26,6 +31,7 @@ from atlas_jax.pipeline._stream import (
     Scored as Scored,
     fit_lenses as fit_lenses,
     fit_statistics as fit_statistics,
+    merge_fitted as merge_fitted,
     pooled_activations as pooled_activations,
     score_sentences as score_sentences,
     top_sentences as top_sentences,

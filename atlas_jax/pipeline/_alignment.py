@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib.metadata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of
 from atlas_jax.models import LanguageModel, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import BLOCK, Pass, Progress
+from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
+from atlas_jax.pipeline._pass import BLOCK, Pass, Progress, Stage
 from atlas_jax.pipeline._solve import solve
 from atlas_jax.pipeline._stream import fit_statistics
 from atlas_jax.processes import is_first
@@ -27,9 +28,6 @@ from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
 from atlas_jax.translators import needs_of
 from atlas_jax.types import Site
-
-Stage = Callable[[str], Progress]
-"""Given the name of a stage, the progress callback of its pass."""
 
 
 def silent(name: str) -> Progress:
@@ -76,6 +74,8 @@ class Alignment:
       rate: share of the fit half in which each atlas feature fires ``[d_c]``.
       top: by site, the held-out sentences that activate each subject feature most; None before they were looked for.
       left_out: sentences of the fit half with activations that are not finite, in no statistic.
+      choice: the members of the whitened family chosen on a part of the fit half, where any were asked for; a run
+        that was read back has their translations, and the grid in ``tables/whitened.json``.
     """
 
     subject: Subject
@@ -87,6 +87,7 @@ class Alignment:
     rate: np.ndarray
     top: Mapping[Site, TopK] | None = None
     left_out: tuple[int, ...] = ()
+    choice: Choice | None = None
 
     def translation(self, site: str | Site, method: str) -> Translation:
         """One translation.
@@ -120,10 +121,13 @@ class Alignment:
         for site, top in (self.top or {}).items():
             (directory / "top").mkdir(exist_ok=True)
             save_file({k: np.asarray(v) for k, v in top._asdict().items()}, directory / "top" / f"{site}.safetensors")
+        if self.choice is not None:
+            write_json(directory / "tables" / "whitened.json", self.choice.record)
         np.save(directory / "rate.npy", self.rate)
         self.corpus.save(directory / "corpus")
         record = {"settings": dataclasses.asdict(self.settings), "sources": dict(self.sources)}
-        write_json(directory / RUN, record | {"left_out": list(self.left_out)})
+        chosen = [m for m in dict.fromkeys(m for _, m in self.translations) if m not in self.settings.methods]
+        write_json(directory / RUN, record | {"left_out": list(self.left_out), "chosen": chosen})
 
     @classmethod
     def load(cls, directory: str | Path) -> "Alignment":
@@ -143,7 +147,8 @@ class Alignment:
             path = sources[changed[0]]["path"]
             raise AtlasError(f"the {changed[0]} at {path} is not what this run was made with; align again")
         folder = directory / "translations"
-        places = [(site, m, folder / str(site) / m) for site in pair.subject.sites for m in settings.methods]
+        methods = [*settings.methods, *run.get("chosen", ())]
+        places = [(site, m, folder / str(site) / m) for site in pair.subject.sites for m in methods]
         translations = {(site, m): Translation.from_pretrained(path) for site, m, path in places}
         top = {site: _load_top(directory / "top" / f"{site}.safetensors") for site in pair.subject.sites}
         top = None if None in top.values() else top
@@ -194,6 +199,7 @@ def align(
     *,
     stage: Stage = silent,
     checkpoints: Checkpoints | None = None,
+    chooser: Chooser | None = None,
 ) -> Alignment:
     """Stream the fit half once, and solve every method at every site.
 
@@ -204,6 +210,8 @@ def align(
       stage: makes a progress callback for each named pass.
       checkpoints: where the passes are saved now and then; one stopped at any moment and begun again with the same
         arguments ends with the same bits.
+      chooser: chooses members of the whitened family on a part of the fit half, see
+        :class:`atlas_jax.experiments.Chooser`; they become translations beside the methods.
 
     Raises:
       AtlasError: for an unknown method, activations that are not finite in many sentences, or checkpoints of another
@@ -211,15 +219,24 @@ def align(
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
     """
     subject, atlas, sources = pair
-    needs = needs_of(settings.methods)
+    needs, choice = needs_of(settings.methods), None
     stream = stream_of(subject, atlas, corpus, settings, "fit")
     if checkpoints is not None:
-        checkpoints.fingerprint = fingerprint(pair, corpus, settings)
-    fitted = fit_statistics(stream, needs, top_k=settings.top_k, progress=stage("align"), checkpoints=checkpoints)
+        names = () if chooser is None else chooser.names
+        checkpoints.fingerprint = fingerprint(pair, corpus, settings) | {"chosen": list(names)}
+    options = {"top_k": settings.top_k, "checkpoints": checkpoints}
+    if chooser is None:
+        fitted = fit_statistics(stream, needs, progress=stage("align"), **options)
+    else:
+        needs |= chooser.needs
+        fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
     translations = solve(stream, fitted, settings.methods, progress=stage("second pass"), checkpoints=checkpoints)
+    if choice is not None:
+        translations |= solve_choice(fitted.statistics, choice)
     sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
     rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
-    return Alignment(subject, atlas, corpus, settings, sources, translations, rate, left_out=tuple(fitted.faulty))
+    left_out = tuple(fitted.faulty)
+    return Alignment(subject, atlas, corpus, settings, sources, translations, rate, left_out=left_out, choice=choice)
 
 
 def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str, Any]:

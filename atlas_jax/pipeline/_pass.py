@@ -22,6 +22,9 @@ SAMPLE = 4096  # sentences that decide the batch shapes
 Progress = Callable[[int, int, int], None]
 """Called with sentences done, sentences in all, and tokens done: first where a pass begins, then after every batch."""
 
+Stage = Callable[[str], Progress]
+"""Given the name of a stage, the progress callback of its pass."""
+
 
 class Cursor(NamedTuple):
     """Where a pass stands.

@@ -23,6 +23,7 @@ from atlas_jax.statistics import (
     TopK,
     lens_init,
     lens_update,
+    merge_pass,
     on_mesh,
     selected_samples,
     update_pass,
@@ -57,6 +58,7 @@ def fit_statistics(
     needs: Iterable[str],
     *,
     top_k: int = 10,
+    name: str = "fit",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
@@ -69,6 +71,7 @@ def fit_statistics(
       stream: the fit half, through subject and atlas.
       needs: names of statistics, see :data:`atlas_jax.types_statistics.NEEDS`.
       top_k: how many activations per subject feature the need ``"top_k"`` keeps.
+      name: of the pass, among the checkpoints.
       progress: called after every batch.
       checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
 
@@ -86,9 +89,23 @@ def fit_statistics(
         _check_finite(state)
         return _fit_step(state, subject, atlas, *tokens, mesh=stream.mesh)
 
-    state = fold(stream, step, on_mesh(empty, stream.mesh), name="fit", progress=progress, checkpoints=checkpoints)
+    state = fold(stream, step, on_mesh(empty, stream.mesh), name=name, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
     return state
+
+
+def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
+    """What a pass over the sentences of both would have left, to rounding; without top-k where ``a`` has none.
+
+    Raises:
+      AtlasError: as :func:`fit_statistics`, for the sentences left out of both together.
+    """
+    faulty = np.array(a.faulty + b.faulty, np.int32)
+    left_out = np.full(max(LEFT_OUT, faulty.size), -1, np.int32)
+    left_out[: faulty.size] = np.sort(faulty)
+    merged = Fitted(merge_pass(a.statistics, b.statistics), a.active + b.active, jnp.asarray(left_out))
+    _check_finite(merged)
+    return merged
 
 
 def _check_finite(state: Fitted) -> None:

@@ -14,4 +14,11 @@ from atlas_jax.translators._procrustes_exact import procrustes_exact as procrust
 from atlas_jax.translators._registry import METHODS as METHODS, needs_of as needs_of
 from atlas_jax.translators._regression import least_squares as least_squares, ridge as ridge
 from atlas_jax.translators._solution import Method as Method, Solution as Solution
-from atlas_jax.translators._whitened import whitened as whitened, whitened_family as whitened_family
+from atlas_jax.translators._spectrum import Spectrum as Spectrum
+from atlas_jax.translators._whitened import (
+    Member as Member,
+    Turned as Turned,
+    Whitening as Whitening,
+    whitened as whitened,
+    whitened_family as whitened_family,
+)

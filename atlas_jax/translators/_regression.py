@@ -37,7 +37,7 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7)
       [[2.0]]
     """
     gram = gram_of(stats, "atlas", unit=False, centre=centre)
-    floor = cut * _largest_eigenvalue(gram_of(stats, "atlas", unit=False, centre=True))
+    floor = cut * largest_eigenvalue(gram_of(stats, "atlas", unit=False, centre=True))
     return _solve(cross_of(stats, unit=False, centre=centre), gram, floor)
 
 
@@ -99,7 +99,7 @@ def _solve_alive(
     return ((cross @ vectors) / values[keep]) @ vectors.T, {"solver": "eigh", "rank": int(keep.sum())}
 
 
-def _largest_eigenvalue(gram: Float[np.ndarray, "n n"], steps: int = 30) -> float:
+def largest_eigenvalue(gram: Float[np.ndarray, "n n"], steps: int = 30) -> float:
     """By power iteration: a lower bound, close for a Gram matrix."""
     x = np.random.default_rng(0).normal(size=len(gram))
     value = 0.0

@@ -1,14 +1,40 @@
 """The whitened family: powers of both Gram matrices around the cross product."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-from jaxtyping import Float
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
 
-from atlas_jax.translators._solution import Solution, cross_of, gram_of, solution
+from atlas_jax.translators._solution import Solution, cross_of, solution
+from atlas_jax.translators._spectrum import Spectrum
 from atlas_jax.types_statistics import Statistics
+
+CUT = 3e-7  # float32 statistics carry rounding of about 1e-7 of the largest eigenvalue
+
+
+class Member(NamedTuple):
+    """One member of the family, in the arguments of :func:`whitened`.
+
+    Example:
+      >>> sorted(Member(alpha=1.0, normalize_rows=False).needs)
+      ['cross', 'subject_gram']
+    """
+
+    alpha: float = 0.5
+    beta: float = 0.0
+    normalize_rows: bool = True
+    centre: bool = False
+    ridge: float = 0.0
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics it reads."""
+        read = ["cross", *["subject_gram"] * (self.alpha != 0), *["atlas_gram"] * (self.beta != 0)]
+        return frozenset("unit_" * self.normalize_rows + name for name in read)
 
 
 def whitened(
@@ -18,13 +44,14 @@ def whitened(
     beta: float | int = 0.0,
     normalize_rows: bool = True,
     centre: bool = False,
-    ridge: float = 0.0,
-    cut: float = 1e-7,
+    ridge: float | int = 0.0,
+    cut: float = CUT,
 ) -> Solution:
     """``(A_s^T A_s)^-alpha A_s^T A_c (A_c^T A_c)^-beta``; not in the paper.
 
-    (0, 0) is covariance when centred, (0, 1) least squares, (1, 0) the reverse regression, (1/2, 1/2) canonical
-    correlation. Powers are of the pseudo-inverse, so dead features have exactly zero rows and columns.
+    Without ``normalize_rows``, (0, 0) is covariance when centred, (0, 1) least squares (Eq. 8), (1, 0) the reverse
+    regression, (1/2, 1/2) canonical correlation. Powers are of the pseudo-inverse, so dead features have exactly zero
+    rows and columns.
 
     Args:
       stats: statistics with ``"cross"``, ``"subject_gram"`` unless alpha is 0 and ``"atlas_gram"`` unless beta is 0,
@@ -33,25 +60,25 @@ def whitened(
       beta: power of the atlas side.
       normalize_rows: use rows divided by their L2 norm.
       centre: subtract the column means (after the normalisation).
-      ridge: added to each Gram matrix, in units of its mean eigenvalue.
+      ridge: added to each Gram matrix, in units of its mean eigenvalue over the features that are not dead.
       cut: eigenvalues up to ``cut`` times the largest of the centred Gram matrix count as zero.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``.
+      ``matrix`` float32 ``[d_s, d_c]``; ``certificate`` with the arguments, and for each side that was whitened the
+      rank, the number of dead features, the condition number over the range and what the ridge added.
 
     Raises:
       AtlasError: if a need is missing.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from atlas_jax.statistics import Statistics, update
       >>> x = jnp.array([[3.0], [4.0]])
       >>> stats = update(Statistics.init(["cross", "subject_gram"], 1, 1), x, x)
       >>> whitened(stats, alpha=0.5, beta=0.0, normalize_rows=False).matrix.tolist()
       [[5.0]]
     """
-    options = {"normalize_rows": normalize_rows, "centre": centre, "ridge": ridge, "cut": cut}
-    return whitened_family(stats, [(alpha, beta)], **options)[alpha, beta]
+    member = Member(alpha, beta, normalize_rows, centre, ridge)
+    return Whitening.of(stats, [member], cut=cut).solve(member)
 
 
 def whitened_family(
@@ -60,52 +87,136 @@ def whitened_family(
     *,
     normalize_rows: bool = True,
     centre: bool = False,
-    ridge: float = 0.0,
-    cut: float = 1e-7,
+    ridge: float | int = 0.0,
+    cut: float = CUT,
 ) -> dict[tuple[float | int, float | int], Solution]:
     """:func:`whitened` for many ``(alpha, beta)`` from one eigendecomposition a side."""
-    powers = list(powers)
-    m = cross_of(stats, unit=normalize_rows, centre=centre)
-    sides = {}
-    for side, exponents in (("subject", {a for a, _ in powers}), ("atlas", {b for _, b in powers})):
-        if exponents - {0.0}:
-            gram = gram_of(stats, side, unit=normalize_rows, centre=centre)
-            centred = gram if centre else gram_of(stats, side, unit=normalize_rows, centre=True)
-            sides[side] = _Spectrum.of(gram, centred, ridge, cut)
-    left = {a: _raise(sides.get("subject"), a, m) for a in sorted({a for a, _ in powers})}
-    ranks = {f"rank_{side}": spectrum.values.size for side, spectrum in sides.items()}
-    return {
-        (a, b): solution(
-            _raise(sides.get("atlas"), b, left[a].T).T, solver="eigh", alpha=a, beta=b, ridge=ridge, **ranks
-        )
-        for a, b in powers
-    }
+    members = [Member(a, b, normalize_rows, centre, ridge) for a, b in powers]
+    whitening = Whitening.of(stats, members, cut=cut)
+    return {(m.alpha, m.beta): whitening.solve(m) for m in members}
 
 
-class _Spectrum(NamedTuple):
-    """Eigenvalues above the cut and their vectors."""
+class Whitening(NamedTuple):
+    """One view of the statistics (rows normalised or not, centred or not) with its Gram matrices diagonalised.
 
-    values: Float[np.ndarray, " r"]
-    vectors: Float[np.ndarray, "n r"]
+    Every member of the family in this view, whatever its powers and its ridge, is two scalings away.
+
+    Attributes:
+      cross: ``A_s^T A_c`` in float64 ``[d_s, d_c]``.
+      subject: its spectrum, None where no member has alpha.
+      atlas: its spectrum, None where no member has beta.
+      cut: below which eigenvalues count as zero.
+    """
+
+    cross: Float[np.ndarray, "d_s d_c"]
+    subject: Spectrum | None
+    atlas: Spectrum | None
+    cut: float
 
     @classmethod
     def of(
-        cls, gram: Float[np.ndarray, "n n"], centred: Float[np.ndarray, "n n"], ridge: float, cut: float
-    ) -> "_Spectrum":
-        alive = np.flatnonzero(np.diagonal(gram) > 0)
-        if not alive.size:
-            return cls(np.zeros(0), np.zeros((gram.shape[0], 0)))
-        values, small = scipy.linalg.eigh(gram[np.ix_(alive, alive)], check_finite=False, driver="evd")
-        shift = ridge * float(values.mean())
-        reference = float(np.linalg.norm(centred)) / np.sqrt(alive.size)
-        keep = values > max(cut * reference, np.finfo(float).eps * alive.size * values[-1])
-        vectors = np.zeros((gram.shape[0], int(keep.sum())))
-        vectors[alive] = small[:, keep]
-        return cls(values[keep] + shift, vectors)
+        cls, stats: Statistics, members: Iterable[Member], *, cut: float = CUT, atlas: Spectrum | None = None
+    ) -> "Whitening":
+        """Diagonalise what some members of one view need.
+
+        Args:
+          stats: the statistics.
+          members: they share ``normalize_rows`` and ``centre``.
+          cut: as in :func:`whitened`.
+          atlas: the spectrum of the atlas side if it is known, from another site of the same pass.
+
+        Raises:
+          ValueError: if the members are of several views.
+          AtlasError: if a need is missing.
+        """
+        members = list(members)
+        views = {(m.normalize_rows, m.centre) for m in members}
+        if len(views) != 1:
+            raise ValueError(f"members of one view are diagonalised together, got {len(views)} views")
+        ((unit, centre),) = views
+        cross = cross_of(stats, unit=unit, centre=centre)
+        spectrum = lambda side: Spectrum.of(stats, side, normalize_rows=unit, centre=centre, cut=cut)
+        subject = spectrum("subject") if any(m.alpha for m in members) else None
+        if atlas is None and any(m.beta for m in members):
+            atlas = spectrum("atlas")
+        return cls(cross, subject, atlas, cut)
+
+    def solve(self, member: Member) -> Solution:
+        """The matrix of a member, computed in float64."""
+        left = _raise(self.subject, member.alpha, member.ridge, self.cross)
+        matrix = _raise(self.atlas, member.beta, member.ridge, left.T).T
+        sides = {"subject": (self.subject, member.alpha), "atlas": (self.atlas, member.beta)}
+        facts = [_facts(name, s, member.ridge) for name, (s, power) in sides.items() if power]
+        return solution(
+            matrix, solver="eigh", cut=self.cut, **member._asdict(), **{k: v for f in facts for k, v in f.items()}
+        )
+
+    def turned(self) -> "Turned":
+        """The same in the eigenbases, float32 on the default device, to compare members cheaply."""
+        left = self.cross if self.subject is None else self.subject.vectors.T @ self.cross
+        core = left if self.atlas is None else left @ self.atlas.vectors
+        array = lambda x: jnp.asarray(x, jnp.float32)
+        vectors = [None if s is None else array(s.vectors) for s in (self.subject, self.atlas)]
+        scaled = [None if s is None else array(s.values / (s.unit or 1.0)) for s in (self.subject, self.atlas)]
+        return Turned(array(core), *vectors, *scaled)
 
 
-def _raise(spectrum: _Spectrum | None, power: float | int, m: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+class Turned(NamedTuple):
+    """A view in the eigenbases: what :class:`Whitening` holds, without the way back to the atlas features.
+
+    A cosine of a row of T with a query is the cosine of a row of :meth:`rows` with the turned query, but for the
+    query's part outside the range of the atlas, which scales all rows alike.
+
+    Attributes:
+      core: cross product ``[r_s, r_c]``; ``d_s`` or ``d_c`` where that side is not turned.
+      subject: eigenvectors ``[d_s, r_s]``, None where no member has alpha.
+      atlas: eigenvectors ``[d_c, r_c]``, None where no member has beta.
+      subject_values: eigenvalues over their mean ``[r_s]``.
+      atlas_values: eigenvalues over their mean ``[r_c]``.
+    """
+
+    core: Float[Array, "r_s r_c"]
+    subject: Float[Array, "d_s r_s"] | None
+    atlas: Float[Array, "d_c r_c"] | None
+    subject_values: Float[Array, " r_s"] | None
+    atlas_values: Float[Array, " r_c"] | None
+
+    def rows(self, member: Member) -> Float[Array, "d_s r_c"]:
+        """``T V_c`` of a member of this view, up to a positive factor."""
+        return _turned_rows(self, float(member.alpha), float(member.beta), float(member.ridge))
+
+    def queries(self, q: Float[Array | np.ndarray, "q d_c"]) -> Float[Array, "q r_c"]:
+        """Queries in the basis of :meth:`rows`: ``q V_c``."""
+        q = jnp.asarray(q, jnp.float32)
+        return q if self.atlas is None else jnp.matmul(q, self.atlas, precision=lax.Precision.HIGHEST)
+
+
+@jax.jit
+def _turned_rows(
+    view: Turned, alpha: Float[ArrayLike, ""], beta: Float[ArrayLike, ""], ridge: Float[ArrayLike, ""]
+) -> Float[Array, "d_s r_c"]:
+    core = view.core
+    if view.atlas_values is not None:
+        core = core * ((view.atlas_values + ridge) ** -beta)[None, :]
+    if view.subject_values is None:
+        return core
+    core = core * ((view.subject_values + ridge) ** -alpha)[:, None]
+    return jnp.matmul(view.subject, core, precision=lax.Precision.HIGHEST)
+
+
+def _raise(
+    spectrum: Spectrum | None, power: float | int, ridge: float | int, m: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, "n k"]:
     """``gram^-power m``."""
-    if power == 0.0 or spectrum is None:
+    if not power or spectrum is None:
         return m
-    return spectrum.vectors @ ((spectrum.values**-power)[:, None] * (spectrum.vectors.T @ m))
+    return spectrum.vectors @ (spectrum.powers(power, ridge)[:, None] * (spectrum.vectors.T @ m))
+
+
+def _facts(side: str, spectrum: Spectrum, ridge: float | int) -> dict[str, Any]:
+    shift, values = ridge * spectrum.unit, spectrum.values
+    condition = float((values[-1] + shift) / (values[0] + shift)) if values.size else 1.0
+    return {
+        f"rank_{side}": values.size, f"dead_{side}": spectrum.dead, f"condition_{side}": condition,
+        f"shift_{side}": float(shift),
+    }  # fmt: skip

@@ -1,0 +1,122 @@
+"""Choosing members of the whitened family on a held-out part of the fit half, which is merged back afterwards."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.pipeline._checkpoint import Checkpoints
+from atlas_jax.pipeline._pass import Pass, Stage
+from atlas_jax.pipeline._stream import Fitted, fit_statistics, merge_fitted
+from atlas_jax.statistics import PassStatistics
+from atlas_jax.translation import Translation
+from atlas_jax.translators import Member, Whitening
+from atlas_jax.types import Site
+
+SHARE, MOST = 0.1, 10_000  # of the fit half held out, and sentences beyond which more would decide nothing
+
+
+class Choice(NamedTuple):
+    """Members of the whitened family, and how they were chosen.
+
+    Attributes:
+      members: by site and by the name of the translation that each becomes.
+      record: the grid and its scores on the held-out part, as plain values.
+    """
+
+    members: Mapping[tuple[Site, str], Member]
+    record: Mapping[str, Any]
+
+
+class Chooser(Protocol):
+    """Chooses members from statistics of one part of the fit half and sentences of the other.
+
+    ``needs`` names the statistics its members read, and ``names`` the translations it adds at every site.
+    """
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of statistics."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of translations."""
+
+    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, stage: Stage) -> Choice:
+        """Choose.
+
+        Args:
+          held: a pass over the held-out part.
+          fitted: of the other part.
+          held_fitted: of the held-out part, its top-k included.
+          stage: makes a progress callback for each named pass.
+        """
+
+
+def held_out(stream: Pass, *, seed: int) -> tuple[Pass, Pass]:
+    """A pass in two: most of its sentences, and a random tenth (at most 10,000 of them).
+
+    Raises:
+      AtlasError: if there are fewer than ten sentences.
+    """
+    n = len(stream.texts)
+    count = min(int(SHARE * n), MOST)
+    if not count:
+        raise AtlasError(f"{n} sentences are too few to hold some out for choosing a translation; give more text")
+    held = np.zeros(n, bool)
+    held[np.random.default_rng(seed).choice(n, count, replace=False)] = True
+    return stream.only(np.flatnonzero(~held) + stream.first), stream.only(np.flatnonzero(held) + stream.first)
+
+
+def fit_and_choose(
+    stream: Pass,
+    needs: frozenset[str],
+    chooser: Chooser,
+    *,
+    top_k: int,
+    seed: int,
+    stage: Stage,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[Fitted, Choice]:
+    """One pass over the fit half in two parts, the choice between them, and the statistics of the whole.
+
+    Arguments as in :func:`fit_statistics`; no sentence is lost to the choice.
+    """
+    most, held = held_out(stream, seed=seed)
+    options = {"top_k": top_k, "checkpoints": checkpoints}
+    fitted = fit_statistics(most, needs, progress=stage("align"), **options)
+    rest = fit_statistics(held, needs | {"top_k"}, name="held-out", progress=stage("held out"), **options)
+    choice = chooser(held, fitted, rest, stage)
+    return merge_fitted(fitted, rest), choice
+
+
+def solve_choice(statistics: PassStatistics, choice: Choice) -> dict[tuple[Site, str], Translation]:
+    """The chosen members, solved from the statistics of the whole fit half."""
+    wanted = {site: [m for (s, _), m in choice.members.items() if s == site] for site in statistics.sites}
+    solved = {
+        (site, member): whitening.solve(member)
+        for site, whitening, members in views(statistics, wanted)
+        for member in members
+    }
+    found = {}
+    for (site, name), member in choice.members.items():
+        at, (matrix, certificate) = statistics.statistics(site), solved[site, member]
+        means = jnp.array(at.subject.raw.mean), jnp.array(at.atlas.raw.mean)
+        found[site, name] = Translation(matrix, *means, name, site, certificate)
+    return found
+
+
+def views(
+    statistics: PassStatistics, wanted: Mapping[Site, Sequence[Member]]
+) -> Iterator[tuple[Site, Whitening, list[Member]]]:
+    """Members by view and site, each diagonalised once, the atlas side once for all sites of a view."""
+    view_of = lambda m: (m.normalize_rows, m.centre)
+    for view in dict.fromkeys(view_of(m) for members in wanted.values() for m in members):
+        atlas = None
+        for site, members in wanted.items():
+            if here := [m for m in dict.fromkeys(members) if view_of(m) == view]:
+                whitening = Whitening.of(statistics.statistics(site), here, atlas=atlas)
+                atlas = atlas if whitening.atlas is None else whitening.atlas
+                yield site, whitening, here
