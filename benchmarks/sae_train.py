@@ -26,15 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-FULL = {
-    "d_sae": 768,
-    "k": 12,
-    "steps": 600,
-    "batch": 1024,
-    "rows": 400_000,
-    "held": 20_000,
-    "rates": [1e-3, 3e-3, 1e-2],
-}
+FULL = {"d_sae": 512, "k": 10, "steps": 1000, "batch": 512, "rows": 250_000, "held": 20_000}
+FULL |= {"rates": [1e-3, 3e-3, 1e-2], "coefficients": [1.0, 10.0]}
 QUICK = FULL | {"d_sae": 256, "steps": 60, "rows": 40_000, "held": 4000, "rates": [3e-3], "coefficients": [10.0]}
 WAYS = ("batchtopk", "jumprelu")
 

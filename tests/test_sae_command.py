@@ -38,7 +38,7 @@ def model():
 @pytest.fixture(scope="module")
 def corpus():
     rng = np.random.default_rng(0)
-    words = lambda: " ".join(f"w{i}" for i in rng.integers(3, hf_oracle.VOCAB, rng.integers(5, 36)))
+    words = lambda: " ".join(f"w{i}" for i in rng.integers(3, hf_oracle.VOCAB, rng.integers(25, 31)))
     fit, held = tuple(words() for _ in range(300)), tuple(words() for _ in range(50))
     counts = CorpusStatistics(1, *[350] * 4, 300, 50, (1.0, 200.0), (0.0, 100.0), 60.0, 30.0, "none", 0)
     return Corpus(fit, held, ("words",) * 350, counts, content_hash(fit, held, ["words"] * 350))

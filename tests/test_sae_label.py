@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS
 from atlas_jax.cli._app import app
-from atlas_jax.corpus import build_corpus, installed_documentation
+from atlas_jax.corpus import Corpus, build_corpus, installed_documentation
+from atlas_jax.corpus._corpus import content_hash
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import estimate_requests, gather_evidence, label_by_chat, label_by_words, label_facts
 from atlas_jax.labels import Answer, AnswerBook, ChatEndpoint, Labels, Retry, detected_in, words_of
@@ -100,8 +101,13 @@ def atlas():
 
 
 @pytest.fixture(scope="module")
-def corpus():
-    return build_corpus(installed_documentation(max_bytes=400_000), n_fit=600, n_eval=500)
+def corpus(atlas):
+    """Sentences of 17 to 24 tokens, so that one batch shape serves them all."""
+    found = build_corpus(installed_documentation(max_bytes=800_000))
+    fits = lambda texts: [t for t in texts if 17 <= len(atlas.model.tokenizer.encode([t])[0]) <= 24]
+    fit, held = fits(found.fit)[:600], fits(found.eval)[:500]
+    domains = ("docs",) * (len(fit) + len(held))
+    return Corpus(tuple(fit), tuple(held), domains, found.statistics, content_hash(fit, held, domains))
 
 
 @pytest.fixture(scope="module")

@@ -34,6 +34,11 @@ class Evidence(NamedTuple):
     sentences: list[str]
     fires: Bool[np.ndarray, " n"]
 
+    @property
+    def tests(self) -> bool:
+        """Whether the sentences can test a description: some activate the feature and some do not."""
+        return bool(self.fires.any() and not self.fires.all())
+
 
 def gather_evidence(
     atlas: ConceptAtlas,
@@ -60,7 +65,7 @@ def gather_evidence(
       stage: makes a progress callback for each pass.
 
     Raises:
-      AtlasError: for a feature the SAE does not have.
+      AtlasError: for a feature the SAE does not have, or where none fires at all.
     """
     wanted = range(atlas.width) if features is None else features
     if outside := [f for f in wanted if not 0 <= f < atlas.width]:
@@ -76,6 +81,8 @@ def gather_evidence(
             rng = np.random.default_rng([seed, feature])
             test = _test(tested, feature, corpus.eval, pool[quiet[:, feature]], rng)
             found.append(Evidence(feature, examples, *test))
+    if not found:
+        raise AtlasError(f"none of {len(wanted)} features fires on {len(corpus.fit)} sentences; give more text")
     return found
 
 

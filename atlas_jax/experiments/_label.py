@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._evidence import Evidence
@@ -63,7 +62,8 @@ def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: in
     for e, found in zip(evidence, characteristic_words(WordTable.of(texts), bags, count=count), strict=True):
         words = {word for word, _ in found}
         if words:
-            score = _score([len(words & words_of(text)) for text in e.sentences], e.fires)
+            counts = [len(words & words_of(text)) for text in e.sentences]
+            score = float(auroc(np.array(counts), e.fires)) if e.tests else None
             rows.append(Label(e.feature, ", ".join(w for w, _ in found), "log-odds", "statistical", score))
     return Labels.from_rows(rows, width)
 
@@ -76,7 +76,8 @@ def estimate_requests(evidence: Iterable[Evidence], endpoint: ChatEndpoint, book
     features = requests = characters = 0
     for e in evidence:
         prompts, answer = [explanation_prompt(e.contexts)], book.get(endpoint, explanation_prompt(e.contexts))
-        prompts.append(detection_prompt("x" * 60 if answer is None else description_in(answer.text), e.sentences))
+        if e.tests:
+            prompts.append(detection_prompt("x" * 60 if answer is None else description_in(answer.text), e.sentences))
         open_ones = [p for p in prompts if book.get(endpoint, p) is None]
         features, requests = features + bool(open_ones), requests + len(open_ones)
         characters += sum(map(len, open_ones))
@@ -113,11 +114,11 @@ def label_by_chat(
     named = [(e, said) for e, answer in zip(evidence, answers, strict=True) if (said := description_in(answer))]
     if not named:
         raise AtlasError(f"{endpoint.model} gave no description of any of {len(evidence)} features")
-    answers = ask([detection_prompt(said, e.sentences) for e, said in named], "test")
-    rows = []
-    for (e, said), answer in zip(named, answers, strict=True):
-        votes = detected_in(answer, len(e.sentences))
-        score = None if votes is None else _score(votes, e.fires)
+    tested = [detection_prompt(said, e.sentences) for e, said in named if e.tests]
+    answers, rows = iter(ask(tested, "test")), []
+    for e, said in named:
+        votes = detected_in(next(answers), len(e.sentences)) if e.tests else None
+        score = None if votes is None else float(auroc(np.array(votes, np.float64), e.fires))
         rows.append(Label(e.feature, said, endpoint.model, "chat", score))
     return Labels.from_rows(rows, width)
 
@@ -141,12 +142,6 @@ def _asked(
         finally:
             pool.shutdown(cancel_futures=True)
     return answers
-
-
-def _score(scores: Sequence[float | int], fires: Bool[np.ndarray, " n"]) -> float | None:
-    """AUROC, None where it is not defined."""
-    found = float(auroc(np.asarray(scores, np.float64), fires)) if len(fires) else float("nan")
-    return None if np.isnan(found) else found
 
 
 def label_facts(labels: Labels) -> dict[str, float | int]:
