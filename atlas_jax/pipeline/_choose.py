@@ -1,7 +1,7 @@
 """Choosing members of the whitened family on a held-out part of the fit half, which is merged back afterwards."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,6 +30,7 @@ class Choice(NamedTuple):
     record: Mapping[str, Any]
 
 
+@runtime_checkable
 class Chooser(Protocol):
     """Chooses members from statistics of one part of the fit half and sentences of the other.
 
