@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from atlas_jax.cli._align import Choose
 from atlas_jax.cli._console import emit, err, note, out, stages
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.errors import AtlasError
@@ -22,6 +23,7 @@ def quickstart(
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")] = Path("runs/quickstart"),
     site: Annotated[list[str] | None, typer.Option("--site", help="Subject site; may be repeated.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Translator; may be repeated.")] = None,
+    choose: Choose = None,
     concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept in words; may be repeated.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
     strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
@@ -38,11 +40,18 @@ def quickstart(
         raise AtlasError(f"unexpected '{more_text[0]}'; name text files after --text")
     note("loading both models")
     from atlas_jax.bundled import ATLAS, SUBJECT
-    from atlas_jax.cli._tables import concept_group, quality_table
-    from atlas_jax.experiments import METHODS, quickstart as experiment
+    from atlas_jax.cli._tables import choice_table, concept_group, quality_table
+    from atlas_jax.experiments import METHODS, Chooser, quickstart as experiment, whitened_grid
     from atlas_jax.pipeline import AlignSettings, load_pair
 
     settings = AlignSettings(tuple(site or SITES), tuple(method or METHODS), seed=seed)
+    chooser = None
+    if choose:
+        chooser = Chooser(tuple(choose), seed=seed)
+    elif not method:
+        chooser = Chooser(
+            ("detect",), whitened_grid(betas=(0.0,)), seed=seed
+        )  # detection never wants the atlas whitened
     pair = load_pair(SUBJECT, ATLAS, settings)
     note("reading text")
     corpus = read_corpus([*(text or ()), *(more_text or ())], n_fit=sentences, seed=seed)
@@ -51,9 +60,14 @@ def quickstart(
         result = experiment(
             pair, corpus, settings, out_dir,
             concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS, stage=stage,
-            note=note,
+            note=note, chooser=chooser,
         )  # fmt: skip
+    choice = result.alignment.choice
     data = {"quality": result.quality.as_json(), "concepts": [c.as_json() for c in result.concepts]}
+    if choice is not None:
+        data["chosen"] = choice.record["chosen"]
+        if not as_json:
+            out.print(choice_table(choice))
     emit(as_json, data, lambda: quality_table(result.quality))
     for found in [] if as_json else result.concepts:
         out.print(concept_group(found))

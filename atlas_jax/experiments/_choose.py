@@ -23,7 +23,10 @@ FEATURES = 50  # atlas features that decide on detection
 
 
 def whitened_grid(
-    powers: tuple[float, ...] = (0.0, 0.5, 1.0), ridges: tuple[float, ...] = (0.0, 0.1)
+    *,
+    alphas: tuple[float, ...] = (0.0, 0.5, 1.0),
+    betas: tuple[float, ...] = (0.0, 0.5, 1.0),
+    ridges: tuple[float, ...] = (0.0, 0.1),
 ) -> tuple[Member, ...]:
     """Members with every pair of powers, in all four views, with every ridge where there is something to regularise.
 
@@ -31,7 +34,7 @@ def whitened_grid(
       >>> len(whitened_grid())
       68
     """
-    grid = itertools.product((True, False), (False, True), powers, powers, ridges)
+    grid = itertools.product((True, False), (False, True), alphas, betas, ridges)
     plain = [Member(a, b, unit, centre, ridge if a or b else 0.0) for unit, centre, a, b, ridge in grid]
     return tuple(dict.fromkeys(plain))
 

@@ -12,7 +12,7 @@ from atlas_jax.experiments._identify import Identified, identify
 from atlas_jax.experiments._quality import BAND, Quality, best_method, choose_features, translation_quality
 from atlas_jax.experiments._steering import Steered, steer
 from atlas_jax.labels import Hit
-from atlas_jax.pipeline import Alignment, AlignSettings, Pair, Stage, align
+from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
 from atlas_jax.types import Site
 
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
@@ -115,6 +115,7 @@ def quickstart(
     strengths: Sequence[float],
     stage: Stage,
     note: Callable[[str], None] = lambda text: None,
+    chooser: Chooser | None = None,
 ) -> Result:
     """Align a subject to an atlas, measure every method, and take concepts through identification and steering.
 
@@ -125,7 +126,7 @@ def quickstart(
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
     """
     with run_directory(out) as directory:
-        alignment, quality = measure(align(pair, corpus, settings, stage=stage), stage=stage)
+        alignment, quality = measure(align(pair, corpus, settings, stage=stage, chooser=chooser), stage=stage)
         method = best_method(quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
         sites = residual or alignment.subject.sites
