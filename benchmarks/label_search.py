@@ -6,21 +6,26 @@ Three kinds of queries, so that no choice hangs on ten of them:
   known_item  another explainer's description of a feature, over the same 16k; the truth is that feature
   intents     150 intent names over 15,000 utterances of CLINC150; precision@50 in place of recall
 
-    ATLAS_JAX_DATA=DIR python benchmarks/label_search.py [--embedding DIR] [--out label_search.json]
+With --scale, labels recombined from the real ones are written, indexed, and opened by a new process.
+
+    ATLAS_JAX_DATA=DIR python benchmarks/label_search.py [--embedding DIR] [--scale 65536 1000000] [--out FILE]
 """
 
 import argparse
 import gzip
 import json
 import os
+import resource
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import scipy
 
-from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex
+from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex, open_index, write_index
 from atlas_jax.metrics import auroc
 
 LABELS = "labels/gemma-2-2b_20-gemmascope-res-16k.json.gz"
@@ -105,19 +110,65 @@ def timings(labels: Labels, embeddings: list[StaticEmbedding]) -> dict:
     start = time.perf_counter()
     index = TextIndex.of(labels, embeddings)
     built = time.perf_counter() - start
-    seconds = []
-    for name in TABLE_8:
-        start = time.perf_counter()
-        index.search(name, k=50)
-        seconds.append(time.perf_counter() - start)
+    seconds = [searched(index, name) for name in TABLE_8]
     return {"build_s": built, "query_ms_median": 1e3 * np.median(seconds), "query_ms_worst": 1e3 * max(seconds)}
+
+
+def recombined(labels: Labels, n: int) -> Labels:
+    """As many labels as wanted, each the first half of one real description and the second half of another."""
+    words = [str(labels[i]).split() for i in labels.described()]
+    pairs = np.random.default_rng(0).integers(len(words), size=(n, 2)).tolist()
+    halves = ([*words[a][: len(words[a]) // 2 + 1], *words[b][len(words[b]) // 2 :]] for a, b in pairs)
+    return Labels.from_rows((Label(i, " ".join(half), "recombined") for i, half in enumerate(halves)), n)
+
+
+def at_scale(labels: Labels, n: int) -> dict:
+    """Labels of an SAE with n features on disk: made, indexed, and opened by a new process."""
+    with tempfile.TemporaryDirectory() as directory:
+        recombined(labels, n).save(Path(directory) / "labels.jsonl")
+        steps = [json.loads(subprocess.check_output([sys.executable, __file__, "--open", directory])) for _ in range(2)]
+        size = sum(file.stat().st_size for file in (Path(directory) / "index").iterdir())
+    made, opened = steps
+    return {"index_made_s": made["index_s"], "index_made_peak_gb": made["peak_gb"], "index_gb": size / 1e9, **opened}
+
+
+def opened(directory: Path) -> dict:
+    """Load the labels and the index, making the latter where there is none, and search."""
+    start = time.perf_counter()
+    labels = Labels.load(directory / "labels.jsonl")
+    loaded = time.perf_counter()
+    if not (directory / "index").exists():
+        write_index(labels, directory / "index")
+    index = open_index(labels, directory / "index")
+    ready = time.perf_counter()
+    seconds = [searched(index, name) for name in TABLE_8]
+    return {
+        "labels": len(index.texts),
+        "labels_loaded_s": loaded - start,
+        "index_s": ready - loaded,
+        "first_query_ms": 1e3 * seconds[0],
+        "query_ms_median": 1e3 * float(np.median(seconds[1:])),
+        "query_ms_worst": 1e3 * max(seconds[1:]),
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+
+
+def searched(index: TextIndex, name: str) -> float:
+    start = time.perf_counter()
+    index.search(name, k=50)
+    return time.perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--embedding", type=Path, action="append", help="static embeddings beside the package's own")
     parser.add_argument("--out", type=Path, help="write the numbers as JSON")
+    parser.add_argument("--scale", type=int, nargs="*", default=[], help="also time this many labels, such as 65536")
+    parser.add_argument("--open", type=Path, help="only time opening the labels in a directory (used by --scale)")
     args = parser.parse_args()
+    if args.open:
+        print(json.dumps(opened(args.open)))
+        return
     if "ATLAS_JAX_DATA" not in os.environ:
         sys.exit("set ATLAS_JAX_DATA to the folder with labels/ and labelled/")
     data = Path(os.environ["ATLAS_JAX_DATA"])
@@ -134,6 +185,7 @@ def main() -> None:
         "table_8": per_method(index, table_8(index)),
         "known_item": per_method(index, known_items(index, labels)),
         "intents": per_method(TextIndex.of(utterances, embeddings), named),
+        "at_scale": {str(n): at_scale(labels, n) for n in args.scale},
     }
     text = json.dumps(report, indent=2)
     print(text)

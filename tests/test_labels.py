@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import Label, Labels
+from atlas_jax.labels import Label, Labels, Origin
 
 DATA = os.environ.get("ATLAS_JAX_DATA")
 ROWS = [
@@ -112,6 +112,42 @@ def test_transluce_style_neurons(tmp_path):
         Labels.load(path, layer=9)
 
 
+def test_columns_of_any_name_and_files_without_a_suffix(tmp_path):
+    path = write(tmp_path / "l.csv", [{"id_of": "3.0", "words": "up", "who": "m", "r": 0.5, "sign": "-1"}])
+    columns = {"index": "id_of", "description": "words", "explainer": "who", "score": "r", "polarity": "sign"}
+    labels = Labels.load(path.rename(tmp_path / "export"), 4, columns=columns, format="csv")
+    assert labels.entries[3] == (Label(3, "up", "m", "", 0.5, "negative"),)
+    assert labels.coverage == 0
+    with pytest.raises(AtlasError, match="labels have no field 'words'; fields are index"):
+        Labels.load(tmp_path / "export", columns={"words": "words"}, format="csv")
+
+
+def test_transluce_writes_model_layer_and_neuron_into_one_id(tmp_path):
+    name = "meta-llama/Llama-3.1-8B-Instruct_19_{}_0"
+    rows = [
+        {"id": f"{name.format(n)}_{p}_v1", "neuron_id": name.format(n), "polarity": p, "description": f"{n} {p}"}
+        for n in (5, 14)
+        for p in (1, -1)
+    ]
+    labels = Labels.load(write(tmp_path / "d.parquet", rows))
+    assert (labels[5], labels[14], labels.n_features) == ("5 1", "14 1", 15)
+    assert [row.polarity for row in labels.entries[14]] == ["positive", "negative"]
+    assert labels.origin == Origin("meta-llama/Llama-3.1-8B-Instruct", "19")
+
+
+def test_what_labels_are_of_is_read_and_kept(tmp_path):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    write(folder / "batch-0.jsonl.gz", [neuronpedia(1, "one", id="a"), neuronpedia(0, "nought", id="b")])
+    labels = Labels.load(folder)
+    assert labels.origin == Origin("m", "20-res")
+    labels.save(tmp_path / "l.jsonl")
+    assert Labels.load(tmp_path / "l.jsonl").origin == Origin("m", "20-res")
+    write(folder / "batch-1.jsonl.gz", [neuronpedia(2, "two", id="c", modelId="n")])
+    with pytest.raises(AtlasError, match="of 2 models: m, n"):
+        Labels.load(folder)
+
+
 def test_save_and_load_keep_everything(tmp_path):
     rows = [Label(4, "vier ü", "b", "s", 0.5), Label(4, "four", "a"), Label(1, "eins", polarity="negative")]
     labels = Labels.from_rows(rows, n_features=9, prefer=["a"])
@@ -160,6 +196,8 @@ def test_corrupt_gzip_is_one_sentence(tmp_path, name, damage):
         ("l.jsonl", '{"index": "x", "description": "a"}\n', "row 1 of .* malformed"),
         ("l.jsonl", '{"description": "a"}\n', "malformed"),
         ("l.jsonl", '{"index": 1, "description": "a", "polarity": "sideways"}\n', "malformed"),
+        ("l.jsonl", '{"n_features": 3}\n{"index": "1", "description": "a"}\n', "row 2 of .* malformed"),
+        ("l.jsonl", '{"n_features": 3}\n{"index": 1, "words": "a"}\n', "row 2 of .* malformed"),
         ("l.parquet", "PAR1 no", "cannot be read"),
         ("l.txt", "cats", "no known label format"),
         ("l.csv", "a,b\n1,2\n", "no labels"),

@@ -82,7 +82,7 @@ def write_atlas(
     directory: str | Path,
     *,
     link: bool = False,
-    mean: Float[Array, " d_c"] | None = None,
+    mean: Float[Array | np.ndarray, " d_c"] | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write an assembled atlas: its model's files as they are, SAE, labels, their search index, and the manifest.

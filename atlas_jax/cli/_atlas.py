@@ -99,7 +99,7 @@ def info(
 def search(
     query: Annotated[str | None, typer.Argument(help="What to look for among the labels.")] = None,
     directory: Annotated[Path | None, typer.Option("--atlas", help="An atlas directory.")] = None,
-    k: Annotated[int, typer.Option(help="Features to show.", min=1)] = 10,
+    k: Annotated[int, typer.Option("--k", "-k", help="Features to show.", min=1)] = 10,
     embedder: Annotated[
         str, typer.Option(help="static, bm25, sentence-transformers:NAME or endpoint:MODEL.")
     ] = "static",

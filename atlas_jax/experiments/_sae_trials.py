@@ -11,14 +11,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from atlas_jax.atlas import ConceptAtlas, same_place
-from atlas_jax.models import LanguageModel, Tokenizer, positions
-from atlas_jax.pipeline import Pass, site_activations
+from atlas_jax.models import LanguageModel, Tokenizer, positions, run
 from atlas_jax.sae import SparseAutoencoder, finish_quality, init_quality, update_quality
-from atlas_jax.subject import Subject
 from atlas_jax.types import Site
 
 TOKENS = 4096
-SENTENCES = 512
+MAX_LENGTH = 128
 CELLS = 1 << 26
 _KIN = (
     ("resid_pre", "resid_mid", "resid_post"),
@@ -130,20 +128,15 @@ def _with_bos(model: LanguageModel) -> LanguageModel | None:
 
 
 def _rows(model: LanguageModel, texts: Sequence[str], sites: tuple[Site, ...]) -> _Rows:
-    stream = Pass.of([Subject.of(model, sites)], list(texts[:SENTENCES]))
-    acts: dict[Site, list[np.ndarray]] = {site: [] for site in sites}
-    counts, first, total = [], [], 0
-    for captured, tokens in site_activations(stream, sites):
-        position = np.asarray(positions(tokens))
-        real = position >= 0
-        for site in sites:
-            acts[site].append(np.asarray(captured[site].astype(jnp.float32))[real])
-        counts.append(np.asarray(tokens.mask)[real])
-        first.append(position[real] == 0)
-        if (total := total + int(real.sum())) >= TOKENS:
-            break
-    joined = {site: np.concatenate(parts) for site, parts in acts.items()}
-    return _Rows(joined, np.concatenate(counts), np.concatenate(first))
+    """As many texts as fit :data:`TOKENS`, in one batch, so that one program is compiled."""
+    length = min(MAX_LENGTH, model.config.max_positions)
+    total = np.cumsum([min(len(ids), length) for ids in model.tokenizer.encode(texts[:TOKENS])])
+    tokens = model.tokenize(texts[: max(1, int(np.searchsorted(total, TOKENS)))], max_length=length)
+    acts = run(model, tokens, capture=sites, logits=False).acts
+    position = np.asarray(positions(tokens))
+    real = position >= 0
+    held = {site: np.asarray(x.astype(jnp.float32))[real] for site, x in acts.items()}
+    return _Rows(held, np.asarray(tokens.mask)[real], position[real] == 0)
 
 
 def _measure(

@@ -54,6 +54,9 @@ def read_labels(
                 width = int(raw["n_features"])
                 origins[raw.get("model") or "", raw.get("layer") or ""] = None
                 continue
+            if width is not None:
+                rows.append(_own(raw, f"row {number} of {file}"))
+                continue
             fields = _fields(raw, names)
             if layer is not None and str(fields["layer"]) != str(layer):
                 continue
@@ -147,6 +150,17 @@ def _fields(raw: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[
         model, layer, neuron, _ = str(raw["neuron_id"]).rsplit("_", 3)
         fields |= {"index": neuron, "layer": layer, "model": model}
     return fields
+
+
+def _own(raw: Mapping[str, Any], where: str) -> Label:
+    """A row of a file that :meth:`Labels.save` wrote."""
+    try:
+        label = Label(**raw)
+        if type(label.index) is not int or not isinstance(label.description, str):
+            raise TypeError("an index is a whole number and a description is text")
+        return label._replace(explainer=sys.intern(label.explainer), source=sys.intern(label.source))
+    except TypeError as error:
+        raise AtlasError(f"{where} is malformed: {error}") from error
 
 
 def _label(fields: Mapping[str, Any], where: str) -> Label | None:
