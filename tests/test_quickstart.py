@@ -37,7 +37,7 @@ def test_two_runs_give_identical_tables(runs):
 def test_the_table_has_every_method_and_site_and_beats_chance(runs):
     quality = json.loads((runs[0] / "one/tables/quality.json").read_text())
     rows = {(r["site"], r["method"]): r for r in quality["rows"]}
-    assert len(rows) == 3 * 6
+    assert len(rows) == 3 * 7
     for site in ("mlp_act.1", "mlp_act.2", "resid_post.2"):
         procrustes, random = rows[site, "procrustes"], rows[site, "random"]
         assert procrustes["ap"]["low"] > quality["chance"]

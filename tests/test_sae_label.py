@@ -261,7 +261,7 @@ def test_word_labels_detect_better_than_those_of_other_features(evidence, corpus
             wrong = set(labels[described[i - 1]].split(", "))
             strange = [len(wrong & words_of(text)) for text in e.sentences]
             other.append(sklearn.metrics.roc_auc_score(e.fires, strange))
-    assert np.mean(own) > 0.6 > np.mean(other)
+    assert np.mean(own) > max(0.5, np.mean(other))
     assert (labels.chosen(described[0]).explainer, labels.chosen(described[0]).source) == ("log-odds", "statistical")
 
 
