@@ -15,7 +15,7 @@ from hf_oracle import hf_model, jax_model, random_ids, saved
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, generate, run
-from atlas_jax.models._decode import complete
+from atlas_jax.models._decode import TOKENS_A_STRETCH, complete
 from atlas_jax.models._sampling import Sampling, argmax, sample
 from atlas_jax.steering import Steer
 from atlas_jax.types import Tokens
@@ -131,6 +131,22 @@ def test_texts_are_prompts_too():
     assert out.texts[0] == " ".join(f"w{i}" for i in out.ids[0] if i > 2)
 
 
+@pytest.mark.parametrize("name", ["llama31", "gemma2"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+def test_rows_that_share_prompts_and_decode_in_stretches_equal_each_alone(name, layer):
+    lm, rows = endless(name), PROMPTS * 13
+    assert len(rows) * NEW > TOKENS_A_STRETCH
+    strengths = np.repeat(np.linspace(-6, 6, 13, dtype=np.float32), len(PROMPTS))
+    direction = np.random.default_rng(layer).normal(size=lm.config.hidden_size).astype(np.float32)
+    steered = lambda rows, strength: generate(
+        lm, rows, max_new_tokens=NEW, edits={f"resid_post.{layer}": Steer(direction, strength)}
+    ).ids.tolist()
+    together = steered(rows, strengths)
+    assert len({tuple(ids) for ids in together}) > 12
+    for i in (0, 16, 38):
+        assert steered(rows[i : i + 1], strengths[i : i + 1])[0] == together[i]
+
+
 # Sampling.
 
 OPTIONS = {"max_new_tokens": 16, "temperature": 1.3, "top_k": 40, "top_p": 0.95}
@@ -175,6 +191,12 @@ def test_samples_follow_the_distribution_of_transformers_warpers(t, k, p):
 def test_argmax_takes_the_first_maximum_and_survives_nan():
     x = np.array([[1.0, 3.0, 3.0], [-np.inf] * 3, [np.nan] * 3], np.float32)
     assert argmax(jnp.asarray(x)).tolist() == [1, 0, 2]
+
+
+@pytest.mark.parametrize("width", [1, 7, 96, 512, 1000])
+def test_argmax_of_any_width_is_that_of_numpy(rng, width):
+    x = rng.integers(0, 9, (40, width)).astype(np.float32)
+    assert argmax(jnp.asarray(x)).tolist() == x.argmax(axis=1).tolist()
 
 
 # Compilation, and what a user may get wrong.

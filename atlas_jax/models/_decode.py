@@ -7,16 +7,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.models._cache import LayerCache, grow, init_cache
+from atlas_jax.models._cache import LayerCache, add_room, settle
 from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._run import blocks, positions
 from atlas_jax.models._sampling import Sampling, argmax, sample
 from atlas_jax.models._taps import Taps
 from atlas_jax.types import Site, Tokens, Where
 
-# Decoding goes in stretches, each with a cache just long enough, so attention reads little that is still empty.
-STRETCHES = 4
-SHORTEST_STRETCH = 24
+# Decoding goes in stretches, each with a block of cache more, so attention reads little that is still empty. Every
+# stretch is compiled on its own, which few tokens would not repay.
+MOST_STRETCHES = 8
+TOKENS_A_STRETCH = 1400
 
 
 class Request(NamedTuple):
@@ -24,12 +25,14 @@ class Request(NamedTuple):
 
     Attributes:
       tokens: prompts, padded on the left.
+      prompt_of: where rows share prompts, the prompt of each row; otherwise None, and every row has its own.
       embeddings: what enters the first block in place of the prompts' token embeddings, or None.
       edits: edits by site.
       sampling: how each row samples.
     """
 
     tokens: Tokens
+    prompt_of: Int[Array, " b"] | None
     embeddings: Float[Array, "b t d"] | None
     edits: dict[Site, Any]
     sampling: Sampling
@@ -56,14 +59,20 @@ class State(NamedTuple):
 @partial(jax.jit, static_argnames=("n", "greedy"))
 def complete(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
     """Read the prompts and generate ``n`` tokens, fewer when all rows end before."""
-    state = _start(decoder, request, n, greedy, room=0)
-    return _advance(decoder, request, state, jnp.int32(n), greedy)
+    state = _start(decoder, request, n, greedy)
+    stretches = min(MOST_STRETCHES, 1 + n * state.done.shape[0] // TOKENS_A_STRETCH)
+    stretch = max(1, -(-(n - 1) // stretches))
+    for done in range(1, n, stretch):
+        until = min(done + stretch, n)
+        state = _advance(decoder, request, _with_room(decoder, request, state, until - done), jnp.int32(until), greedy)
+    return state
 
 
 @partial(jax.jit, static_argnames=("n", "greedy"))
 def start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
-    """Read the prompts and choose the first of ``n`` tokens."""
-    return _start(decoder, request, n, greedy, room=n)
+    """Read the prompts, choose the first of ``n`` tokens, and make room for the others."""
+    state = _start(decoder, request, n, greedy)
+    return _with_room(decoder, request, state, n - 1) if n > 1 else state
 
 
 @partial(jax.jit, static_argnames=("greedy",), donate_argnames=("state",))
@@ -72,24 +81,40 @@ def advance(decoder: Decoder, request: Request, state: State, until: Int[Array, 
     return _advance(decoder, request, state, until, greedy)
 
 
-def _start(decoder: Decoder, request: Request, n: int, greedy: bool, room: int) -> State:
-    """Caches have ``room`` for that many tokens after the prompt; :func:`_advance` makes more where it is needed."""
-    rows, length = request.tokens.ids.shape
-    position = positions(request.tokens)
-    x = decoder.embed_tokens(request.tokens.ids)
+def _start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
+    """The state after the prompts, with caches that have no room yet.
+
+    Up to the first edited layer every prompt is read once, however many rows continue it.
+    """
+    layers = decoder.config.num_layers
+    x, position, time = decoder.embed_tokens(request.tokens.ids), positions(request.tokens), jnp.int32(0)
     x = x if request.embeddings is None else request.embeddings.astype(x.dtype)
-    state = State(
-        jnp.zeros((rows, n), jnp.int32),
-        jnp.int32(0),
-        jnp.zeros(rows, jnp.int32),
-        jnp.zeros(rows, bool),
-        init_cache(decoder.config, rows, length + room, x.dtype),
+    caches, shared = ((),) * layers, 0
+    if request.prompt_of is not None:
+        shared = min((site.layer for site in request.edits), default=layers)
+        taps = Taps(Where(position, jnp.max(position, axis=1) + 1), (), {}, None)
+        x, first = blocks(decoder, x, position, time, taps, range(shared), caches[:shared])
+        x, position, first = jax.tree.map(lambda a: a[request.prompt_of], (x, position, first))
+        caches = first + caches[shared:]
+    rows = x.shape[0]
+    nothing = State(
+        jnp.zeros((rows, n), jnp.int32), jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), caches
     )
-    return _step(decoder, request, state, x, position, jnp.int32(0), greedy)
+    state = _step(decoder, request, nothing, x, position, time, greedy, shared)
+    return state._replace(caches=settle(decoder.config, state.caches, _text_length(request, state)))
+
+
+def _with_room(decoder: Decoder, request: Request, state: State, slots: int) -> State:
+    return state._replace(caches=add_room(decoder.config, state.caches, slots, _text_length(request, state)))
+
+
+def _text_length(request: Request, state: State) -> int:
+    """Of the prompts and all tokens that will follow."""
+    return request.tokens.ids.shape[1] + state.ids.shape[1]
 
 
 def _advance(decoder: Decoder, request: Request, state: State, until: Int[Array, ""], greedy: bool) -> State:
-    length, n = request.tokens.ids.shape[1], state.ids.shape[1]
+    length = request.tokens.ids.shape[1]
     prompt_length = _prompt_length(request)
 
     def body(state: State) -> State:
@@ -97,12 +122,7 @@ def _advance(decoder: Decoder, request: Request, state: State, until: Int[Array,
         position = (prompt_length + state.step - 1)[:, None]
         return _step(decoder, request, state, x, position, length + state.step - 1, greedy)
 
-    stretch = max(SHORTEST_STRETCH, -(-n // STRETCHES))
-    for end in (*range(stretch, n, stretch), n):
-        state = state._replace(caches=grow(decoder.config, state.caches, length + end))
-        stop = jnp.minimum(until, end)
-        state = jax.lax.while_loop(lambda s, stop=stop: (s.step < stop) & ~s.done.all(), body, state)
-    return state
+    return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), body, state)
 
 
 def _step(
@@ -113,18 +133,20 @@ def _step(
     position: Int[Array, "b t"],
     time: Int[Array, ""],
     greedy: bool,
+    first: int = 0,
 ) -> State:
-    """Run tokens that stand at ``time`` of the padded batch, and choose the next one of each row."""
+    """Run tokens that stand at ``time`` of the padded batch from block ``first`` on, and choose each row's next one."""
     taps = Taps(Where(position, _prompt_length(request)), (), request.edits, None)
     config = decoder.config
-    x, caches = blocks(decoder, x, position, time, taps, config.num_layers, state.caches)
+    x, caches = blocks(decoder, x, position, time, taps, range(first, config.num_layers), state.caches[first:])
     logits = decoder.logits(x[:, -1])
     token = argmax(logits) if greedy else sample(logits, request.sampling, state.step)
     token = jnp.where(state.done, state.token, token)
     ids = jax.lax.dynamic_update_slice_in_dim(state.ids, token[:, None], state.step, axis=1)
     ended = (token[:, None] == jnp.asarray(config.eos_ids, jnp.int32)[None, :]).any(axis=1)
-    return State(ids, state.step + 1, token, state.done | ended, caches)
+    return State(ids, state.step + 1, token, state.done | ended, state.caches[:first] + caches)
 
 
 def _prompt_length(request: Request) -> Int[Array, " b"]:
-    return jnp.max(positions(request.tokens), axis=1) + 1
+    length = jnp.max(positions(request.tokens), axis=1) + 1
+    return length if request.prompt_of is None else length[request.prompt_of]

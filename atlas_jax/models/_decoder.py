@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.models._cache import LayerCache
+from atlas_jax.models._cache import Block, LayerCache, extend
 from atlas_jax.models._config import ModelConfig, Rope, frequencies
 from atlas_jax.models._taps import Taps
 
@@ -33,13 +33,14 @@ class Context(NamedTuple):
 
     position: Int[Array, "b t"]
     time: Int[Array, ""]
-    turns: dict[Rope, tuple[Float[Array, "b t 1 f"], Float[Array, "b t 1 f"]]]
+    turns: dict[Rope, tuple[Float[Array, "b t 1 2 f"], Float[Array, "b t 1 2 f"]]]
 
     @classmethod
-    def of(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""], dtype: jnp.dtype) -> "Context":
-        """The context of a pass that computes in ``dtype``."""
-        turns = {rope: turn(position, rope, config.head_dim, dtype) for rope in dict.fromkeys(config.ropes)}
-        return cls(position, time, turns)
+    def of(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""]) -> "Context":
+        """The context of a pass over tokens at these positions."""
+        return cls(
+            position, time, {rope: turn(position, rope, config.head_dim) for rope in dict.fromkeys(config.ropes)}
+        )
 
 
 class Linear(nnx.Module):
@@ -71,20 +72,25 @@ class RMSNorm(nnx.Module):
 
 
 def turn(
-    position: Int[Array, "b t"], rope: Rope, head_dim: int, dtype: jnp.dtype
-) -> tuple[Float[Array, "b t 1 f"], Float[Array, "b t 1 f"]]:
-    """Cosines and sines of rotary angles, computed in float32; behind a barrier, or every layer computes them anew."""
+    position: Int[Array, "b t"], rope: Rope, head_dim: int
+) -> tuple[Float[Array, "b t 1 2 f"], Float[Array, "b t 1 2 f"]]:
+    """Cosines, and sines with the sign of each half, computed in float32.
+
+    They stand behind a barrier, or every layer would compute them anew.
+    """
     f = jnp.asarray(np.array(frequencies(rope, head_dim), np.float32))
-    angle = position[:, :, None, None].astype(jnp.float32) * f[None, None, None, :]
-    return jax.lax.optimization_barrier((jnp.cos(angle).astype(dtype), jnp.sin(angle).astype(dtype)))
+    angle = position[:, :, None, None, None].astype(jnp.float32) * f[None, None, None, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    halves = jnp.concatenate([cos, cos], axis=-2), jnp.concatenate([-sin, sin], axis=-2)
+    return jax.lax.optimization_barrier(halves)
 
 
 def rotate(
-    x: Float[Array, "b t n h"], cos: Float[Array, "b t 1 f"], sin: Float[Array, "b t 1 f"]
+    x: Float[Array, "b t n h"], cos: Float[Array, "b t 1 2 f"], sin: Float[Array, "b t 1 2 f"]
 ) -> Float[Array, "b t n h"]:
-    """Rotary embedding in the half-split layout of transformers."""
-    a, b = jnp.split(x, 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    """Rotary embedding in the half-split layout of transformers: ``(a, b)`` to ``(a cos - b sin, b cos + a sin)``."""
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 
 
 def visible(query: Int[Array, "b t"], key: Int[Array, "b s"], window: int | None) -> Bool[Array, "b t s"]:
@@ -117,36 +123,37 @@ class Attention(nnx.Module):
         turns = context.turns[c.ropes[self.layer]]
         q, k = rotate(q, *turns), rotate(k, *turns)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        if cache is None:
-            keys, values, key_position = k, v, context.position
-        else:
-            keys, values, key_position, cache = cache.extend(k, v, context.position, context.time)
-        mask = visible(context.position, key_position, c.windows[self.layer])
-        z = attend(q.astype(keys.dtype), keys, values, mask, c.query_scale, c.attn_softcap).astype(x.dtype)
+        position = context.position
+        here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)
+        mask = visible(position, jnp.concatenate([x.position for x in here], axis=1), c.windows[self.layer])
+        z = attend(q.astype(here[0].keys.dtype), here, mask, c.query_scale, c.attn_softcap).astype(x.dtype)
         z = taps("z", self.layer, z.reshape(*x.shape[:2], -1))
         heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
         taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
-        return taps("attn_out", self.layer, self.o_proj(z)), cache
+        return taps("attn_out", self.layer, self.o_proj(z)), None if cache is None else here
 
 
 def attend(
     q: Float[Array, "b t n h"],
-    k: Float[Array, "b k s h"],
-    v: Float[Array, "b k s h"],
+    blocks: tuple[Block, ...],
     mask: Bool[Array, "b t s"],
     scale: float,
     softcap: float | None,
 ) -> Float[Array, "b t n h"]:
-    """``softmax(scale q kᵀ) v`` with the logit softcap of Gemma 2 before the mask."""
+    """``softmax(scale q kᵀ) v`` over the slots of all blocks, with the logit softcap of Gemma 2 before the mask."""
     b, t, n, h = q.shape
-    kv = k.shape[1]
+    kv = blocks[0].keys.shape[1]
     q = q.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, n // kv * t, h)
-    scores = jnp.einsum("bkqh,bksh->bkqs", q, k, **_EXACT) * scale
+    products = [jnp.einsum("bkqh,bksh->bkqs", q, block.keys, **_EXACT) for block in blocks]
+    scores = jnp.concatenate(products, axis=-1) * scale
     if softcap is not None:
         scores = jnp.tanh(scores / softcap) * softcap
     scores = scores.reshape(b, kv, n // kv, t, -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(v.dtype)
-    z = jnp.einsum("bkqs,bksh->bkqh", weights.reshape(b, kv, n // kv * t, -1), v, **_EXACT).astype(v.dtype)
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(q.dtype)
+    ends = np.cumsum([block.slots for block in blocks])
+    parts = jnp.split(weights.reshape(b, kv, n // kv * t, -1), ends[:-1], axis=-1)
+    z = sum(jnp.einsum("bkqs,bksh->bkqh", w, x.values, **_EXACT) for w, x in zip(parts, blocks, strict=True))
+    z = z.astype(q.dtype)
     return z.reshape(b, kv, n // kv, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
@@ -161,10 +168,10 @@ class MLP(nnx.Module):
         self.layer, self.activation = layer, config.activation
 
     def __call__(self, x: Float[Array, "b t d"], taps: Taps) -> Float[Array, "b t d"]:
-        gate = self.gate_proj(x)
+        gate, up = (p(x).astype(jnp.float32) for p in (self.gate_proj, self.up_proj))
         gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        gate = taps("mlp_gate_act", self.layer, gate)
-        hidden = taps("mlp_act", self.layer, gate * self.up_proj(x))
+        gate = taps("mlp_gate_act", self.layer, gate.astype(x.dtype))
+        hidden = taps("mlp_act", self.layer, (gate.astype(jnp.float32) * up).astype(x.dtype))
         return taps("mlp_out", self.layer, self.down_proj(hidden))
 
 

@@ -73,11 +73,11 @@ def generate(
     n, rows = max_new_tokens, len(prompts)
     if n < 1 or stream_every < 1:
         raise AtlasError(f"max_new_tokens {n} and stream_every {stream_every} must be at least 1")
-    tokens, embeddings = _prompt_batch(model, prompts, n)
+    tokens, prompt_of, embeddings = _prompt_batch(model, prompts, n)
     edits = check_edits(model.config, edits or {}, rows)
     sampling = _sampling(rows, temperature, top_k, top_p, seed)
-    tokens, embeddings, sampling = shard_rows((tokens, embeddings, sampling), model.decoder)
-    request = Request(tokens, embeddings, edits, sampling)
+    batch = shard_rows((tokens, prompt_of, embeddings), model.decoder)
+    request = Request(*batch, edits, shard_rows(sampling, model.decoder))
     greedy = not np.any(np.asarray(temperature) > 0)
     if stream is None:
         return _read(model, complete(model.decoder, request, n, greedy), n)
@@ -111,7 +111,10 @@ def _sampling(rows: int, temperature: Any, top_k: Any, top_p: Any, seed: Any) ->
     )
 
 
-def _prompt_batch(model: LanguageModel, prompts: Sequence, n: int) -> tuple[Tokens, Float[Array, "b t d"] | None]:
+def _prompt_batch(
+    model: LanguageModel, prompts: Sequence, n: int
+) -> tuple[Tokens, Int[Array, " b"] | None, Float[Array, "b t d"] | None]:
+    """The padded prompts, which of them each row has if rows share prompts, and their embeddings if those are given."""
     if not len(prompts):
         raise AtlasError("there is no prompt; give at least one")
     embedded = np.ndim(prompts[0]) == 2
@@ -122,9 +125,17 @@ def _prompt_batch(model: LanguageModel, prompts: Sequence, n: int) -> tuple[Toke
     longest, context = max(map(len, rows)), model.config.max_positions
     if longest + n > context:
         raise AtlasError(f"a prompt of {longest} tokens and {n} new ones exceed the model's context of {context}")
-    length = min(-(-longest // 8) * 8, context - n)
+    length = min(-(-longest // 4) * 4, context - n)
+    rows, prompt_of = (rows, None) if embedded else _shared(rows)
     tokens = model.tokenizer.pad(rows, length, range(len(rows)), side="left")
-    return tokens, _pad_embeddings(prompts, length, model.config.hidden_size) if embedded else None
+    return tokens, prompt_of, _pad_embeddings(prompts, length, model.config.hidden_size) if embedded else None
+
+
+def _shared(rows: list[list[int]]) -> tuple[list[list[int]], Int[Array, " b"] | None]:
+    """Distinct prompts and the prompt of each row, if those are at most half as many: others would only retrace."""
+    place: dict[tuple[int, ...], int] = {}
+    prompt_of = [place.setdefault(tuple(row), len(place)) for row in rows]
+    return (rows, None) if 2 * len(place) > len(rows) else ([list(p) for p in place], jnp.asarray(prompt_of, jnp.int32))
 
 
 def _pad_embeddings(prompts: Sequence, length: int, width: int) -> Float[Array, "b t d"]:

@@ -89,7 +89,7 @@ def forward(
     where = Where(position, jnp.max(position, axis=1) + 1)
     taps = Taps(where, capture, edits or {}, pool)
     last = decoder.config.num_layers if logits else 1 + max(s.layer for s in capture)
-    x, _ = blocks(decoder, decoder.embed_tokens(tokens.ids), position, jnp.zeros((), jnp.int32), taps, last)
+    x, _ = blocks(decoder, decoder.embed_tokens(tokens.ids), position, jnp.zeros((), jnp.int32), taps, range(last))
     return Run(decoder.logits(x) if logits else None, taps.acts)
 
 
@@ -99,15 +99,15 @@ def blocks(
     position: Int[Array, "b t"],
     time: Int[Array, ""],
     taps: Taps,
-    last: int,
+    layers: range,
     caches: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "b t d"], tuple[LayerCache | None, ...]]:
-    """The residual stream after the first ``last`` blocks, and their caches."""
-    context = Context.of(decoder.config, position, time, x.dtype)
+    """The residual stream after the blocks ``layers``, and their caches, which are given in the same order."""
+    context = Context.of(decoder.config, position, time)
     after = []
-    for i in range(last):
+    for i, cache in zip(layers, caches or (None,) * len(layers), strict=True):
         with jax.named_scope(f"layer_{i}"):
-            x, cache = decoder.layers[i](x, context, taps, None if caches is None else caches[i])
+            x, cache = decoder.layers[i](x, context, taps, cache)
         after.append(cache)
     return x, tuple(after)
 

@@ -1,5 +1,6 @@
 """Choosing the next token, row by row."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -24,7 +25,14 @@ class Sampling(NamedTuple):
 
 
 def argmax(x: Float[Array, "b v"]) -> Int[Array, " b"]:
-    """Index of the first maximum of each row; several times faster than ``jnp.argmax`` on a CPU."""
+    """Index of the first maximum of each row, found by blocks; several times faster than ``jnp.argmax`` on a CPU."""
+    blocks = x.reshape(x.shape[0], -1, math.gcd(x.shape[1], 256))
+    best = _first_maximum(jnp.max(blocks, axis=-1))
+    inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
+    return best * blocks.shape[2] + _first_maximum(inside)
+
+
+def _first_maximum(x: Float[Array, "b v"]) -> Int[Array, " b"]:
     v = x.shape[-1]
     index = jnp.broadcast_to(jnp.arange(v, dtype=jnp.int32)[None, :], x.shape)
     best = jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), index, v), axis=-1)
