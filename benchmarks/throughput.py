@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,41 +34,41 @@ GEMMA = {
     "paper": {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 21, "num_attention_heads": 8},
 }
 ATLAS = {"scaled": ("resid_post.3", 1024), "paper": ("resid_post.20", 16384)}
+SHARED = {
+    "num_key_value_heads": 4,
+    "vocab_size": 32000,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
 BUDGET = {"bundled": 4096, "scaled": 4096, "paper": 16384}
 METHODS = ("covariance", "correlation", "least_squares", "procrustes", "semantic_lens")
+PAPER = {"sentences": 500_000, "rows": 512, "length": 32}  # a batch of it, for the operations of a sentence
+H200 = {"bfloat16": 790e12, "float32": 60e12}  # matmul FLOP/s of one card
 
 
-def make_pair(size: str, folder: Path) -> None:
-    """Write a subject and an atlas with random weights, and the tokenizers of the bundled pair."""
+def subject_of(size: str, make: Callable) -> Any:
+    """A Llama of random weights with the bundled subject's tokenizer; ``make`` runs its constructor or finds shapes."""
+    import transformers
+
+    from atlas_jax.bundled import SUBJECT
+
+    return _model(transformers.LlamaConfig(**LLAMA[size], **SHARED, architectures=["LlamaForCausalLM"]), SUBJECT, make)
+
+
+def atlas_of(size: str, make: Callable) -> Any:
+    """A Gemma 2 and a JumpReLU SAE of random weights, of which about 2% are active at every token."""
     import jax
     import jax.numpy as jnp
     import transformers
-    from flax import nnx
 
     import atlas_jax as aj
-    from atlas_jax.bundled import ATLAS as ATLAS_THERE, SUBJECT
+    from atlas_jax.bundled import ATLAS as BUNDLED
     from atlas_jax.labels import Labels
-    from atlas_jax.models import Decoder, ModelConfig
     from atlas_jax.sae import SAEConfig
 
-    def model(hf: Any, tokenizer: Any) -> aj.LanguageModel:
-        config = ModelConfig.from_hf(hf)
-        make = nnx.jit(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-        return aj.LanguageModel(config, tokenizer, make(), hf.to_dict())
-
-    shared = {
-        "num_key_value_heads": 4,
-        "vocab_size": 32000,
-        "max_position_embeddings": 512,
-        "tie_word_embeddings": True,
-    }
-    llama = transformers.LlamaConfig(**LLAMA[size], **shared, architectures=["LlamaForCausalLM"])
-    subject = model(llama, aj.LanguageModel.from_pretrained(SUBJECT).tokenizer)
-    subject.save_pretrained(folder / "subject", dtype="bfloat16")
-    del subject
     site, features = aj.Site.parse(ATLAS[size][0]), ATLAS[size][1]
     gemma = transformers.Gemma2Config(
-        **GEMMA[size], **shared, head_dim=GEMMA[size]["hidden_size"] // 8, architectures=["Gemma2ForCausalLM"]
+        **GEMMA[size], **SHARED, head_dim=GEMMA[size]["hidden_size"] // 8, architectures=["Gemma2ForCausalLM"]
     )
     d = gemma.hidden_size
     draw = lambda key, *shape: jax.random.normal(jax.random.key(key), shape) * shape[0] ** -0.5
@@ -76,9 +77,28 @@ def make_pair(size: str, folder: Path) -> None:
         W_enc=draw(0, d, features), b_enc=jnp.zeros(features), W_dec=draw(1, features, d), b_dec=jnp.zeros(d),
         threshold=jnp.full(features, 2.0),
     )  # fmt: skip
-    foundation = model(gemma, aj.ConceptAtlas.from_pretrained(ATLAS_THERE).model.tokenizer)
-    atlas = aj.ConceptAtlas.of(foundation, sae, site, Labels.empty(features))
-    atlas.save_pretrained(folder / "atlas", {}, dtype="bfloat16")
+    return aj.ConceptAtlas.of(_model(gemma, BUNDLED / "model", make), sae, site, Labels.empty(features))
+
+
+def _model(hf: Any, tokenizer: Path, make: Callable) -> Any:
+    from flax import nnx
+
+    import atlas_jax as aj
+    from atlas_jax.models import Decoder, ModelConfig, Tokenizer
+
+    config = ModelConfig.from_hf(hf)
+    return aj.LanguageModel(
+        config, Tokenizer.load(tokenizer), make(lambda: Decoder(config, rngs=nnx.Rngs(0))), hf.to_dict()
+    )
+
+
+def make_pair(size: str, folder: Path) -> None:
+    """Write a subject and an atlas, one after the other, in bfloat16."""
+    from flax import nnx
+
+    make = lambda build: nnx.jit(build)()
+    subject_of(size, make).save_pretrained(folder / "subject", dtype="bfloat16")
+    atlas_of(size, make).save_pretrained(folder / "atlas", {}, dtype="bfloat16")
 
 
 def worker(job: dict[str, Any]) -> dict[str, Any]:
@@ -120,50 +140,101 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     return report | {"gflops_ceiling": ceiling, "stages": stages}
 
 
+def stages_of(spaces: list, mesh: Any) -> dict[str, tuple[Callable, Callable]]:
+    """Every stage on the devices: its compiled step, and its arguments from a batch and from what came before."""
+    import jax
+
+    from atlas_jax.models import forward
+    from atlas_jax.pooling import POOLINGS
+    from atlas_jax.statistics import update_pass
+
+    subject, atlas = spaces
+    read = lambda space, t: forward(space.model.decoder, t, capture=space.sites, logits=False).acts
+    pool = lambda acts, mask: {site: POOLINGS["max"](x, mask).values for site, x in acts.items()}
+    encode = lambda sae, acts: {site: sae.encode(x) for site, x in acts.items()}
+    add = lambda state, a_s, a_c, t: update_pass(state, a_s, a_c[atlas.site], None, t.index, mesh=mesh)
+    return {
+        "forward: subject": (jax.jit(read), lambda b, found: (subject, b[0])),
+        "pool: subject": (jax.jit(pool), lambda b, found: (found["forward: subject"], b[0].mask)),
+        "forward: atlas": (jax.jit(read), lambda b, found: (atlas, b[1])),
+        "encode: SAE": (jax.jit(encode), lambda b, found: (atlas.sae, found["forward: atlas"])),
+        "pool: atlas": (jax.jit(pool), lambda b, found: (found["encode: SAE"], b[1].mask)),
+        "accumulate": (
+            jax.jit(add),
+            lambda b, found: (found["state"], found["pool: subject"], found["pool: atlas"], b[0]),
+        ),
+    }
+
+
 def stage_seconds(stream: Any, texts: list[str], batches: list, needs: frozenset[str]) -> dict[str, dict[str, float]]:
     """Seconds and floating-point operations of every stage over all batches, each after a run that compiles."""
     import jax
     from _common import seconds_of
 
-    from atlas_jax.models import forward
     from atlas_jax.pipeline import Block
-    from atlas_jax.pooling import POOLINGS
-    from atlas_jax.statistics import PassStatistics, update_pass
+    from atlas_jax.statistics import PassStatistics
 
     subject, atlas = stream.spaces
     tokenizers = [s.model.tokenizer for s in stream.spaces]
-    read = lambda space, t: forward(space.model.decoder, t, capture=space.sites, logits=False).acts
-    pool = lambda acts, mask: {site: POOLINGS["max"](x, mask).values for site, x in acts.items()}
-    encode = lambda sae, acts: {site: sae.encode(x) for site, x in acts.items()}
-    add = jax.jit(lambda s, a_s, a_c, t: update_pass(s, a_s, a_c[atlas.site], None, t.index, mesh=stream.mesh))
-    steps = {
-        "forward: subject": (jax.jit(read), lambda b: (subject, b[0])),
-        "pool: subject": (jax.jit(pool), lambda b: (acts(0, b), b[0].mask)),
-        "forward: atlas": (jax.jit(read), lambda b: (atlas, b[1])),
-        "encode: SAE": (jax.jit(encode), lambda b: (atlas.sae, acts(1, b))),
-        "pool: atlas": (jax.jit(pool), lambda b: (features(b), b[1].mask)),
-        "accumulate": (add, lambda b: (state, subject.encode(b[0]), atlas.encode(b[1]), b[0])),
-    }
-    acts = lambda side, b: steps[f"forward: {('subject', 'atlas')[side]}"][0](stream.spaces[side], b[side])
-    features = lambda b: steps["encode: SAE"][0](atlas.sae, acts(1, b))
-    state = PassStatistics.init(needs, subject.widths, atlas.width, top_k=50, mesh=stream.mesh)
     index = jax.numpy.arange(len(texts)).__array__()
-    found = {
+    table = {
         "tokenize": {"seconds": seconds_of(lambda: Block.of(tokenizers, texts, index, stream.max_length).tokens)[0]}
     }
-    for name, (step, inputs) in steps.items():
-        seconds = flops = 0.0
-        compiled: dict[Any, float] = {}
-        for batch in batches:
-            given = jax.block_until_ready(inputs(batch))
-            shape = batch[0].ids.shape
-            if shape not in compiled:
-                compiled[shape] = step.lower(*given).compile().cost_analysis()["flops"] * jax.device_count()
+    steps = stages_of(stream.spaces, stream.mesh)
+    table |= {name: {"seconds": 0.0, "flops": 0.0} for name in steps}
+    compiled: dict[Any, float] = {}
+    state = PassStatistics.init(needs, subject.widths, atlas.width, top_k=50, mesh=stream.mesh)
+    for batch in batches:
+        found: dict[str, Any] = {"state": state}
+        for name, (step, inputs) in steps.items():
+            given, key = inputs(batch, found), (name, batch[0].ids.shape)
+            if key not in compiled:
+                compiled[key] = step.lower(*given).cost_analysis()["flops"]
                 jax.block_until_ready(step(*given))
-            flops += compiled[shape]
-            seconds += seconds_of(lambda step=step, given=given: step(*given))[0]
-        found[name] = {"seconds": seconds, "flops": flops}
-    return found
+            seconds, found[name] = seconds_of(lambda step=step, given=given: step(*given))
+            table[name]["seconds"] += seconds
+            table[name]["flops"] += compiled[key]
+    return table
+
+
+def projection(measured: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of the paper's pass from its floating-point operations, at the shares of the matmul rate reached here.
+
+    All its five sites in one pass over 500,000 sentences, each padded to 32 tokens: on this machine, and on one H200
+    with the models in bfloat16 and the statistics in float32. What moves memory alone (pooling) is left out.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    import atlas_jax as aj
+    from atlas_jax.statistics import PassStatistics
+    from atlas_jax.translators import needs_of
+
+    subject, atlas = subject_of("paper", jax.eval_shape), atlas_of("paper", jax.eval_shape)
+    subject = aj.Subject.of(subject, SITES["paper"])
+    rows, length = PAPER["rows"], PAPER["length"]
+    array = lambda *shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
+    tokens = aj.Tokens(
+        array(rows, length, dtype=jnp.int32), array(rows, length, dtype=bool), array(rows, dtype=jnp.int32),
+        array(rows, length, dtype=bool),
+    )  # fmt: skip
+    state = jax.eval_shape(lambda: PassStatistics.init(needs_of(METHODS), subject.widths, atlas.width, top_k=50))
+    found: dict[str, Any] = {"state": state}
+    table = {}
+    for name, (step, inputs) in stages_of([subject, atlas], None).items():
+        given = inputs((tokens, tokens), found)
+        found[name] = jax.eval_shape(step, *given)
+        if name.startswith("pool"):
+            continue
+        flops = step.lower(*given).cost_analysis()["flops"] * PAPER["sentences"] / rows
+        share = measured["stages"][name]["share_of_matmul_rate"]
+        rate = H200["float32" if name == "accumulate" else "bfloat16"]
+        table[name] = {
+            "flops": flops,
+            "seconds_here": flops / share / measured["gflops_ceiling"] / 1e9,
+            "seconds_h200": flops / share / rate,
+        }
+    return PAPER | {"assumed_flops_h200": H200, "stages": table}
 
 
 def peak_bytes() -> int:
@@ -214,6 +285,7 @@ def main() -> None:
         longer = run(job | places | {"times": 4}, arguments.devices[0])
     growth = longer["peak_bytes"] / runs[0]["peak_bytes"]
     report = machine() | {"size": arguments.size, "dtype": arguments.dtype, "runs": runs, "four_times": longer}
+    report["projection_to_the_paper"] = projected = projection(runs[0])
     for found in runs:
         print(
             f"{found['devices']} devices, {found['sentences']} sentences, {found['gflops_ceiling']:.0f} GFLOP/s at most"
@@ -226,6 +298,9 @@ def main() -> None:
             )
             share = f"{row['share_of_matmul_rate']:5.0%} of the matmul rate" if "share_of_matmul_rate" in row else ""
             print(f"  {stage:24s} {row['seconds']:8.2f} s {rates} {share}")
+    print("projected to the paper's pass: 500,000 sentences, five sites, this machine and one H200")
+    for stage, row in projected["stages"].items():
+        print(f"  {stage:24s} {row['flops']:.1e} FLOP {row['seconds_here']:12.0f} s {row['seconds_h200']:9.0f} s")
     print(f"peak memory at 4x the sentences: {growth:.2f} of that at 1x")
     write(report | {"memory_growth_1x_to_4x": growth}, arguments.out)
 

@@ -227,7 +227,7 @@ def test_twenty_kills_change_no_bit(tmp_path, environment):
 def test_memory_does_not_grow_with_the_corpus(environment):
     _worker(environment, "memory", 5000)  # compiles, which takes more memory than the passes and would hide theirs
     one, four = _worker(environment, "memory", 15_000, 60_000)
-    assert four < one + 4
+    assert four < one + 12  # MB: an activation kept for each of the 45,000 more sentences would take 70
 
 
 ALIGN = ["--site", "mlp_act.1", "--method", "semantic_lens", "--max-length", "16", "--token-budget", "256"]
