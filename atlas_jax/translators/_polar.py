@@ -1,4 +1,4 @@
-"""The polar factor of a matrix on the host, in float64, with a certificate."""
+"""The polar factor of a matrix on the host, with a certificate evaluated in float64."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from atlas_jax.translators._polar_certificate import CUT, Basis, certify, nothing
+from atlas_jax.translators._polar_certificate import CUT, Factor, certify, nothing
+from atlas_jax.translators._polar_zolotarev import zolotarev_route
 
 NEGLIGIBLE = 1e-6  # relative size of D that need not be corrected
 
@@ -15,40 +16,55 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
     """The partial isometry ``T = U V^T`` of ``M = U S V^T`` over the range of M, and its certificate.
 
     Zero rows and columns of ``m`` stay exactly zero, and singular values up to ``1e-7`` times the largest count as
-    zero. The Gram matrix of the shorter side is diagonalised in float64 and the result refined where that shows; if the
-    certificate is not accepted, a float64 SVD is used, and the certificate says so.
+    zero. Rational functions of the Gram matrix of the shorter side give T where that leaves out nothing; otherwise, or
+    if the certificate is not accepted, the Gram matrix is diagonalised in float64; if that is not accepted either, a
+    float64 SVD is used. The certificate says so.
 
     Args:
       m: any real matrix.
 
     Returns:
-      ``T`` and its certificate: solver, rank, singular value cut and condition number over the range; orthogonality
-      ``|T T^T - P| / |P|``; asymmetry of ``M T^T``; duality gap to the nuclear norm, relative; error, an estimate of
-      the relative distance to the exact factor; remainder, the relative size of the singular values left out.
+      ``T`` in float32 and its certificate: solver, rank, singular value cut and condition number over the range (within
+      a tenth); orthogonality ``|T T^T - P| / |P|``; asymmetry of ``M T^T``; duality gap to the nuclear norm, relative;
+      error, an upper estimate of the relative distance to the exact factor; remainder, the relative size of the
+      singular values left out.
 
     Example:
       >>> t, certificate = polar(np.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
-      >>> t.round(6).tolist(), certificate["rank"], certificate["accepted"]
+      >>> t.round(5).tolist(), certificate["rank"], certificate["accepted"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
     """
     rows, columns = np.flatnonzero(m.any(axis=1)), np.flatnonzero(m.any(axis=0))
-    factor = np.zeros(m.shape)
     dead = {"dead_rows": m.shape[0] - rows.size, "dead_columns": m.shape[1] - columns.size}
     if not rows.size:
-        return factor, nothing() | dead
-    alive = np.asarray(m[np.ix_(rows, columns)], np.float64)
-    alive = alive / np.abs(alive).max()
-    wide = alive if alive.shape[0] <= alive.shape[1] else alive.T
-    t, basis = _gram_route(wide)
-    certificate = certify(wide, t, basis, solver="gram_eigh")
-    if not certificate["accepted"]:
-        t, basis = _svd_route(wide)
-        certificate = certify(wide, t, basis, solver="svd") | {"escalated_from": "gram_eigh"}
-    factor[np.ix_(rows, columns)] = t if wide is alive else t.T
+        return np.zeros(m.shape, np.float32), nothing() | dead
+    alive = m[np.ix_(rows, columns)] if any(dead.values()) else m
+    alive = alive if alive.shape[0] <= alive.shape[1] else alive.T
+    wide = np.divide(alive, max(alive.max(), -alive.min()), dtype=np.float64, order="C")
+    t, certificate = _solve(wide)
+    t = t.astype(np.float32, copy=False)
+    t = t if rows.size <= columns.size else t.T
+    if not any(dead.values()):
+        return t, certificate | dead
+    factor = np.zeros(m.shape, np.float32)
+    factor[np.ix_(rows, columns)] = t
     return factor, certificate | dead
 
 
-def _gram_route(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], Basis]:
+def _solve(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[str, Any]]:
+    """The first result that is accepted, or the last; each names the solver tried before it."""
+    tried: dict[str, str] = {}
+    for solver, route in ROUTES.items():
+        found = route(m)
+        if found is not None:
+            certificate = {"solver": solver, "precision": "float64", "cut": CUT} | certify(m, found) | tried
+            if certificate["accepted"]:
+                break
+        tried = {"escalated_from": solver}
+    return found.t, certificate
+
+
+def _gram_route(m: Float[np.ndarray, "p q"]) -> Factor:
     """``V diag(1/s) V^T M`` from ``M M^T = V diag(s^2) V^T``, corrected to first order.
 
     With ``t = (I + F) t*`` in the eigenbasis and ``diag(s)(I + F)`` symmetric, the measured ``D = t t^T - I`` gives
@@ -57,27 +73,25 @@ def _gram_route(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], 
     squares, v = scipy.linalg.eigh(m @ m.T, overwrite_a=True, check_finite=False, driver="evd")
     angle = _angle(squares[::-1], CUT**2)
     keep = squares > CUT**2 * squares[-1]
-    v = v if keep.all() else v[:, keep]
+    v = np.ascontiguousarray(v[:, keep])
     t = v.T @ m
     s = np.linalg.norm(t, axis=1)
-    t /= s[:, None]
-    t = t.astype(np.float32)
+    t = (t / s[:, None]).astype(np.float32)
     excess = t @ t.T
     excess[np.diag_indices_from(excess)] -= 1
-    s32, size = s.astype(np.float32), float(np.linalg.norm(excess))
-    basis = Basis(v, s, excess * (s32 / (s32[:, None] + s32)), size**2 + angle)
-    v = v.astype(np.float32)
-    if size > NEGLIGIBLE * np.sqrt(s.size):
-        v = v - v @ basis.correction
-    return v @ t, basis
+    turned = v.astype(np.float32)
+    if np.linalg.norm(excess) > NEGLIGIBLE * np.sqrt(s.size):
+        s32 = s.astype(np.float32)
+        turned -= turned @ (excess * (s32 / (s32[:, None] + s32)))
+    return Factor((turned @ t).astype(np.float64), s.max(), None if keep.all() else v, angle)
 
 
-def _svd_route(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], Basis]:
+def _svd_route(m: Float[np.ndarray, "p q"]) -> Factor:
     u, s, vt = scipy.linalg.svd(m, full_matrices=False, check_finite=False)
     angle = _angle(s, CUT)
     keep = s > CUT * s[0]
-    u, s, vt = u[:, keep], s[keep], vt[keep]
-    return (u @ vt).astype(np.float32), Basis(u, s, np.zeros((s.size, s.size), np.float32), angle)
+    u, s, vt = np.ascontiguousarray(u[:, keep]), s[keep], vt[keep]
+    return Factor(u @ vt, s[0], None if keep.all() else u, angle)
 
 
 def _angle(values: Float[np.ndarray, " p"], cut: float) -> float:
@@ -87,3 +101,6 @@ def _angle(values: Float[np.ndarray, " p"], cut: float) -> float:
         return 0.0
     rounding = np.finfo(float).eps * np.sqrt(values.size) * values[0]
     return float(min(1.0, rounding / (values[r - 1] - values[r])))
+
+
+ROUTES = {"zolotarev": zolotarev_route, "gram_eigh": _gram_route, "svd": _svd_route}

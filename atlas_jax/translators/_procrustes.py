@@ -31,9 +31,9 @@ def procrustes(
         or sharded over a mesh, be it of several processes (which must all call).
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation), which the paper does not.
-      solver: ``"host"`` gathers them and diagonalises a float64 Gram matrix; ``"device"`` iterates matrix products
-        where the statistics are, without ever gathering them; ``"auto"`` is the device for sharded statistics and
-        accelerators, the host otherwise. Both are within 1e-6 of a float64 SVD up to condition 1e6, save on devices
+      solver: ``"host"`` gathers them and solves by :func:`polar`; ``"device"`` iterates matrix products where the
+        statistics are, without ever gathering them; ``"auto"`` is the device for sharded statistics and
+        accelerators, the host otherwise. Both are within 2e-6 of a float64 SVD up to condition 1e6, save on devices
         without float64, where the certificate tells. A device result that is not accepted is solved again on the host
         if one process holds it all; the certificate then names what it escalated from.
 

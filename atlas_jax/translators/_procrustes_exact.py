@@ -55,7 +55,7 @@ def procrustes_exact(
     if rows.size >= columns.size:
         return solution(start, **certificate, steps=0, converged=True, loss_change=0.0)
     small = m[np.ix_(rows, columns)]
-    t = start[np.ix_(rows, columns)]
+    t = start[np.ix_(rows, columns)].astype(np.float64)
     if certificate["rank"] < rows.size:
         u, _, vt = scipy.linalg.svd(small, full_matrices=False)
         t = u @ vt
