@@ -55,6 +55,7 @@ def machine(*modules: ModuleType) -> dict[str, Any]:
         "date": time.strftime("%F"),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "environment": {k: os.environ[k] for k in ("GLIBC_TUNABLES", "XLA_FLAGS") if k in os.environ},
         "versions": {m.__name__: m.__version__ for m in (jax, *modules)} | {"python": platform.python_version()},
     }
 

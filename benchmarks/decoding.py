@@ -20,7 +20,7 @@ from _common import alternate, arguments_of, machine, matmul_ceiling, write
 
 import atlas_jax as aj
 
-FULL = {"hidden": 512, "ffn": 1376, "layers": 8, "heads": 8, "vocab": 32000, "prompts": 16, "new": 100, "repeats": 5}
+FULL = {"hidden": 512, "ffn": 1376, "layers": 8, "heads": 8, "vocab": 32000, "prompts": 16, "new": 100, "repeats": 3}
 QUICK = {"hidden": 128, "ffn": 352, "layers": 4, "heads": 4, "vocab": 2000, "prompts": 4, "new": 16, "repeats": 1}
 STRENGTHS = np.array([-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0], np.float32)
 PROMPT_LENGTH = 12
