@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -47,6 +48,14 @@ def matmul_ceiling(dtype: str = "float32", n: int = 2048) -> float:
     product = jax.jit(lambda a, b: jnp.matmul(a.T, b, precision="highest", preferred_element_type=jnp.float32))
     product(x, x).block_until_ready()
     return 2 * n**3 / min(seconds_of(lambda: product(x, x))[0] for _ in range(8)) / 1e9
+
+
+def peak_bytes() -> int:
+    """Most memory this process has had in use; ``getrusage`` alone may tell that of the parent that started it."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if "VmHWM" in line)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def machine(*modules: ModuleType) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Each way runs in its own process, on the same float32 files, and reports its own
 """
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -110,17 +109,19 @@ WAYS = {"atlas_jax": with_atlas_jax, "numpy": with_numpy, "torch": with_torch}
 
 def worker(way: str, folder: Path, times: int, sizes: dict) -> None:
     """Run one way ``repeats`` times after a warm-up on a small slice; print seconds and the growth of peak memory."""
+    from _common import peak_bytes
+
     a_s, a_c = (Rows(folder / f"{side}{times}.npy") for side in "sc")
     WAYS[way](a_s[: sizes["chunk"]], a_c[: sizes["chunk"]], sizes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_bytes()
     seconds = []
     for _ in range(sizes["repeats"]):
         start = time.perf_counter()
         result = WAYS[way](a_s, a_c, sizes)
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = peak_bytes()
     np.savez(folder / f"{way}.npz", **result)
-    print(json.dumps({"seconds": min(seconds), "peak_bytes": peak * 1024, "warm_bytes": before * 1024}))
+    print(json.dumps({"seconds": min(seconds), "peak_bytes": peak, "warm_bytes": before}))
 
 
 def run(way: str, folder: Path, times: int, sizes: dict) -> dict:

@@ -12,7 +12,6 @@ CPU several devices are simulated and share its cores.
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -122,7 +121,7 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     report = {"devices": jax.device_count(), "sentences": stream.size, "tokens_of_both_models": tokens}
     fit_statistics(stream, needs, top_k=50)
     whole, fitted = seconds_of(lambda: fit_statistics(stream, needs, top_k=50))
-    report |= {"peak_bytes": peak_bytes(), "pass_seconds": whole}
+    report |= {"peak_bytes": most_bytes(), "pass_seconds": whole}
     if job["times"] > 1:
         return report
     ceiling = matmul_ceiling(job["dtype"])
@@ -237,12 +236,13 @@ def projection(measured: dict[str, Any]) -> dict[str, Any]:
     return PAPER | {"assumed_flops_h200": H200, "stages": table}
 
 
-def peak_bytes() -> int:
+def most_bytes() -> int:
     """Most memory in use so far: of a device where it says so, else of the process."""
     import jax
+    from _common import peak_bytes
 
     statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("peak_bytes_in_use", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return statistics.get("peak_bytes_in_use", peak_bytes())
 
 
 def run(job: dict[str, Any], devices: int) -> dict[str, Any]:
