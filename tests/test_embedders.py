@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import CachedEmbedder, EndpointEmbedder, Label, Labels, TextIndex, open_embedder
+from atlas_jax.labels import CachedEmbedder, EndpointEmbedder, Label, Labels, Retry, TextIndex, open_embedder
 
+QUICK = Retry(pause=0.001)
 TOPICS = {"dog": 0, "puppy": 0, "cat": 1, "bank": 2, "loan": 2}
 
 
@@ -85,14 +86,14 @@ def test_many_texts_go_in_batches_and_keep_their_order(url):
 
 def test_passing_faults_are_tried_again(url):
     Server.plan = [(503, {}), (429, {}), (200, b"no json"), (500, b"")]
-    embedder = EndpointEmbedder("m", url, pause=0.001)
+    embedder = EndpointEmbedder("m", url, retry=QUICK)
     np.testing.assert_array_equal(embedder.encode(["dog"]), [vector("dog")])
     assert len(Server.seen) == 5
     Server.plan = [(503, {"error": {"message": "busy"}})] * 9
     with pytest.raises(AtlasError, match=r"no answer in 6 tries: 503 busy"):
         embedder.encode(["dog"])
     with pytest.raises(AtlasError, match="no answer in 2 tries"):
-        EndpointEmbedder("m", "http://127.0.0.1:9/v1", tries=2, pause=0.001).encode(["dog"])
+        EndpointEmbedder("m", "http://127.0.0.1:9/v1", retry=QUICK._replace(tries=2)).encode(["dog"])
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_refusals_and_nonsense_are_one_sentence(url, answer, message):
 
 def test_the_cache_asks_once_and_resumes(url, tmp_path):
     texts = ["dog", "cat", "bank", "loan", "puppy"]
-    embedder = CachedEmbedder(EndpointEmbedder("m", url, tries=1), tmp_path, batch=2)
+    embedder = CachedEmbedder(EndpointEmbedder("m", url, retry=QUICK._replace(tries=1)), tmp_path, batch=2)
     Server.plan = [(200, None), (200, None), (503, {})]
     with pytest.raises(AtlasError, match="no answer"):
         embedder.encode(texts)

@@ -342,6 +342,15 @@ def test_what_cannot_be_read_right_is_refused(tmp_path, w, spoil, says):
         SparseAutoencoder.from_pretrained(tmp_path)
 
 
+def test_two_layouts_in_one_folder_are_not_chosen_between(tmp_path, w):
+    _saelens(tmp_path, w)
+    np.savez(tmp_path / "params.npz", **{name: 2 * w[name] for name in CANONICAL})
+    with pytest.raises(AtlasError, match="layouts gemma_scope and saelens, which may differ; name the format"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    read = SparseAutoencoder.from_pretrained(tmp_path, format="saelens")
+    np.testing.assert_allclose(read.W_dec, w["W_dec"])
+
+
 def test_a_missing_path_and_an_unknown_format_are_refused(tmp_path):
     with pytest.raises(AtlasError, match="there is no SAE at"):
         SparseAutoencoder.from_pretrained(tmp_path / "nothing")

@@ -55,6 +55,9 @@ def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: in
       texts: all sentences of the fit half.
       width: features of the SAE.
       count: words a label.
+
+    Raises:
+      AtlasError: where no feature has a word that sets it apart.
     """
     evidence = list(evidence)
     bags = [[words_at(c.text, len(c.before + c.token) - 1) for c in e.contexts] for e in evidence]
@@ -65,6 +68,8 @@ def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: in
             counts = [len(words & words_of(text)) for text in e.sentences]
             score = float(auroc(np.array(counts), e.fires)) if e.tests else None
             rows.append(Label(e.feature, ", ".join(w for w, _ in found), "log-odds", "statistical", score))
+    if not rows:
+        raise AtlasError(f"no word sets any of {len(evidence)} features apart; give more text or other features")
     return Labels.from_rows(rows, width)
 
 

@@ -3,13 +3,12 @@
 import dataclasses
 import hashlib
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._http import Retry, post_json
+from atlas_jax.labels._http import Retry, address_of, post_json
 
 
 class Answer(NamedTuple):
@@ -45,10 +44,7 @@ class ChatEndpoint:
         Raises:
           AtlasError: without a base URL.
         """
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL") or ""
-        if not base_url.startswith(("http://", "https://")):
-            raise AtlasError("a chat endpoint needs a base URL: give --base-url http... or set OPENAI_BASE_URL")
-        return cls(model, base_url.rstrip("/"), os.environ.get("OPENAI_API_KEY") or None, **options)
+        return cls(model, *address_of("chat", base_url, None), **options)
 
     def body(self, prompt: str) -> dict[str, Any]:
         """The request that asks a prompt."""

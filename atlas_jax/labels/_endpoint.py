@@ -1,12 +1,6 @@
 """Embeddings from an OpenAI-compatible API: ``POST {base URL}/embeddings``."""
 
 import dataclasses
-import http.client
-import json
-import os
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,8 +9,7 @@ from jaxtyping import Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels._embedders import BATCH
-
-_AGAIN = (408, 409, 429, 500, 502, 503, 504)
+from atlas_jax.labels._http import Retry, address_of, post_json
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -27,17 +20,13 @@ class EndpointEmbedder:
       model: its name there.
       base_url: of the API, without ``/embeddings``.
       api_key: the bearer token, None for none.
-      tries: of each request; the wait doubles from ``pause`` seconds, or is what the server asks for.
-      pause: before the second try, in seconds.
-      timeout: of one try, in seconds.
+      retry: patience with the server.
     """
 
     model: str
     base_url: str
     api_key: str | None = dataclasses.field(default=None, repr=False)
-    tries: int = 6
-    pause: float = 1.0
-    timeout: float = 120.0
+    retry: Retry = Retry()
 
     @classmethod
     def connect(cls, model: str, *, base_url: str | None = None, api_key: str | None = None) -> "EndpointEmbedder":
@@ -46,10 +35,7 @@ class EndpointEmbedder:
         Raises:
           AtlasError: without a base URL.
         """
-        base_url = base_url or os.environ.get("OPENAI_BASE_URL")
-        if not base_url or not base_url.startswith(("http://", "https://")):
-            raise AtlasError("an embedding endpoint needs a base URL: give --base-url http... or set OPENAI_BASE_URL")
-        return cls(model, base_url.rstrip("/"), api_key or os.environ.get("OPENAI_API_KEY") or None)
+        return cls(model, *address_of("embedding", base_url, api_key))
 
     @property
     def name(self) -> str:
@@ -66,23 +52,9 @@ class EndpointEmbedder:
         return np.concatenate([self._request(list(texts[i : i + BATCH])) for i in starts])
 
     def _request(self, texts: list[str]) -> Float[np.ndarray, "n w"]:
-        body = json.dumps({"model": self.model, "input": texts, "encoding_format": "float"}).encode()
-        headers = {"Content-Type": "application/json"}
-        headers |= {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
-        request = urllib.request.Request(f"{self.base_url}/embeddings", body, headers)
-        for attempt in range(self.tries):
-            try:
-                with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                    return self._vectors(json.load(response), len(texts))
-            except urllib.error.HTTPError as error:
-                reason, wait = _said(error), error.headers.get("Retry-After", "")
-                if error.code not in _AGAIN:
-                    raise AtlasError(f"{self.name} refused: {reason}") from None
-            except (OSError, http.client.HTTPException, json.JSONDecodeError) as error:
-                reason, wait = str(error) or type(error).__name__, ""
-            if attempt + 1 < self.tries:
-                time.sleep(float(wait) if wait.isdigit() else self.pause * 2**attempt)
-        raise AtlasError(f"{self.name} gave no answer in {self.tries} tries: {reason}")
+        body = {"model": self.model, "input": texts, "encoding_format": "float"}
+        answer = post_json(f"{self.base_url}/embeddings", body, api_key=self.api_key, retry=self.retry)
+        return self._vectors(answer, len(texts))
 
     def _vectors(self, answer: Any, count: int) -> Float[np.ndarray, "n w"]:
         try:
@@ -94,14 +66,3 @@ class EndpointEmbedder:
         if not complete or not np.isfinite(rows).all():
             raise AtlasError(f"{self.name} did not answer with one finite vector for each of {count} texts")
         return rows
-
-
-def _said(error: urllib.error.HTTPError) -> str:
-    """What the server says about an error, on one line."""
-    text = error.read().decode(errors="replace")
-    try:
-        found = json.loads(text)["error"]
-        text = found["message"] if isinstance(found, dict) else str(found)
-    except (ValueError, KeyError, TypeError):
-        pass
-    return f"{error.code} {' '.join(text.split())[:200] or error.reason}"

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import time
 import urllib.error
 import urllib.request
@@ -61,6 +62,27 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
         if attempt + 1 < retry.tries:
             time.sleep(wait)
     raise AtlasError(f"{url} gave no answer in {retry.tries} tries: {' '.join(reason.split())}")
+
+
+def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """Base URL and key of an OpenAI-compatible API: those given, or else OPENAI_BASE_URL and OPENAI_API_KEY.
+
+    Args:
+      kind: of the endpoint, for the error.
+      base_url: without the name of the service; a slash at its end is dropped.
+      api_key: the bearer token.
+
+    Raises:
+      AtlasError: without a base URL.
+
+    Example:
+      >>> address_of("chat", "http://localhost:8000/v1/", "key")
+      ('http://localhost:8000/v1', 'key')
+    """
+    base_url = base_url or os.environ.get("OPENAI_BASE_URL") or ""
+    if not base_url.startswith(("http://", "https://")):
+        raise AtlasError(f"the {kind} endpoint needs a base URL: give --base-url http... or set OPENAI_BASE_URL")
+    return base_url.rstrip("/"), api_key or os.environ.get("OPENAI_API_KEY") or None
 
 
 def _said(error: urllib.error.HTTPError) -> str:

@@ -66,4 +66,7 @@ def _detect(path: Path) -> ModuleType:
             f"{path} is in no known SAE layout (found {found}); known are {', '.join(FORMATS)}, "
             "and a file of bare parameters is read by SparseAutoencoder.from_state_dict"
         )
+    if len(fitting) > 1:
+        names = " and ".join(module.NAME for module in fitting)
+        raise AtlasError(f"{path} holds an SAE in the layouts {names}, which may differ; name the format to read")
     return fitting[0]
