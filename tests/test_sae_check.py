@@ -10,7 +10,7 @@ import tokenizers
 from flax import nnx
 from plain_text import sentences
 
-from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.atlas import ConceptAtlas, Manifest
 from atlas_jax.bundled import ATLAS
 from atlas_jax.experiments import atlas_facts, check_sae, mean_activation
 from atlas_jax.labels import Labels
@@ -52,6 +52,19 @@ def test_a_sound_atlas_raises_no_alarm(atlas, texts):
     assert check.advertised.fvu == pytest.approx(0.0886, abs=1e-3)
     assert abs(facts["L0"] - 10) < 3
     assert "label AUROC" not in facts
+
+
+@pytest.mark.parametrize(("site", "sound"), [("resid_post.3", True), ("resid_post.0", False)])
+def test_a_fault_measured_when_the_atlas_was_built_is_no_standard(atlas, texts, tmp_path, site, sound):
+    config = dataclasses.replace(atlas.sae.config, advertised_l0=None, advertised_fvu=None, advertised_dead=None)
+    sae = dataclasses.replace(atlas.sae, config=config)
+    built = dataclasses.replace(atlas, sae=sae, site=Site.parse(site), home=tmp_path)
+    facts = atlas_facts(built, texts, stage=lambda name: None)
+    files = {part: {} for part in ("model", "sae", "labels")}
+    Manifest(site, files, metadata={"measured": facts}).write(tmp_path)
+    check = check_sae(built, texts, facts)
+    assert check.advertised == ((facts["L0"], facts["FVU"], facts["dead share"]) if sound else (None, None, None))
+    assert (check.warnings == []) == sound
 
 
 @pytest.mark.parametrize("site", ["resid_post.2", "resid_pre.3", "resid_mid.3"])

@@ -29,10 +29,14 @@ class Advertised(NamedTuple):
 
     @classmethod
     def of(cls, atlas: ConceptAtlas) -> "Advertised":
-        """What the SAE's own files state; what they leave open, as measured when the atlas was made."""
+        """What the SAE's own files state; what they leave open, as measured when the atlas was made, if it was sound.
+
+        An FVU above 0.7 then was a fault to be warned of, not a standard.
+        """
         c = atlas.sae.config
         own = (c.advertised_l0, c.advertised_fvu, c.advertised_dead)
         kept = {} if atlas.home is None else Manifest.read(atlas.home).metadata.get("measured") or {}
+        kept = {} if kept.get("FVU", 0.0) > POOR_FVU else kept
         names = ("L0", "FVU", "dead share")
         return cls(*(kept.get(name) if value is None else value for name, value in zip(names, own, strict=True)))
 
