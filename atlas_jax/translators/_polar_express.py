@@ -10,14 +10,12 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, Sharding
 from jaxtyping import Array, Float, Int
 
-from atlas_jax.errors import AtlasError
 from atlas_jax.translators._polar_certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
 from atlas_jax.translators._polar_iteration import Evidence, evidence, iterate
-from atlas_jax.translators._polar_rows import Ring
+from atlas_jax.translators._polar_rows import PANEL, Ring, ring_mesh
 from atlas_jax.translators._solution import has_double
 
 CUSHION = 0.025  # polynomials are fitted to [CUSHION * high, high] at the widest, which bounds their coefficients
-PANEL = 256  # rows eliminated at a time
 REACH = 4.7e-7  # what the polynomials bring to one; of what they leave, sharpening splits at 1e-7
 
 
@@ -44,7 +42,7 @@ def polar_express(m: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], dict[str
       >>> t.round(4).tolist(), certificate["rank"], certificate["accepted"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
     """
-    mesh, double = _mesh_of(m), has_double(m)
+    mesh, double = ring_mesh(m), has_double(m)
     with jax.enable_x64(double):
         steps = schedule(REACH)
         t, sharpenings = _factor(m, jnp.asarray(steps, jnp.float64 if double else jnp.float32), mesh, m.sharding)
@@ -70,7 +68,7 @@ def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, An
       >>> [certify_rows(m, t)["accepted"] for t in (m / 2, jnp.eye(2), jnp.eye(2)[::-1])]
       [False, False, True]
     """
-    mesh, double = _mesh_of(m), has_double(m)
+    mesh, double = ring_mesh(m), has_double(m)
     with jax.enable_x64(double):
         found = Evidence(*map(float, _weigh(m, t, mesh, double)))
     numbers = {name: value if np.isfinite(value := getattr(found, name)) else None for name in LIMITS}
@@ -106,14 +104,6 @@ def _spread(m: Float[Array, "p q"], mesh: Mesh, block: int) -> Float[Array, "n k
     wide = m if m.shape[0] <= m.shape[1] else m.T
     filled = jnp.pad(wide, ((0, -wide.shape[0] % (block * mesh.size)), (0, 0)))
     return lax.with_sharding_constraint(filled, NamedSharding(mesh, P(mesh.axis_names, None)))
-
-
-def _mesh_of(m: Float[Array, "p q"]) -> Mesh:
-    if isinstance(m.sharding, NamedSharding):
-        return m.sharding.mesh
-    if len(m.sharding.device_set) > 1:
-        raise AtlasError(f"a matrix on {len(m.sharding.device_set)} devices needs a NamedSharding, not {m.sharding}")
-    return Mesh(np.array(list(m.sharding.device_set)), ("rows",))
 
 
 @lru_cache

@@ -8,8 +8,14 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import jax.scipy.linalg as jsl
+import numpy as np
 from jax import lax
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import Array, Float, Int
+
+from atlas_jax.errors import AtlasError
+
+PANEL = 256  # rows eliminated at a time
 
 
 class Ring(NamedTuple):
@@ -60,10 +66,14 @@ class Ring(NamedTuple):
         """All of a vector."""
         return lax.all_gather(x, self.axes, tiled=True)
 
-    def diagonal(self, n: int, value: Float[Array, ""]) -> Float[Array, "n p"]:
-        """Rows of ``value * I``."""
+    def diagonal(self, n: int, value: Float[Array, ""] | Float[Array, "n 1"]) -> Float[Array, "n p"]:
+        """Rows of ``value * I``, or of the diagonal matrix of which these are the local entries."""
         columns = jnp.arange(n * self.size, dtype=jnp.int32)
-        return jnp.where(self._rows(n)[:, None] == columns[None, :], value, jnp.zeros_like(value))
+        return jnp.where(self.rows(n)[:, None] == columns[None, :], value, jnp.zeros_like(value))
+
+    def entries(self, a: Float[Array, "n p"]) -> Float[Array, "n 1"]:
+        """The local entries of the diagonal of a square A."""
+        return jnp.take_along_axis(a, self.rows(a.shape[0])[:, None], axis=1)
 
     def whiten(self, w: Float[Array, "n p"], b: Float[Array, "n k"], block: int) -> Float[Array, "n k"]:
         """``L^-1 B`` for ``W = L L^T``, NaN where W is not positive definite; ``block`` divides n.
@@ -72,24 +82,49 @@ class Ring(NamedTuple):
         are subtracted from the rows below.
         """
         n, p = w.shape
-        rows = self._rows(n)
+        rows = self.rows(n)
 
         def eliminate(panel: Int[Array, ""], a: Float[Array, "n c"]) -> Float[Array, "n c"]:
             first = panel.astype(jnp.int32) * block
-            local = jnp.clip(first - self.index * n, 0, n - block)
-            here = first // n == self.index
-            mine = lax.dynamic_slice_in_dim(a, local, block)
-            pivot = self.sum(jnp.where(here, mine, jnp.zeros_like(mine)))
-            factor = jnp.linalg.cholesky(lax.dynamic_slice_in_dim(pivot, first, block, 1))
-            pivot = dot(jsl.solve_triangular(factor, jnp.eye(block, dtype=w.dtype), lower=True), pivot)
+            pivot, keep = self._panel(a, first, block)
+            pivot = dot(_inverse_root(lax.dynamic_slice_in_dim(pivot, first, block, 1)), pivot)
             multiples = lax.dynamic_slice_in_dim(pivot, self.index * n, n, 1).T
             below = jnp.where((rows >= first + block)[:, None], multiples, jnp.zeros_like(multiples))
-            a = a - dot(below, pivot)
-            return jnp.where(here, lax.dynamic_update_slice_in_dim(a, pivot, local, 0), a)
+            return keep(a - dot(below, pivot), pivot)
 
         return lax.fori_loop(0, p // block, eliminate, jnp.concatenate([w, b], axis=1))[:, p:]
 
-    def _rows(self, n: int) -> Int[Array, " n"]:
+    def inverse(self, w: Float[Array, "n p"], block: int) -> Float[Array, "n p"]:
+        """``W^-1`` of a symmetric W, NaN where it is not positive definite; ``block`` divides n.
+
+        Gauss-Jordan in place: each panel is broadcast and divided by its diagonal block P, which itself becomes
+        ``P^-1``, and its multiples are subtracted from all other rows, which then hold the inverse so far.
+        """
+
+        def sweep(panel: Int[Array, ""], a: Float[Array, "n p"]) -> Float[Array, "n p"]:
+            first = panel.astype(jnp.int32) * block
+            pivot, keep = self._panel(a, first, block)
+            root = _inverse_root(lax.dynamic_slice_in_dim(pivot, first, block, 1))
+            pivot = lax.dynamic_update_slice_in_dim(pivot, jnp.eye(block, dtype=w.dtype), first, 1)
+            pivot = dot(root.T, dot(root, pivot))
+            column = lax.dynamic_slice_in_dim(a, first, block, 1)
+            a = lax.dynamic_update_slice_in_dim(a, jnp.zeros_like(column), first, 1)
+            return keep(a - dot(column, pivot), pivot)
+
+        return lax.fori_loop(0, w.shape[1] // block, sweep, w)
+
+    def _panel(
+        self, a: Float[Array, "n c"], first: Int[Array, ""], block: int
+    ) -> tuple[Float[Array, "b c"], Callable[..., Float[Array, "n c"]]]:
+        """The ``block`` rows from number ``first`` on, on every device, and what puts rows back in their place."""
+        n = a.shape[0]
+        local = jnp.clip(first - self.index * n, 0, n - block)
+        here = first // n == self.index
+        mine = lax.dynamic_slice_in_dim(a, local, block)
+        put = lambda a, rows: jnp.where(here, lax.dynamic_update_slice_in_dim(a, rows, local, 0), a)
+        return self.sum(jnp.where(here, mine, jnp.zeros_like(mine))), put
+
+    def rows(self, n: int) -> Int[Array, " n"]:
         """Numbers of this device's rows."""
         return self.index * n + jnp.arange(n, dtype=jnp.int32)
 
@@ -108,6 +143,24 @@ class Ring(NamedTuple):
 
         block, out = lax.fori_loop(0, self.size - 1, pass_on, (b, out))
         return step(self.size - 1, block, out)
+
+
+def ring_mesh(m: Float[Array, "p q"]) -> Mesh:
+    """The mesh over whose devices the rows of ``m`` are to be spread.
+
+    Raises:
+      AtlasError: if ``m`` is on several devices without a ``NamedSharding``.
+    """
+    if isinstance(m.sharding, NamedSharding):
+        return m.sharding.mesh
+    if len(m.sharding.device_set) > 1:
+        raise AtlasError(f"a matrix on {len(m.sharding.device_set)} devices needs a NamedSharding, not {m.sharding}")
+    return Mesh(np.array(list(m.sharding.device_set)), ("rows",))
+
+
+def _inverse_root(w: Float[Array, "b b"]) -> Float[Array, "b b"]:
+    """``L^-1`` of ``W = L L^T``."""
+    return jsl.solve_triangular(jnp.linalg.cholesky(w), jnp.eye(len(w), dtype=w.dtype), lower=True)
 
 
 def dot(a: Float[Array, "m k"], b: Float[Array, "k n"]) -> Float[Array, "m n"]:

@@ -2,13 +2,9 @@
 
 from typing import Any, Literal
 
-import jax
-import numpy as np
-from jaxtyping import Array, Float
-
 from atlas_jax.translators._polar import polar
 from atlas_jax.translators._polar_express import polar_express
-from atlas_jax.translators._solution import Solution, cross_of, cross_on_devices, solution
+from atlas_jax.translators._solution import Solution, belongs_on_devices, cross_of, cross_on_devices, solution
 from atlas_jax.types_statistics import Statistics
 
 
@@ -54,7 +50,7 @@ def procrustes(
     """
     options = {"unit": normalize_rows, "centre": centre}
     centred = stats.cross.unit if normalize_rows else stats.cross.raw
-    if solver == "host" or (solver == "auto" and not _belongs_on_devices(centred)):
+    if solver == "host" or (solver == "auto" and not belongs_on_devices(centred)):
         return _on_host(stats, options)
     t, certificate = polar_express(cross_on_devices(stats, **options))
     if certificate["accepted"] or not t.is_fully_addressable:
@@ -66,11 +62,3 @@ def procrustes(
 def _on_host(stats: Statistics, options: dict[str, Any]) -> Solution:
     t, certificate = polar(cross_of(stats, **options))
     return solution(t, **certificate)
-
-
-def _belongs_on_devices(m: Float[np.ndarray | Array, "d_s d_c"] | None) -> bool:
-    """Whether this array is spread over devices, or on an accelerator."""
-    if not isinstance(m, jax.Array):
-        return False
-    platforms = {device.platform for device in m.sharding.device_set}
-    return platforms != {"cpu"} or not m.sharding.is_fully_replicated

@@ -1,29 +1,49 @@
-"""Least squares, Eq. 8, and ridge, from the atlas Gram matrix in float64."""
+"""Least squares, Eq. 8, and ridge, from the atlas Gram matrix: on the host, or where the statistics are."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
-from atlas_jax.translators._solution import Solution, cross_of, gram_of, solution
+from atlas_jax.translators._regression_rows import regress
+from atlas_jax.translators._solution import (
+    Solution,
+    belongs_on_devices,
+    cross_of,
+    cross_on_devices,
+    gram_of,
+    gram_on_devices,
+    solution,
+)
 from atlas_jax.types_statistics import Statistics
 
+Solver = Literal["auto", "host", "device"]
 
-def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7) -> Solution:
+
+def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7, solver: Solver = "auto") -> Solution:
     """The minimiser of ``|A_s - A_c T^T|`` of least norm, Eq. 8: ``A_s^T A_c (A_c^T A_c)^+``.
 
     Eigenvalues of the Gram matrix up to ``cut`` times the largest eigenvalue of the *centred* Gram matrix count as
-    zero: below that, float32 statistics hold rounding only. A Gram matrix that is clearly positive definite is
-    factorised; any other is diagonalised, and the certificate tells its rank.
+    zero: below that, float32 statistics hold rounding only. The certificate tells the rank.
 
     Args:
-      stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``.
+      stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``, in numpy, on one device or sharded over a
+        mesh, be it of several processes (which must all call).
       centre: regress with an intercept, which Eq. 8 does not.
       cut: relative size below which an eigenvalue is zero.
+      solver: ``"host"`` gathers the statistics; it factorises a Gram matrix that is clearly positive definite and
+        diagonalises any other. ``"device"`` eliminates where the statistics are, without ever gathering them; a Gram
+        matrix that is not clearly positive definite it regularises, and the certificate tells by how much and whether
+        the result is accepted as the one of least norm. ``"auto"`` is the device for sharded statistics and
+        accelerators, the host otherwise. A device result that is not accepted is solved again on the host if one
+        process holds it all; the certificate then names what it escalated from.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features.
+      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features, sharded as the statistics where
+      the device solved; ``certificate`` with solver, rank, floor, dead columns and the relative residual of the normal
+      equations, from the device also precision, what regularised, the last change, and whether it is accepted.
 
     Raises:
       AtlasError: if a need is missing.
@@ -36,21 +56,27 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7)
       >>> least_squares(stats).matrix.tolist()
       [[2.0]]
     """
-    gram = gram_of(stats, "atlas", unit=False, centre=centre)
-    floor = cut * largest_eigenvalue(gram_of(stats, "atlas", unit=False, centre=True))
-    return _solve(cross_of(stats, unit=False, centre=centre), gram, floor)
+
+    def on_host() -> Solution:
+        gram = gram_of(stats, "atlas", unit=False, centre=centre)
+        floor = cut * largest_eigenvalue(gram_of(stats, "atlas", unit=False, centre=True))
+        return _solve(cross_of(stats, unit=False, centre=centre), gram, floor)
+
+    return _where(stats, solver, on_host, centre=centre, cut=cut)
 
 
-def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> Solution:
+def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2, solver: Solver = "auto") -> Solution:
     """Least squares with a penalty on the norm of T: ``A_s^T A_c (A_c^T A_c + p I)^-1``; not in the paper.
 
     Args:
       stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``.
       centre: regress with an intercept.
       penalty: p, in units of the mean scatter of the atlas features that are not dead.
+      solver: as in :func:`least_squares`.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features.
+      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features; ``certificate`` as in
+      :func:`least_squares`, with the penalty and, as ``shift``, p itself.
 
     Raises:
       AtlasError: if a need is missing.
@@ -63,12 +89,33 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> 
       >>> ridge(stats, penalty=1.0).matrix.tolist()
       [[1.0]]
     """
-    gram = gram_of(stats, "atlas", unit=False, centre=centre)
-    alive = np.diagonal(gram) > 0
-    scale = np.asarray(stats.atlas.raw.scatter, np.float64)[alive].mean() if alive.any() else 0.0
-    gram[np.diag_indices_from(gram)] += penalty * scale * alive
-    result = _solve(cross_of(stats, unit=False, centre=centre), gram, 0.0)
-    return result._replace(certificate=result.certificate | {"penalty": penalty, "shift": float(penalty * scale)})
+
+    def on_host() -> Solution:
+        gram = gram_of(stats, "atlas", unit=False, centre=centre)
+        alive = np.diagonal(gram) > 0
+        scale = np.asarray(stats.atlas.raw.scatter, np.float64)[alive].mean() if alive.any() else 0.0
+        gram[np.diag_indices_from(gram)] += penalty * scale * alive
+        result = _solve(cross_of(stats, unit=False, centre=centre), gram, 0.0)
+        return result._replace(certificate=result.certificate | {"shift": float(penalty * scale)})
+
+    result = _where(stats, solver, on_host, centre=centre, penalty=penalty)
+    return result._replace(certificate=result.certificate | {"penalty": penalty})
+
+
+def _where(
+    stats: Statistics, solver: Solver, on_host: Callable[[], Solution], *, centre: bool, **options: float
+) -> Solution:
+    """On the devices or on the host, as ``solver`` and the place of the statistics have it."""
+    large = stats.cross.raw, stats.atlas.raw.gram
+    if solver == "host" or (solver == "auto" and not any(map(belongs_on_devices, large))):
+        return on_host()
+    gram, lift = gram_on_devices(stats, "atlas", unit=False)
+    cross = cross_on_devices(stats, unit=False, centre=centre)
+    t, certificate = regress(cross, gram, lift * (not centre), **options)
+    if certificate["accepted"] or not t.is_fully_addressable:
+        return solution(t, **certificate)
+    found = on_host()
+    return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})
 
 
 def _solve(cross: Float[np.ndarray, "d_s d_c"], gram: Float[np.ndarray, "d_c d_c"], floor: float) -> Solution:

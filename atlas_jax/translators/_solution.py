@@ -57,13 +57,13 @@ def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray
     """
     view = "unit" if unit else "raw"
     centred = _cross(stats, view)
-    weight, atlas, subject, cross = stats.low
+    _, atlas, subject, cross = stats.low
     product = to_host(centred).astype(np.float64)
     product += to_host(getattr(cross, view))
     if not centre:
         mean_c = _mean(getattr(stats.atlas, view), getattr(atlas, view))
         mean_s = _mean(getattr(stats.subject, view), getattr(subject, view))
-        product += np.outer((float(stats.weight) + float(weight)) * mean_s, mean_c)
+        product += np.outer(_weight(stats) * mean_s, mean_c)
     return product
 
 
@@ -100,22 +100,38 @@ def has_double(x: Float[Array, "..."]) -> bool:
     return all(device.platform in DOUBLE for device in x.sharding.device_set)
 
 
+def belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
+    """Whether this array is spread over devices, or on an accelerator."""
+    if not isinstance(m, jax.Array):
+        return False
+    platforms = {device.platform for device in m.sharding.device_set}
+    return platforms != {"cpu"} or not m.sharding.is_fully_replicated
+
+
 def gram_of(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[np.ndarray, "d d"]:
     """``A^T A`` of one side, ``"subject"`` or ``"atlas"``, in float64; otherwise as :func:`cross_of`."""
-    view = "unit" if unit else "raw"
-    weight, atlas, subject, _ = stats.low
-    moments = getattr(getattr(stats, side), view)
-    if moments is None or moments.gram is None:
-        name = f"{'unit_' if unit else ''}{side}_gram"
-        raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
-    low = getattr(atlas if side == "atlas" else subject, view)
+    moments, low = _moments(stats, side, unit)
     product = to_host(moments.gram).astype(np.float64)
     product += to_host(low.gram)
     product = (product + product.T) / 2
     if not centre:
         mean = _mean(moments, low)
-        product += np.outer((float(stats.weight) + float(weight)) * mean, mean)
+        product += np.outer(_weight(stats) * mean, mean)
     return product
+
+
+def gram_on_devices(stats: Statistics, side: str, *, unit: bool) -> tuple[Float[Array, "d d"], Float[np.ndarray, " d"]]:
+    """The centred Gram matrix where the statistics are and sharded like them, as :func:`cross_on_devices`.
+
+    And the vector v of the mean by which the uncentred one is ``G + v v^T``, on the host.
+
+    Raises:
+      AtlasError: if the statistics do not hold it.
+    """
+    moments, low = _moments(stats, side, unit)
+    gram = jnp.asarray(moments.gram)
+    with jax.enable_x64(has_double(gram)):
+        return _uncentred(gram, low.gram, None, gram.sharding), np.sqrt(_weight(stats)) * _mean(moments, low)
 
 
 def total(stats: Statistics) -> float:
@@ -129,6 +145,21 @@ def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]
         name = "unit_cross" if view == "unit" else "cross"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
     return centred
+
+
+def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments]:
+    """Those of one side that hold a Gram matrix, and what float32 rounded away from them."""
+    view = "unit" if unit else "raw"
+    moments = getattr(getattr(stats, side), view)
+    if moments is None or moments.gram is None:
+        name = f"{'unit_' if unit else ''}{side}_gram"
+        raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
+    _, atlas, subject, _ = stats.low
+    return moments, getattr(atlas if side == "atlas" else subject, view)
+
+
+def _weight(stats: Statistics) -> float:
+    return float(stats.weight) + float(stats.low[0])
 
 
 def _mean(moments: Moments, low: Moments) -> Float[np.ndarray, " d"]:
