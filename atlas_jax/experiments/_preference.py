@@ -45,19 +45,20 @@ def preference(
 @partial(jax.jit, static_argnames="site")
 def _gains(model: LanguageModel, site: Site, directions: Float[Array, "m d"], tokens: Tokens) -> Float[Array, "s m b"]:
     """What steering adds to the mean log-likelihood of each sentence, by strength and direction."""
-    plain = forward(model.decoder, tokens, capture=(site,))
-    norm = jnp.linalg.norm(plain.acts[site].astype(jnp.float32), axis=-1)
-    size = jnp.mean(norm, where=tokens.mask)
-    before = _log_likelihood(plain.logits, tokens)
+    acts = forward(model.decoder, tokens, capture=(site,), logits=False).acts[site]
+    size = jnp.mean(jnp.linalg.norm(acts.astype(jnp.float32), axis=-1), where=tokens.mask)
     length = jnp.linalg.norm(directions, axis=1, keepdims=True)
     unit = directions / jnp.where(length > 0, length, 1.0)
 
-    def gain(share: Float[Array, ""], direction: Float[Array, " d"]) -> Float[Array, " b"]:
+    def score(share: Float[Array, ""], direction: Float[Array, " d"]) -> Float[Array, " b"]:
         edit = Steer(direction, share * size)
-        return _log_likelihood(forward(model.decoder, tokens, edits={site: edit}).logits, tokens) - before
+        return _log_likelihood(forward(model.decoder, tokens, edits={site: edit}).logits, tokens)
 
-    along = lambda share: jax.lax.map(lambda direction: gain(share, direction), unit)
-    return jax.lax.map(along, jnp.asarray(SHARES, jnp.float32))
+    # Unsteered sentences go through the same loop: another program would round otherwise and break ties.
+    tried = jnp.concatenate([jnp.zeros_like(unit[:1]), unit])
+    along = lambda share: jax.lax.map(lambda direction: score(share, direction), tried)
+    found = jax.lax.map(along, jnp.asarray(SHARES, jnp.float32))
+    return found[:, 1:] - found[:, :1]
 
 
 def _log_likelihood(logits: Float[Array, "b t v"], tokens: Tokens) -> Float[Array, " b"]:
