@@ -85,25 +85,36 @@ def regress(
     cut = max(cut, CUT_SINGLE) if cut and not double else cut
     with jax.enable_x64(double):
         gram, right, scale, floor, shift, alive = _equations(cross, gram, lift, (cut, penalty), mesh, block)
-        inverse, smallest = _invert(gram, 0.0, mesh, block)
-        count, added = int(alive), 0.0
-        if float(smallest) > float(floor):
-            x, change = _apply(inverse, gram, right, 2, mesh)
-            found = {"solver": "elimination", "rank": count}
-        else:
-            added = SHIFT * float(floor)
-            inverse, _ = _invert(gram, added, mesh, block)
-            x, _ = _apply(inverse, gram, right, 2**SQUARINGS, mesh)
-            x, change, weak = _sift(inverse, x, added, mesh)
-            rank = round(count - float(weak)) if np.isfinite(float(weak)) else None
-            found = {"solver": "iterated_tikhonov", "rank": rank}
+        x, change, added, weak = _solve(gram, right, float(floor), mesh, block)
         t, residual = _finish(x, gram, right, mesh, width, cross.sharding)
         sizes = {"floor": floor * scale, "shift": shift * scale, "regularised_by": added * scale}
-        numbers = {"normal_residual": float(residual), "change": float(change)}
-        limits = LIMITS if double else LIMITS_SINGLE
-        found |= {"precision": "float64" if double else "float32"} | {name: float(x) for name, x in sizes.items()}
-    accepted = all(value <= limits[name] for name, value in numbers.items())
-    return t, found | {"dead_columns": width - count} | numbers | {"accepted": accepted}
+        sizes = {name: float(size) for name, size in sizes.items()}
+    numbers = {"normal_residual": float(residual), "change": change}
+    limits = LIMITS if double else LIMITS_SINGLE
+    certificate = {
+        "solver": "iterated_tikhonov" if added else "elimination",
+        "precision": "float64" if double else "float32",
+        "rank": round(int(alive) - weak) if np.isfinite(weak) else None,
+        "dead_columns": width - int(alive),
+        "accepted": all(value <= limits[name] for name, value in numbers.items()),
+    }
+    return t, certificate | sizes | numbers
+
+
+def _solve(
+    gram: Float[Array, "p p"], right: Float[Array, "p k"], floor: float, mesh: Mesh, block: int
+) -> tuple[Float[Array, "p k"], float, float, float]:
+    """X, its last change, what was added to the diagonal of G, and how many eigenvalues are small beside that."""
+    inverse, smallest = _invert(gram, 0.0, mesh, block)
+    if float(smallest) > floor:
+        x, change = _apply(inverse, gram, right, 2, mesh)
+        return x, float(change), 0.0, 0.0
+    del inverse  # as large as G
+    added = SHIFT * floor
+    inverse, _ = _invert(gram, added, mesh, block)
+    x, _ = _apply(inverse, gram, right, 2**SQUARINGS, mesh)
+    x, change, weak = _sift(inverse, x, added, mesh)
+    return x, float(change), added, float(weak)
 
 
 @partial(jax.jit, static_argnums=(4, 5))
