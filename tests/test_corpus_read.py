@@ -3,11 +3,12 @@
 import gzip
 import json
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from atlas_jax.corpus import Document, prose, read_documents
+from atlas_jax.corpus import Document, prose, read_documents, read_sources
 from atlas_jax.corpus._read import _CHUNK_CHARACTERS
 from atlas_jax.errors import AtlasError
 
@@ -70,6 +71,20 @@ def test_columns_may_have_other_names(tmp_path):
     assert [(d.text, d.domain) for d in found] == [("A cell.", "x"), ("B cell.", "a"), ("A row.", "3"), ("B row.", "b")]
     with pytest.raises(AtlasError, match='line 1 of .* no "text" string; it has body, topic'):
         list(read_documents([tmp_path / "b.jsonl"]))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "dataset"])
+def test_the_domain_may_be_a_field_of_a_column(tmp_path, kind):
+    rows = [{"text": "A proof.", "meta": {"set": "ArXiv", "year": 1}}, {"text": "A case.", "meta": {"set": "Law"}}]
+    if kind == "jsonl":
+        (tmp_path / "pile.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    elif kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "pile.parquet")
+    else:
+        datasets.Dataset.from_list(rows).save_to_disk(tmp_path)
+    found = lambda column: [d.domain for d in read_sources([tmp_path], domain_column=column)]
+    assert found("meta.set") == ["ArXiv", "Law"]
+    assert found("meta.sets") == ["pile" if kind != "dataset" else tmp_path.name] * 2
 
 
 def test_long_files_come_in_pieces_that_lose_nothing(tmp_path):

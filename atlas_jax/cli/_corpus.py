@@ -32,7 +32,7 @@ def build(
     out: Annotated[Path, typer.Option("--out", help="Where the corpus is written.")],
     sentences: Annotated[int | None, typer.Option(help="Sentences for fitting; as many are held out.")] = None,
     column: Annotated[str, typer.Option(help="Name of the text in jsonl, parquet and datasets.")] = "text",
-    domain_column: Annotated[str, typer.Option(help="Name of the domain there, if they have one.")] = "domain",
+    domain_column: Annotated[str, typer.Option(help="Their domain, if any: domain, meta.pile_set_name.")] = "domain",
     split: Annotated[str | None, typer.Option(help="Split of a dataset; train where not given.")] = None,
     subset: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
     limit: Annotated[int | None, typer.Option(help="Most documents to read of each source.")] = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import Document
+from atlas_jax.corpus._document import Document, domain_of
 from atlas_jax.corpus._read import check_text_column, first_line
 from atlas_jax.errors import AtlasError
 
@@ -39,7 +39,7 @@ def read_dataset(
       split: the split; None means ``train`` where there are several.
       subset: the configuration, where a dataset has several.
       column: name of the text.
-      domain_column: name of the domain; optional in the data.
+      domain_column: name of the domain; optional in the data. ``meta.pile_set_name`` is a field of the column ``meta``.
 
     Returns:
       An iterator of documents; the dataset is opened before the first is asked for.
@@ -108,7 +108,8 @@ def _documents(
     """Rows as documents; columns are checked now, rows are read later."""
     if dataset.features is not None:
         check_text_column(dataset.features.arrow_schema, column, f"'{name}'")
-        dataset = dataset.select_columns([c for c in (column, domain_column) if c in dataset.features])
+        wanted = (column, domain_column, domain_column.partition(".")[0])
+        dataset = dataset.select_columns([name for name in dataset.features if name in wanted])
     return _rows(dataset, name, label, column, domain_column)
 
 
@@ -120,12 +121,12 @@ def _rows(
     for row in rows:
         if column not in row:
             raise AtlasError(f"'{name}' has no column '{column}'; it has {', '.join(row)}")
-        text, domain = row[column], row.get(domain_column)
+        text = row[column]
         if text is not None and not isinstance(text, str):
             raise AtlasError(f"column '{column}' of '{name}' holds {type(text).__name__}, not text")
         if text and text.strip():
             usable = True
-            yield Document(text, label if domain is None else str(domain), label)
+            yield Document(text, domain_of(row, domain_column) or label, label)
     if not usable:
         raise AtlasError(f"'{name}' has no usable text; give a dataset with sentences in it")
 

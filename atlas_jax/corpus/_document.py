@@ -1,6 +1,7 @@
 """The unit every reader yields: a text and where it came from."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 
 class Document(NamedTuple):
@@ -19,3 +20,16 @@ class Document(NamedTuple):
     text: str
     domain: str
     source: str
+
+
+def domain_of(row: Mapping[str, Any], column: str) -> str | None:
+    """The domain of a record, if it has one; ``meta.name`` is column ``meta.name`` or else field ``name`` of ``meta``.
+
+    Example:
+      >>> domain_of({"text": "A proof.", "meta": {"pile_set_name": "ArXiv"}}, "meta.pile_set_name")
+      'ArXiv'
+    """
+    value: Any = row
+    for part in [column] if column in row else column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else str(value)

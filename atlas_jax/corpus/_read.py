@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import Document
+from atlas_jax.corpus._document import Document, domain_of
 from atlas_jax.corpus._prose import prose
 from atlas_jax.errors import AtlasError
 
@@ -41,7 +41,7 @@ def read_documents(
     Args:
       paths: files and directories.
       column: name of the text in jsonl and Parquet files.
-      domain_column: name of the domain there.
+      domain_column: name of the domain there; ``meta.pile_set_name`` is a field of the column ``meta``.
 
     Returns:
       An iterator of documents; the paths are checked before the first is asked for.
@@ -180,8 +180,7 @@ def _jsonl_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | No
             if not isinstance(row, dict) or not isinstance(row.get(columns.text), str):
                 names = f"; it has {', '.join(row)}" if isinstance(row, dict) else ""
                 raise AtlasError(f"line {number} of '{path}' has no \"{columns.text}\" string{names}")
-            domain = row.get(columns.domain)
-            yield row[columns.text].encode("utf-8", "replace").decode(), None if domain is None else str(domain)
+            yield row[columns.text].encode("utf-8", "replace").decode(), domain_of(row, columns.domain)
 
 
 def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | None]]:
@@ -190,11 +189,11 @@ def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | 
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             check_text_column(file.schema_arrow, columns.text, f"'{path}'")
-            names = [name for name in columns if name in file.schema_arrow.names]
+            wanted = (*columns, columns.domain.partition(".")[0])
+            names = [name for name in file.schema_arrow.names if name in wanted]
             for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
                 for row in batch.to_pylist():
-                    domain = row.get(columns.domain)
-                    yield row[columns.text] or "", None if domain is None else str(domain)
+                    yield row[columns.text] or "", domain_of(row, columns.domain)
     except (pa.ArrowInvalid, OSError) as error:
         raise AtlasError(f"'{path}' is not a readable Parquet file ({first_line(error)}); write it again") from error
 
