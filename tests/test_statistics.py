@@ -194,7 +194,8 @@ def top_oracle(a_s, index, k):
     return np.take_along_axis(a_s, rows, axis=0).T, index[rows].T, rows.T
 
 
-def test_top_k_with_ties_in_any_order(rng):
+@pytest.mark.parametrize("batch", [50, 200])  # all rows searched, and only those of the best groups
+def test_top_k_with_ties_in_any_order(rng, batch):
     a_s = np.round(rng.normal(size=(N, D_S)), 1).astype(np.float32)
     a_s[:, 0] = 0
     a_s[::2, 0] = -0.0
@@ -203,7 +204,7 @@ def test_top_k_with_ties_in_any_order(rng):
     a_c = np.ones((N, 1), np.float32)
     init = lambda: Statistics.init(["top_k"], D_S, 1, top_k=9, peaks=True)
     parts = [
-        stream(init(), a_s[half], a_c[half], 50, index=index[half], position=peak[half])
+        stream(init(), a_s[half], a_c[half], batch, index=index[half], position=peak[half])
         for half in (slice(0, 100), slice(100, N))
     ]
     top = merge(*parts).top

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.mesh import mesh_of, spread, to_host
 from atlas_jax.types_statistics import Lens, TopK, layout, on_mesh
@@ -61,16 +61,36 @@ def lens_update(
 def _lens_update(
     lens: Lens, index: Int[Array | np.ndarray, " b"], a_c: Float[Array | np.ndarray, "b d_c"], mesh: Mesh | None
 ) -> Lens:
+    index, a_c = jnp.asarray(index, jnp.int32), jnp.asarray(a_c)
     if mesh is not None:
         whole = spread(index.shape, mesh), spread(a_c.shape, mesh, None, "model")
-        index, a_c = jax.lax.with_sharding_constraint((jnp.asarray(index), jnp.asarray(a_c)), whole)
+        index, a_c = jax.lax.with_sharding_constraint((index, a_c), whole)
     order = jnp.argsort(index)
-    ids = jnp.asarray(index, jnp.int32)[order]
-    rows = jnp.where((ids >= 0)[:, None], jnp.asarray(a_c, jnp.float32)[order], 0.0)
-    place = jnp.minimum(jnp.searchsorted(ids, lens.index), ids.shape[0] - 1)
-    hit = (ids[place] == lens.index) & (lens.index >= 0)
-    feature = jnp.arange(place.shape[0])[:, None]
-    member = jnp.zeros((place.shape[0], ids.shape[0]), jnp.float32).at[feature, place].add(hit.astype(jnp.float32))
-    total = lens.total + jnp.dot(member, rows, precision=lax.Precision.HIGHEST)
-    new = Lens(lens.index, total, lens.found + jnp.sum(hit, axis=1, dtype=jnp.int32))
+    place = jnp.minimum(jnp.searchsorted(index[order], lens.index), index.shape[0] - 1)
+    row = order[place]
+    hit = (index[row] == lens.index) & (lens.index >= 0)
+    add = _add_rows
+    if mesh is not None:
+        where = layout(lens, mesh)
+        parts = (where.total.spec, where.index.spec, where.index.spec, whole[1].spec)
+        add = jax.shard_map(_add_rows, mesh=mesh, in_specs=parts, out_specs=where.total.spec, check_vma=False)
+    new = Lens(lens.index, add(lens.total, hit, row, a_c), lens.found + jnp.sum(hit, axis=1, dtype=jnp.int32))
     return new if mesh is None else jax.lax.with_sharding_constraint(new, layout(new, mesh))
+
+
+def _add_rows(
+    total: Float[Array, "d_s d_c"], hit: Bool[Array, "d_s k"], row: Int[Array, "d_s k"], a_c: Float[Array, "b d_c"]
+) -> Float[Array, "d_s d_c"]:
+    """Add row ``row[i, j]`` of ``a_c`` to row ``i`` wherever ``hit[i, j]``.
+
+    One hit after the other: few sentences of a batch are selected, and a product with a matrix of zeros and ones would
+    cost as much as the cross product of the first pass.
+    """
+    (hits,) = jnp.nonzero(hit.ravel(), size=hit.size, fill_value=0)
+
+    def add(i: Int[Array, ""], total: Float[Array, "d_s d_c"]) -> Float[Array, "d_s d_c"]:
+        feature = hits[i] // hit.shape[1]
+        chosen = lax.dynamic_index_in_dim(a_c, row.ravel()[hits[i]]).astype(jnp.float32)
+        return lax.dynamic_update_index_in_dim(total, lax.dynamic_index_in_dim(total, feature) + chosen, feature, 0)
+
+    return lax.fori_loop(0, jnp.sum(hit), add, total)

@@ -1,5 +1,7 @@
 """Streaming top-k of every subject feature, with a total order: larger value first, then the lower sentence id."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,9 +19,8 @@ def top_update(
 ) -> TopK:
     """The k largest of what ``top`` holds and the kept rows of ``a_s``."""
     order = jnp.argsort(jnp.where(keep, index, jnp.iinfo(jnp.int32).max))
-    values = jnp.where(keep[:, None], a_s, -jnp.inf)[order].T
-    values = jnp.where(values == 0, 0.0, values)
-    best, row = lax.top_k(values, min(values.shape[1], top.values.shape[1]))
+    values = jnp.where(keep[:, None], a_s, -jnp.inf)[order]
+    best, row = _top_rows(jnp.where(values == 0, 0.0, values), min(values.shape[0], top.values.shape[1]))
     rows = order[row]
     carried = None
     if top.position is not None:
@@ -40,6 +41,23 @@ def top_merge(a: TopK, b: TopK) -> TopK:
         return None if x is None else _scatter_rows(x, rank, jnp.concatenate([x, y], axis=1))
 
     return TopK(*map(place, a, b))
+
+
+def _top_rows(values: Float[Array, "b d"], k: int) -> tuple[Float[Array, "d k"], Int[Array, "d k"]]:
+    """The k largest of every column and their rows, the earlier row first where values are equal.
+
+    They lie in the k groups of rows whose maxima are largest, so only these are searched.
+    """
+    b, d = values.shape
+    size = math.isqrt(b // k)
+    if size < 4:
+        return tuple(lax.top_k(values.T, k))
+    groups = -(-b // size)
+    values = lax.optimization_barrier(jnp.pad(values, ((0, groups * size - b), (0, 0)), constant_values=-jnp.inf))
+    _, group = lax.top_k(jnp.max(values.reshape(groups, size, d), axis=1).T, k)
+    rows = (jnp.sort(group, axis=1)[:, :, None] * size + jnp.arange(size)[None, None, :]).reshape(d, k * size)
+    best, place = lax.top_k(jnp.take_along_axis(values, rows.T, axis=0).T, k)
+    return best, jnp.take_along_axis(rows, place, axis=1)
 
 
 @jax.vmap

@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from atlas_jax.mesh import mesh_of, spread
-from atlas_jax.statistics._moments import absorb, chunk_cross, chunk_side, row_peak
+from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_peak
 from atlas_jax.statistics._top import top_merge, top_update
-from atlas_jax.types_statistics import Faults, PassStatistics, Statistics, Sums, layout
+from atlas_jax.types_statistics import Faults, PassStatistics, Side, Statistics, Sums, layout
 
 Matrix = Array | np.ndarray
 
@@ -74,8 +74,9 @@ def _update_pass(
     index = state.seen + jnp.arange(a_c.shape[0]) if index is None else index
     index = _whole_rows(index, mesh).astype(jnp.int32)
     offered = weight > 0
-    keep = offered & jnp.isfinite(sum(map(row_peak, acts.values()), row_peak(a_c)))
-    chunk, chunk_low = _chunk(state.sums, acts, a_c, jnp.where(keep, weight, 0.0), keep)
+    peaks, peak_c = jax.tree.map(row_peak, acts), row_peak(a_c)
+    keep = offered & jnp.isfinite(sum(peaks.values(), peak_c))
+    chunk, chunk_low = _chunk(state.sums, acts, a_c, peaks, peak_c, jnp.where(keep, weight, 0.0))
     sums, low = absorb(state.sums, state.low, chunk, chunk_low)
     top = None
     if state.top is not None:
@@ -160,19 +161,24 @@ def _chunk(
     like: Sums,
     acts: dict[Any, Float[Array, "b _"]],
     a_c: Float[Array, "b d_c"],
+    peaks: dict[Any, Float[Array, " b"]],
+    peak_c: Float[Array, " b"],
     weight: Float[Array, " b"],
-    keep: Bool[Array, " b"],
 ) -> tuple[Sums, Sums]:
-    """The additive statistics of one batch and their low parts."""
-    clean = lambda a: jnp.where(keep[:, None], a, 0.0)
+    """The additive statistics of one batch and their low parts; rows of weight zero may hold anything."""
+    keep = weight > 0
     weight_sum = jnp.sum(weight)
-    total = jnp.where(weight_sum > 0, weight_sum, 1.0)
-    atlas, atlas_low, atlas_rows = chunk_side(clean(a_c), weight, total, like.atlas)
+    total = jnp.where(keep.any(), weight_sum, 1.0)
+
+    def side(a: Float[Array, "b d"], peak: Float[Array, " b"], like: Side) -> tuple[Side, Side, Rows]:
+        return chunk_side(jnp.where(keep[:, None], a, 0.0), jnp.where(keep, peak, 0.0), weight, total, like)
+
+    atlas, atlas_low, atlas_rows = side(a_c, peak_c, like.atlas)
     chunk = Sums(weight_sum, atlas, {}, {})
     low = Sums(jnp.zeros_like(weight_sum), atlas_low, {}, {})
     for site, a_s in acts.items():
-        chunk.subjects[site], low.subjects[site], rows = chunk_side(clean(a_s), weight, total, like.subjects[site])
-        chunk.crosses[site] = chunk_cross(rows, atlas_rows, weight, like.crosses[site])
+        chunk.subjects[site], low.subjects[site], rows = side(a_s, peaks[site], like.subjects[site])
+        chunk.crosses[site] = chunk_cross(rows, atlas_rows, like.crosses[site])
         low.crosses[site] = jax.tree.map(jnp.zeros_like, chunk.crosses[site])
     return chunk, low
 
