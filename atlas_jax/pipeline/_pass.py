@@ -18,6 +18,7 @@ from atlas_jax.types import FeatureSpace, Tokens
 
 BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
 SAMPLE = 4096  # sentences that decide the batch shapes
+SENTENCES_A_SHAPE = 3000  # fewer would spend more time compiling one more shape than it saves in padding
 
 Progress = Callable[[int, int, int], None]
 """Called with sentences done, sentences in all, and tokens done: first where a pass begins, then after every batch."""
@@ -96,7 +97,8 @@ class Pass(NamedTuple):
         longest = limit if len(places) < len(texts) else int(lengths.max())
         mesh = mesh_of(spaces)
         data = 1 if mesh is None else mesh.shape["data"]
-        grid = Grid.of(lengths, longest, token_budget=token_budget * data, multiple=data)
+        shapes = min(5, 2 + len(texts) // SENTENCES_A_SHAPE)
+        grid = Grid.of(lengths, longest, token_budget=token_budget * data, shapes=shapes, multiple=data)
         return cls(tuple(spaces), texts, first, None, limit, grid)
 
     def only(self, index: Int[np.ndarray, " n"]) -> "Pass":

@@ -91,7 +91,7 @@ class Grid(NamedTuple):
 
     @classmethod
     def of(
-        cls, sample: Int[np.ndarray, " n"], longest: int, *, token_budget: int, shapes: int = 5, multiple: int = 1
+        cls, sample: Int[np.ndarray, " n"], longest: int, *, token_budget: int, shapes: int, multiple: int = 1
     ) -> "Grid":
         """Choose shapes from the lengths of some sentences.
 
