@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
-from atlas_jax.pipeline import Pass, Stage, fold, silent
+from atlas_jax.pipeline import Pass, Stage, encode_batch, fold, silent
 from atlas_jax.statistics import (
     Lens,
     PassStatistics,
@@ -23,7 +22,6 @@ from atlas_jax.statistics import (
     selected_samples,
     update_pass,
 )
-from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site, Tokens
 
@@ -146,7 +144,11 @@ def averaged_queries(
     subject, atlas = stream.spaces
     tops = {s: TopK(*(x if x is None else x[:, :sentences] for x in top)) for s, top in statistics.top.items()}
     lenses = {site: (lens_init(top, subject.widths[site]), lens_init(top, atlas.width)) for site, top in tops.items()}
-    step = lambda lenses, *tokens: _lens_step(lenses, subject, atlas, *tokens)
+
+    def step(lenses: dict[Site, tuple[Lens, Lens]], *tokens: Tokens) -> dict[Site, tuple[Lens, Lens]]:
+        a_s, a_c = map(encode_batch, (subject, atlas), tokens)
+        return _lens_step(lenses, a_s, a_c[atlas.site], tokens[0].index)
+
     selected = stream.only(selected_samples(*tops.values()))
     lenses = fold(selected, step, lenses, name="queries", progress=stage("queries"))
     return {site: _averaged(site, statistics.statistics(site), *pair) for site, pair in lenses.items()}
@@ -156,23 +158,27 @@ def _strongest(stream: Pass, sentences: int, stage: Stage) -> PassStatistics:
     """Statistics of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
     state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
-    step = lambda state, tokens: _strongest_step(state, subject, tokens)
+    step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)
     return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=stage("strongest"))
 
 
 @partial(jax.jit, donate_argnames="state")
-def _strongest_step(state: PassStatistics, subject: Subject, tokens: Tokens) -> PassStatistics:
-    weight = (tokens.index >= 0).astype(jnp.float32)
-    return update_pass(state, subject.encode(tokens), weight[:, None], weight, tokens.index)
+def _strongest_step(
+    state: PassStatistics, a_s: dict[Site, Float[Array, "b _"]], index: Int[Array, " b"]
+) -> PassStatistics:
+    weight = (index >= 0).astype(jnp.float32)
+    return update_pass(state, a_s, weight[:, None], weight, index)
 
 
 @partial(jax.jit, donate_argnames="lenses")
 def _lens_step(
-    lenses: dict[Site, tuple[Lens, Lens]], subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens
+    lenses: dict[Site, tuple[Lens, Lens]],
+    a_s: dict[Site, Float[Array, "b _"]],
+    a_c: Float[Array, "b d_c"],
+    index: Int[Array, " b"],
 ) -> dict[Site, tuple[Lens, Lens]]:
-    a_s, a_c = subject.encode(tokens_s), atlas.encode(tokens_c)[atlas.site]
     return {
-        site: (lens_update(own, tokens_s.index, a_s[site]), lens_update(other, tokens_s.index, a_c))
+        site: (lens_update(own, index, a_s[site]), lens_update(other, index, a_c))
         for site, (own, other) in lenses.items()
     }
 

@@ -16,6 +16,7 @@ from atlas_jax.pipeline._choose import (
     held_out as held_out,
     views as views,
 )
+from atlas_jax.pipeline._encode import encode_batch as encode_batch
 from atlas_jax.pipeline._fold import fold as fold
 from atlas_jax.pipeline._interrupt import postponed_interrupts as postponed_interrupts
 from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress, Stage as Stage

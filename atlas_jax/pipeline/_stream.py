@@ -1,8 +1,8 @@
-"""The streamed passes: both models, the SAE, the pooling and the statistics in one compiled step a batch shape."""
+"""The streamed passes: both spaces read every batch, and what is pooled goes into the statistics at once."""
 
 from collections.abc import Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +10,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import everywhere, to_host
 from atlas_jax.pipeline._checkpoint import Checkpoints
+from atlas_jax.pipeline._encode import encode_batch, encode_peaks
 from atlas_jax.pipeline._fold import fold
 from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
@@ -28,7 +28,6 @@ from atlas_jax.statistics import (
     selected_samples,
     update_pass,
 )
-from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
 LEFT_OUT = 64  # more sentences than these that are not finite stop a run
@@ -64,8 +63,8 @@ def fit_statistics(
 ) -> Fitted:
     """One pass over the fit half that serves every method that needs no second one.
 
-    Only statistics leave the compiled step; no activation does. A few sentences with activations that are not finite
-    are left out and named; more of them stop the pass, for then it is the model and not the sentences.
+    No activation is kept but the pooled ones of a batch, until they are added. A few sentences with activations that
+    are not finite are left out and named; more of them stop the pass, for then it is the model and not the sentences.
 
     Args:
       stream: the fit half, through subject and atlas.
@@ -85,9 +84,10 @@ def fit_statistics(
         statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
         return Fitted(statistics, jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32))
 
-    def step(state: Fitted, *tokens: Tokens) -> Fitted:
+    def step(state: Fitted, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
         _check_finite(state)
-        return _fit_step(state, subject, atlas, *tokens, mesh=stream.mesh)
+        a_s, a_c = encode_batch(subject, tokens_s), encode_batch(atlas, tokens_c)[atlas.site]
+        return _fit_step(state, a_s, a_c, tokens_s.index, mesh=stream.mesh)
 
     state = fold(stream, step, on_mesh(empty, stream.mesh), name=name, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
@@ -119,17 +119,20 @@ def _check_finite(state: Fitted) -> None:
 
 @partial(jax.jit, donate_argnames="state", static_argnames="mesh")
 def _fit_step(
-    state: Fitted, subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens, *, mesh: Mesh | None
+    state: Fitted,
+    a_s: dict[Site, Float[Array, "b _"]],
+    a_c: Float[Array, "b d_c"],
+    index: Int[Array, " b"],
+    *,
+    mesh: Mesh | None,
 ) -> Fitted:
-    a_s, a_c = subject.encode(tokens_s), atlas.encode(tokens_c)[atlas.site]
-    real = tokens_s.index >= 0
-    weight = real.astype(jnp.float32)
-    statistics = update_pass(state.statistics, a_s, a_c, weight, tokens_s.index, mesh=mesh)
+    real = index >= 0
+    statistics = update_pass(state.statistics, a_s, a_c, real.astype(jnp.float32), index, mesh=mesh)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
     active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
     faulty = real & ~finite
     place = state.statistics.faults.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
-    left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(tokens_s.index, mode="drop")
+    left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(index, mode="drop")
     return Fitted(statistics, *everywhere((state.active + active, left_out), mesh))
 
 
@@ -144,14 +147,17 @@ def fit_lenses(
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
     selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
-    step = lambda lenses, tokens: _lens_step(lenses, atlas, tokens, mesh=stream.mesh)
+    step = lambda lenses, tokens: _lens_step(
+        lenses, encode_batch(atlas, tokens)[atlas.site], tokens.index, mesh=stream.mesh
+    )
     return fold(selected, step, lenses, name="second", progress=progress, checkpoints=checkpoints)
 
 
 @partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
-def _lens_step(lenses: dict[Site, Lens], atlas: ConceptAtlas, tokens: Tokens, *, mesh: Mesh | None) -> dict[Site, Lens]:
-    a_c = atlas.encode(tokens)[atlas.site]
-    return {site: lens_update(lens, tokens.index, a_c, mesh=mesh) for site, lens in lenses.items()}
+def _lens_step(
+    lenses: dict[Site, Lens], a_c: Float[Array, "b d_c"], index: Int[Array, " b"], *, mesh: Mesh | None
+) -> dict[Site, Lens]:
+    return {site: lens_update(lens, index, a_c, mesh=mesh) for site, lens in lenses.items()}
 
 
 class Scored(NamedTuple):
@@ -189,8 +195,9 @@ def score_sentences(
     top = _peaks(subject, top_k, stream.mesh)
     unit = {site: _unit(d) for site, d in directions.items()}
     parts: list[tuple[np.ndarray, dict[Site, np.ndarray], np.ndarray]] = []
-    for batch in stream.batches(progress):
-        top, found = _score_step(top, subject, atlas, unit, jnp.asarray(features), *batch, mesh=stream.mesh)
+    for tokens_s, tokens_c in stream.batches(progress):
+        pooled, a_c = encode_peaks(subject, tokens_s), encode_batch(atlas, tokens_c)[atlas.site]
+        top, found = _score_step(top, pooled, a_c, tokens_s.index, unit, jnp.asarray(features), mesh=stream.mesh)
         parts.append(jax.tree.map(np.asarray, found))
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index)[np.sum(index < 0) :]
@@ -202,61 +209,62 @@ def score_sentences(
 @partial(jax.jit, donate_argnames="top", static_argnames="mesh")
 def _score_step(
     top: PassStatistics,
-    subject: Subject,
-    atlas: ConceptAtlas,
+    pooled: dict[Site, Pooled],
+    a_c: Float[Array, "b d_c"],
+    index: Int[Array, " b"],
     unit: dict[Site, Float[Array, "r d_s"]],
     features: Int[Array, " q"],
-    tokens_s: Tokens,
-    tokens_c: Tokens,
     *,
     mesh: Mesh | None,
 ) -> tuple[PassStatistics, tuple[Int[Array, " b"], dict[Site, Float[Array, "b r"]], Bool[Array, "b q"]]]:
-    pooled = subject.pooled(tokens_s)
     scores = {
         site: jnp.matmul(_unit(pooled[site].values), d.T, precision=jax.lax.Precision.HIGHEST)
         for site, d in unit.items()
     }
-    fires = atlas.encode(tokens_c)[atlas.site][:, features] > 0
-    return _add_peaks(top, pooled, tokens_s, mesh), everywhere((tokens_s.index, scores, fires), mesh)
+    fires = a_c[:, features] > 0
+    return _add_peaks(top, pooled, index, mesh), everywhere((index, scores, fires), mesh)
 
 
 def top_sentences(stream: Pass, *, top_k: int, progress: Progress | None = None) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
-    step = lambda top, tokens: _top_step(top, space, tokens, mesh=stream.mesh)
+    step = lambda top, tokens: _top_step(top, encode_peaks(space, tokens), tokens.index, mesh=stream.mesh)
     return jax.tree.map(to_host, fold(stream, step, _peaks(space, top_k, stream.mesh), progress=progress).top)
 
 
 @partial(jax.jit, donate_argnames="top", static_argnames="mesh")
-def _top_step(top: PassStatistics, space: FeatureSpace, tokens: Tokens, *, mesh: Mesh | None) -> PassStatistics:
-    return _add_peaks(top, space.pooled(tokens), tokens, mesh)
+def _top_step(
+    top: PassStatistics, pooled: dict[Site, Pooled], index: Int[Array, " b"], *, mesh: Mesh | None
+) -> PassStatistics:
+    return _add_peaks(top, pooled, index, mesh)
 
 
 def pooled_activations(stream: Pass) -> dict[Site, Float[np.ndarray, "n d"]]:
     """Pooled activations of every sentence of a pass over one space, held whole: for small sets, never for fitting."""
     (space,) = stream.spaces
-    parts = [jax.device_get(_encode(space, tokens, mesh=stream.mesh)) for (tokens,) in stream.batches()]
+    found = ((tokens.index, encode_batch(space, tokens)) for (tokens,) in stream.batches())
+    parts = [jax.device_get(_everywhere(pair, mesh=stream.mesh)) for pair in found]
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index, kind="stable")[np.sum(index < 0) :]
     return {site: np.concatenate([p[1][site] for p in parts])[order] for site in space.widths}
 
 
 @partial(jax.jit, static_argnames="mesh")
-def _encode(
-    space: FeatureSpace, tokens: Tokens, *, mesh: Mesh | None
-) -> tuple[Int[Array, " b"], dict[Site, Float[Array, "b d"]]]:
-    return everywhere((tokens.index, space.encode(tokens)), mesh)
+def _everywhere(tree: Any, *, mesh: Mesh | None) -> Any:
+    return everywhere(tree, mesh)
 
 
 def _peaks(space: FeatureSpace, top_k: int, mesh: Mesh | None) -> PassStatistics:
     return PassStatistics.init(["top_k"], space.widths, 1, top_k=top_k, peaks=True, mesh=mesh)
 
 
-def _add_peaks(top: PassStatistics, pooled: dict[Site, Pooled], tokens: Tokens, mesh: Mesh | None) -> PassStatistics:
-    weight = (tokens.index >= 0).astype(jnp.float32)
+def _add_peaks(
+    top: PassStatistics, pooled: dict[Site, Pooled], index: Int[Array, " b"], mesh: Mesh | None
+) -> PassStatistics:
+    weight = (index >= 0).astype(jnp.float32)
     values = {site: p.values for site, p in pooled.items()}
     peaks = {site: p.peak for site, p in pooled.items()}
-    return update_pass(top, values, weight[:, None], weight, tokens.index, peaks, mesh=mesh)
+    return update_pass(top, values, weight[:, None], weight, index, peaks, mesh=mesh)
 
 
 def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
