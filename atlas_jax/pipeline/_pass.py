@@ -18,7 +18,7 @@ from atlas_jax.types import FeatureSpace, Tokens
 
 BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
 SAMPLE = 4096  # sentences that decide the batch shapes
-SENTENCES_A_SHAPE = 3000  # fewer would spend more time compiling one more shape than it saves in padding
+SENTENCES_A_SHAPE = 1000  # fewer would spend more time compiling one more shape than it saves in padding
 
 Progress = Callable[[int, int, int], None]
 """Called with sentences done, sentences in all, and tokens done: first where a pass begins, then after every batch."""
