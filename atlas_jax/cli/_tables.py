@@ -118,7 +118,7 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
     """Names and values."""
     made = table(title, "", "")
     for name, value in facts.items():
-        made.add_row(name, f"{value:.4g}" if isinstance(value, float) else escape(str(value)))
+        made.add_row(name, _shown(value))
     return made
 
 
@@ -127,12 +127,17 @@ def check_table(title: str, facts: dict[str, Any], check: Any) -> Group:
     stated = {"L0": check.advertised.l0, "FVU": check.advertised.fvu, "dead share": check.advertised.dead}
     made = table(title, "", "measured", "stated")
     for name, value in facts.items():
-        shown = f"{value:.4g}" if isinstance(value, float) else escape(str(value))
-        made.add_row(name, shown, "" if stated.get(name) is None else f"{stated[name]:.4g}")
+        made.add_row(name, _shown(value), "" if stated.get(name) is None else f"{stated[name]:.4g}")
     tried = table("The usual mistakes undone", "", ">L0", ">FVU", "agrees")
     for t in check.trials:
         tried.add_row(escape(t.name), f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
     return Group(made, tried) if check.trials else Group(made)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " to ".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def _marked(peak: Any) -> Text:

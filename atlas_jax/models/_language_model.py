@@ -139,7 +139,7 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if path.is_dir():
         return path
     if path.is_absolute() or path.exists() or str(name).startswith(".") or str(name).count("/") != 1:
-        raise AtlasError(f"'{name}' is not a directory; give a model directory or a hub name such as owner/model")
+        raise AtlasError(f"'{name}' is not a directory; give one, or a hub name such as owner/name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

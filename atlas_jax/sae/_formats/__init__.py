@@ -68,5 +68,7 @@ def _detect(path: Path) -> ModuleType:
         )
     if len(fitting) > 1:
         names = " and ".join(module.NAME for module in fitting)
-        raise AtlasError(f"{path} holds an SAE in the layouts {names}, which may differ; name the format to read")
+        raise AtlasError(
+            f"{path} holds an SAE in the layouts {names}, which may differ; name the format to read (--sae-format)"
+        )
     return fitting[0]
