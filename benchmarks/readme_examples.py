@@ -26,7 +26,7 @@ def quality_lines(quality: dict) -> list[str]:
 
 
 def concept_lines(concept: dict) -> list[str]:
-    """One concept: atlas features, subject features with their sentences, steered text."""
+    """One concept: atlas features, subject features with their sentences, steered text of the first prompt."""
     labels = "; ".join(f"{h['index']} ({h['label']})" for h in concept["atlas_features"])
     lines = [f"### {concept['text']}", "", f"Atlas features: {labels}.", ""]
     lines += [
@@ -37,7 +37,8 @@ def concept_lines(concept: dict) -> list[str]:
         lines.append(f"- feature {found['feature']}, similarity {found['similarity']:.2f}")
         lines += [f"  - {marked(p)}" for p in found["peaks"][:2]]
     lines += ["", "| prompt | strength | concept in the text | continuation |", "|---|---|---|---|"]
-    for s in concept["steered"]:
+    first = concept["steered"][0]["prompt"]
+    for s in (s for s in concept["steered"] if s["prompt"] == first):
         text = " ".join(s["text"].split()).replace("|", "\\|")
         lines.append(f"| {s['prompt']} | {s['strength']:g} | {s['concept']:.2f} | {text} |")
     return [*lines, ""]
