@@ -132,7 +132,7 @@ def test_texts_are_prompts_too():
 
 
 @pytest.mark.parametrize("name", ["llama31", "gemma2"])
-@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("layer", [0, 2])
 def test_rows_that_share_prompts_and_decode_in_stretches_equal_each_alone(name, layer):
     lm, rows = endless(name), PROMPTS * 13
     assert len(rows) * NEW > TOKENS_A_STRETCH

@@ -60,7 +60,7 @@ def align(
     """
     from atlas_jax import experiments, pipeline, processes as others
     from atlas_jax.artifacts import partial_directory, run_directory, write_json
-    from atlas_jax.cli._tables import choice_table, quality_table
+    from atlas_jax.cli._tables import certificate_table, choice_table, quality_table
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
@@ -91,8 +91,13 @@ def align(
                 write_json(directory / "tables" / "quality.json", quality.as_json())
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
-    if alignment.choice is not None and not as_json and others.is_first():
-        out.print(choice_table(alignment.choice))
+    for (site, method), translation in alignment.translations.items():
+        if translation.certificate.get("accepted") is False:
+            note(f"{method} at {site} misses its tolerances, as its certificate tells: do not trust its last digits")
+    if not as_json and others.is_first():
+        out.print(certificate_table(alignment.translations))
+        if alignment.choice is not None:
+            out.print(choice_table(alignment.choice))
     emit(as_json, quality.as_json(), lambda: quality_table(quality))
     err.print(f"written to {out_dir}")
 

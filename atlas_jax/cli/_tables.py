@@ -1,6 +1,6 @@
 """How results look."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
@@ -33,6 +33,21 @@ def quality_table(quality: Any) -> Table:
         style = "bold" if row.average_precision.mean == best[row.site] else None
         cells = (str(row.site), row.method, interval(row.auroc), interval(row.average_precision))
         made.add_row(*cells, style=style)
+    return made
+
+
+def certificate_table(translations: Mapping[tuple[Any, str], Any]) -> Table:
+    """How far each Procrustes solution is from the exact one, by its own certificate."""
+    made = table(
+        "Certificates", "site", "method", "solver", ">rank", ">residual", ">gap", "accepted",
+        caption="residual: of orthogonality; gap: between the bound on the nuclear norm and the trace, relative",
+    )  # fmt: skip
+    for (site, method), translation in translations.items():
+        found = translation.certificate
+        if "gap" in found:
+            numbers = ("none" if found[k] is None else f"{found[k]:.1e}" for k in ("orthogonality", "gap"))
+            accepted = "yes" if found["accepted"] else "no"
+            made.add_row(str(site), method, found["solver"], str(found["rank"]), *numbers, accepted)
     return made
 
 
