@@ -61,11 +61,9 @@ def with_atlas_jax(a_s: Rows, a_c: Rows, sizes: dict) -> dict:
     chunk, d_c = sizes["chunk"], sizes["d_c"]
     state = PassStatistics.init(["cross", "unit_cross", "top_k"], {"s": sizes["d_s"]}, d_c, top_k=sizes["k"])
     for start in range(0, len(a_s), chunk):
-        rows = (
-            a_s[start : start + chunk],
-            a_c[start : start + chunk],
-        )  # while the device is at work
-        state = update_pass(jax.block_until_ready(state), {"s": rows[0]}, rows[1])
+        rows = slice(start, start + chunk)
+        read_s, read_c = a_s[rows], a_c[rows]  # while the device is at work on those before
+        state = update_pass(jax.block_until_ready(state), {"s": read_s}, read_c)
     stats = state.statistics("s")
     ids = selected_samples(stats.top)
     ids = np.pad(ids, (0, -len(ids) % chunk), constant_values=-1).astype(np.int32)
@@ -143,10 +141,7 @@ def gemm_seconds(sizes: dict) -> float:
     from jax import lax
 
     rng = np.random.default_rng(0)
-    shapes = (
-        (sizes["d_s"], sizes["chunk"]),
-        (sizes["chunk"], sizes["d_c"]),
-    )  # XLA is fastest where no operand is transposed
+    shapes = (sizes["d_s"], sizes["chunk"]), (sizes["chunk"], sizes["d_c"])  # XLA is fastest without transposing
     x, y = (jax.numpy.asarray(rng.random(shape, np.float32)) for shape in shapes)
     product = jax.jit(lambda x, y: jax.numpy.dot(x, y, precision=lax.Precision.HIGHEST))
     jax.block_until_ready(product(x, y))

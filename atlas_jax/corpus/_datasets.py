@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import Document, domain_of
+from atlas_jax.corpus._document import Document, columns_read, domain_of
 from atlas_jax.corpus._read import check_text_column, first_line
 from atlas_jax.errors import AtlasError
 
@@ -108,8 +108,7 @@ def _documents(
     """Rows as documents; columns are checked now, rows are read later."""
     if dataset.features is not None:
         check_text_column(dataset.features.arrow_schema, column, f"'{name}'")
-        wanted = (column, domain_column, domain_column.partition(".")[0])
-        dataset = dataset.select_columns([name for name in dataset.features if name in wanted])
+        dataset = dataset.select_columns(columns_read(dataset.features, column, domain_column))
     return _rows(dataset, name, label, column, domain_column)
 
 

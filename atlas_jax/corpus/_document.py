@@ -1,6 +1,6 @@
 """The unit every reader yields: a text and where it came from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -20,6 +20,11 @@ class Document(NamedTuple):
     text: str
     domain: str
     source: str
+
+
+def columns_read(names: Iterable[str], text: str, domain: str) -> list[str]:
+    """Which columns of a table hold the text and, whole or as a field (see :func:`domain_of`), the domain."""
+    return [name for name in names if name in (text, domain, domain.partition(".")[0])]
 
 
 def domain_of(row: Mapping[str, Any], column: str) -> str | None:

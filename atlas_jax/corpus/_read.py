@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import Document, domain_of
+from atlas_jax.corpus._document import Document, columns_read, domain_of
 from atlas_jax.corpus._prose import prose
 from atlas_jax.errors import AtlasError
 
@@ -189,8 +189,7 @@ def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | 
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
             check_text_column(file.schema_arrow, columns.text, f"'{path}'")
-            wanted = (*columns, columns.domain.partition(".")[0])
-            names = [name for name in file.schema_arrow.names if name in wanted]
+            names = columns_read(file.schema_arrow.names, *columns)
             for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
                 for row in batch.to_pylist():
                     yield row[columns.text] or "", domain_of(row, columns.domain)

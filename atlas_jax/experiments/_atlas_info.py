@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.labels import WordTable, terms, words_of
 from atlas_jax.metrics import Interval, auroc, bootstrap_mean
-from atlas_jax.pipeline import Pass, Stage, sae_quality
-from atlas_jax.types import Tokens
+from atlas_jax.pipeline import Pass, Stage, encode_batch, sae_quality
 
 LABELS_MEASURED = 4096
 CELLS = 1 << 28
@@ -53,26 +52,22 @@ def mean_activation(atlas: ConceptAtlas, texts: Sequence[str]) -> Float[np.ndarr
     """Mean pooled activation of every feature over some sentences."""
     total = np.zeros(atlas.width, np.float64)
     for (tokens,) in _stream(atlas, texts).batches():
-        total += np.asarray(_sum(atlas, tokens), np.float64)
+        total += np.asarray(_sum(encode_batch(atlas, tokens)[atlas.site], tokens.index), np.float64)
     return (total / len(texts)).astype(np.float32)
 
 
 @jax.jit
-def _sum(atlas: ConceptAtlas, tokens: Tokens) -> Float[Array, " d_c"]:
-    return jnp.sum(jnp.where(tokens.index[:, None] >= 0, atlas.encode(tokens)[atlas.site], 0.0), axis=0)
+def _sum(acts: Float[Array, "b d_c"], index: Int[Array, " b"]) -> Float[Array, " d_c"]:
+    return jnp.sum(jnp.where(index[:, None] >= 0, acts, 0.0), axis=0)
 
 
 def _activations(atlas: ConceptAtlas, stream: Pass, features: Int[np.ndarray, " f"]) -> Float[np.ndarray, "n f"]:
     """Pooled activations of some features on every sentence, in the order of their ids."""
-    parts = [jax.device_get((tokens.index, _chosen(atlas, tokens, features))) for (tokens,) in stream.batches()]
+    chosen = lambda tokens: encode_batch(atlas, tokens)[atlas.site][:, features]
+    parts = [jax.device_get((tokens.index, chosen(tokens))) for (tokens,) in stream.batches()]
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index, kind="stable")[np.sum(index < 0) :]
     return np.concatenate([p[1] for p in parts])[order]
-
-
-@jax.jit
-def _chosen(atlas: ConceptAtlas, tokens: Tokens, features: Int[Array, " f"]) -> Float[Array, "b f"]:
-    return atlas.encode(tokens)[atlas.site][:, features]
 
 
 def _content_words(label: str) -> list[str]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.translators._polar_certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
 from atlas_jax.translators._polar_iteration import Evidence, evidence, iterate
-from atlas_jax.translators._polar_rows import PANEL, Ring, ring_mesh
+from atlas_jax.translators._polar_rows import PANEL, ring_mesh, ring_of
 from atlas_jax.translators._solution import has_double
 
 CUSHION = 0.025  # polynomials are fitted to [CUSHION * high, high] at the widest, which bounds their coefficients
@@ -82,7 +82,7 @@ def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, An
 def _factor(
     m: Float[Array, "p q"], steps: Float[Array, "n 3"], mesh: Mesh, result: Sharding
 ) -> tuple[Float[Array, "p q"], Int[Array, ""]]:
-    ring, rows = Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
+    ring, rows = ring_of(mesh)
     x = _spread(m, mesh, 1).astype(steps.dtype)
     solve = lambda x: iterate(ring, x, steps)
     t, count = jax.shard_map(solve, mesh=mesh, in_specs=rows, out_specs=(rows, P()), check_vma=False)(x)
@@ -92,7 +92,7 @@ def _factor(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _weigh(m: Float[Array, "p q"], t: Float[Array, "p q"], mesh: Mesh, double: bool) -> Evidence:
-    ring, rows = Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
+    ring, rows = ring_of(mesh)
     block = min(PANEL, -(-min(m.shape) // mesh.size))
     m, t = (_spread(x, mesh, block).astype(jnp.float64 if double else jnp.float32) for x in (m, t))
     weigh = lambda m, t: evidence(ring, m, t, block)
@@ -103,7 +103,7 @@ def _spread(m: Float[Array, "p q"], mesh: Mesh, block: int) -> Float[Array, "n k
     """The shorter side as rows, over all devices, filled up with zero rows to whole blocks on each."""
     wide = m if m.shape[0] <= m.shape[1] else m.T
     filled = jnp.pad(wide, ((0, -wide.shape[0] % (block * mesh.size)), (0, 0)))
-    return lax.with_sharding_constraint(filled, NamedSharding(mesh, P(mesh.axis_names, None)))
+    return lax.with_sharding_constraint(filled, NamedSharding(mesh, ring_of(mesh)[1]))
 
 
 @lru_cache

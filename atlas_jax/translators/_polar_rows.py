@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import jax.scipy.linalg as jsl
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
@@ -156,6 +156,11 @@ def ring_mesh(m: Float[Array, "p q"]) -> Mesh:
     if len(m.sharding.device_set) > 1:
         raise AtlasError(f"a matrix on {len(m.sharding.device_set)} devices needs a NamedSharding, not {m.sharding}")
     return Mesh(np.array(list(m.sharding.device_set)), ("rows",))
+
+
+def ring_of(mesh: Mesh) -> tuple[Ring, P]:
+    """All devices of a mesh, and how a matrix lies whose rows they share."""
+    return Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
 
 
 def _inverse_root(w: Float[Array, "b b"]) -> Float[Array, "b b"]:

@@ -1,10 +1,15 @@
 """Orthogonal Procrustes, Eq. 2: the polar factor."""
 
-from typing import Any, Literal
-
 from atlas_jax.translators._polar import polar
 from atlas_jax.translators._polar_express import polar_express
-from atlas_jax.translators._solution import Solution, belongs_on_devices, cross_of, cross_on_devices, solution
+from atlas_jax.translators._solution import (
+    Solution,
+    Solver,
+    cross_of,
+    cross_on_devices,
+    solution,
+    where_it_belongs,
+)
 from atlas_jax.types_statistics import Statistics
 
 
@@ -13,7 +18,7 @@ def procrustes(
     *,
     normalize_rows: bool = True,
     centre: bool = False,
-    solver: Literal["auto", "host", "device"] = "auto",
+    solver: Solver = "auto",
 ) -> Solution:
     """The polar factor of ``A_s^T A_c``, the closed form given for Eq. 2.
 
@@ -50,15 +55,10 @@ def procrustes(
     """
     options = {"unit": normalize_rows, "centre": centre}
     centred = stats.cross.unit if normalize_rows else stats.cross.raw
-    if solver == "host" or (solver == "auto" and not belongs_on_devices(centred)):
-        return _on_host(stats, options)
-    t, certificate = polar_express(cross_on_devices(stats, **options))
-    if certificate["accepted"] or not t.is_fully_addressable:
+
+    def on_host() -> Solution:
+        t, certificate = polar(cross_of(stats, **options))
         return solution(t, **certificate)
-    found = _on_host(stats, options)
-    return solution(found.matrix, **found.certificate | {"escalated_from": certificate["solver"]})
 
-
-def _on_host(stats: Statistics, options: dict[str, Any]) -> Solution:
-    t, certificate = polar(cross_of(stats, **options))
-    return solution(t, **certificate)
+    on_devices = lambda: polar_express(cross_on_devices(stats, **options))
+    return where_it_belongs(solver, (centred,), on_host, on_devices)

@@ -1,25 +1,24 @@
 """Least squares, Eq. 8, and ridge, from the atlas Gram matrix: on the host, or where the statistics are."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from atlas_jax.translators._regression_rows import regress
 from atlas_jax.translators._solution import (
     Solution,
-    belongs_on_devices,
+    Solver,
     cross_of,
     cross_on_devices,
     gram_of,
     gram_on_devices,
     solution,
+    where_it_belongs,
 )
 from atlas_jax.types_statistics import Statistics
-
-Solver = Literal["auto", "host", "device"]
 
 
 def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7, solver: Solver = "auto") -> Solution:
@@ -106,16 +105,13 @@ def _where(
     stats: Statistics, solver: Solver, on_host: Callable[[], Solution], *, centre: bool, **options: float
 ) -> Solution:
     """On the devices or on the host, as ``solver`` and the place of the statistics have it."""
-    large = stats.cross.raw, stats.atlas.raw.gram
-    if solver == "host" or (solver == "auto" and not any(map(belongs_on_devices, large))):
-        return on_host()
-    gram, lift = gram_on_devices(stats, "atlas", unit=False)
-    cross = cross_on_devices(stats, unit=False, centre=centre)
-    t, certificate = regress(cross, gram, lift * (not centre), **options)
-    if certificate["accepted"] or not t.is_fully_addressable:
-        return solution(t, **certificate)
-    found = on_host()
-    return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})
+
+    def on_devices() -> tuple[Float[Array, "d_s d_c"], dict[str, Any]]:
+        gram, lift = gram_on_devices(stats, "atlas", unit=False)
+        cross = cross_on_devices(stats, unit=False, centre=centre)
+        return regress(cross, gram, lift * (not centre), **options)
+
+    return where_it_belongs(solver, (stats.cross.raw, stats.atlas.raw.gram), on_host, on_devices)
 
 
 def _solve(cross: Float[np.ndarray, "d_s d_c"], gram: Float[np.ndarray, "d_c d_c"], floor: float) -> Solution:

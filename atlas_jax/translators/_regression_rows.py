@@ -10,8 +10,9 @@ from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, Sharding
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.translators._polar_certificate import acceptable
 from atlas_jax.translators._polar_iteration import largest_singular_value
-from atlas_jax.translators._polar_rows import PANEL, Ring, ring_mesh
+from atlas_jax.translators._polar_rows import PANEL, Ring, ring_mesh, ring_of
 from atlas_jax.translators._solution import has_double
 
 LIMITS = {"normal_residual": 1e-6, "change": 1e-5}
@@ -96,7 +97,7 @@ def regress(
         "precision": "float64" if double else "float32",
         "rank": round(int(alive) - weak) if np.isfinite(weak) else None,
         "dead_columns": width - int(alive),
-        "accepted": all(value <= limits[name] for name, value in numbers.items()),
+        "accepted": acceptable(numbers, limits),
     }
     return t, certificate | sizes | numbers
 
@@ -126,7 +127,7 @@ def _equations(
     mesh: Mesh,
     block: int,
 ) -> Equations:
-    ring, rows = _ring(mesh)
+    ring, rows = ring_of(mesh)
     gram = gram.astype(float)
     missing = -gram.shape[0] % (block * mesh.size)
     gram, right = (_rows(jnp.pad(x, ((0, missing), (0, m))), mesh) for x, m in ((gram, missing), (cross.T, 0)))
@@ -168,7 +169,7 @@ def _invert(
     gram: Float[Array, "p p"], shift: Float[Array, ""] | float, mesh: Mesh, block: int
 ) -> tuple[Float[Array, "p p"], Float[Array, ""]]:
     """The inverse of G with the shift on its diagonal, and its smallest eigenvalue, NaN if it is not positive."""
-    ring, rows = _ring(mesh)
+    ring, rows = ring_of(mesh)
 
     def work(gram: Float[Array, "n p"], shift: Float[Array, ""]) -> tuple[Float[Array, "n p"], Float[Array, ""]]:
         inverse = ring.inverse(gram + ring.diagonal(gram.shape[0], shift), block)
@@ -183,7 +184,7 @@ def _apply(
     inverse: Float[Array, "p p"], gram: Float[Array, "p p"], right: Float[Array, "p k"], steps: int, mesh: Mesh
 ) -> tuple[Float[Array, "p k"], Float[Array, ""]]:
     """``X <- X + V (R - G X)`` so many times from zero, and the size of the last change, relative."""
-    ring, rows = _ring(mesh)
+    ring, rows = ring_of(mesh)
 
     def work(inverse: Float[Array, "n p"], gram: Float[Array, "n p"], right: Float[Array, "n k"]) -> Any:
         def step(_: Int[Array, ""], state: tuple[Float[Array, "n k"], ...]) -> tuple[Float[Array, "n k"], ...]:
@@ -202,7 +203,7 @@ def _sift(
     inverse: Float[Array, "p p"], x: Float[Array, "p k"], shift: Float[Array, ""] | float, mesh: Mesh
 ) -> tuple[Float[Array, "p k"], Float[Array, ""], Float[Array, ""]]:
     """X less ``Q X``, twice, for ``Q = (s V)^8``; how much the second time, relative; and the trace of Q."""
-    ring, rows = _ring(mesh)
+    ring, rows = ring_of(mesh)
 
     def work(inverse: Float[Array, "n p"], x: Float[Array, "n k"]) -> Any:
         q = jnp.asarray(shift, x.dtype) * inverse
@@ -221,7 +222,7 @@ def _finish(
     x: Float[Array, "p k"], gram: Float[Array, "p p"], right: Float[Array, "p k"], mesh: Mesh, width: int, to: Sharding
 ) -> tuple[Float[Array, "k q"], Float[Array, ""]]:
     """``X^T`` laid out as the statistics are, and ``|R - G X| / |R|``."""
-    ring, rows = _ring(mesh)
+    ring, rows = ring_of(mesh)
     left = lambda x, gram, right: _relative(ring, right - ring.inner(gram, x), right)
     residual = jax.shard_map(left, mesh=mesh, in_specs=(rows, rows, rows), out_specs=P(), check_vma=False)
     return lax.with_sharding_constraint(x.astype(jnp.float32)[:width].T, to), residual(x, gram, right)
@@ -232,9 +233,5 @@ def _relative(ring: Ring, a: Float[Array, "n k"], b: Float[Array, "n k"]) -> Flo
     return ring.norm(a) / jnp.where(size == 0, jnp.ones_like(size), size)
 
 
-def _ring(mesh: Mesh) -> tuple[Ring, P]:
-    return Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
-
-
 def _rows(x: Float[Array, "p k"], mesh: Mesh) -> Float[Array, "p k"]:
-    return lax.with_sharding_constraint(x, NamedSharding(mesh, P(mesh.axis_names, None)))
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, ring_of(mesh)[1]))

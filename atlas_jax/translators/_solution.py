@@ -1,8 +1,8 @@
 """What a translator returns, and what it reads from the statistics."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import to_host
 from atlas_jax.types_statistics import Moments, Statistics
 
+Solver = Literal["auto", "host", "device"]
 DOUBLE = ("cpu", "gpu", "cuda", "rocm")  # platforms whose devices multiply in float64
 
 
@@ -100,12 +101,31 @@ def has_double(x: Float[Array, "..."]) -> bool:
     return all(device.platform in DOUBLE for device in x.sharding.device_set)
 
 
-def belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
+def _belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
     """Whether this array is spread over devices, or on an accelerator."""
     if not isinstance(m, jax.Array):
         return False
     platforms = {device.platform for device in m.sharding.device_set}
     return platforms != {"cpu"} or not m.sharding.is_fully_replicated
+
+
+def where_it_belongs(
+    solver: Solver,
+    large: Sequence[Float[np.ndarray | Array, "_ _"] | None],
+    on_host: Callable[[], Solution],
+    on_devices: Callable[[], tuple[Float[Array, "d_s d_c"], dict[str, Any]]],
+) -> Solution:
+    """Solved on the devices or on the host, as ``solver`` and the place of the large arrays have it.
+
+    A device result that is not accepted is solved again on the host, if one process holds it all.
+    """
+    if solver == "host" or (solver == "auto" and not any(map(_belongs_on_devices, large))):
+        return on_host()
+    t, certificate = on_devices()
+    if certificate["accepted"] or not t.is_fully_addressable:
+        return solution(t, **certificate)
+    found = on_host()
+    return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})
 
 
 def gram_of(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[np.ndarray, "d d"]:
