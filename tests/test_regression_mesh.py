@@ -12,7 +12,7 @@ from atlas_jax import translators
 from atlas_jax.mesh import make_mesh
 from atlas_jax.statistics import Statistics, layout
 from atlas_jax.translators import _regression_rows as rows
-from atlas_jax.translators._polar_rows import Ring
+from atlas_jax.translators._ring import Ring
 
 NEEDS = ("cross", "atlas_gram")
 MESHES = [(4, 2), (8, 1), (1, 8)]

@@ -1,17 +1,20 @@
 """Every member of a grid of the whitened family, scored for every use on sentences it was not fitted on."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._preference import preference
 from atlas_jax.experiments._quality import one_hot
 from atlas_jax.experiments._retrieval import SENTENCES, Averaged, averaged_queries, ranked
+from atlas_jax.mesh import everywhere, mesh_of
 from atlas_jax.metrics import detection
 from atlas_jax.pipeline import Fitted, Pass, Stage, score_sentences, views
 from atlas_jax.translators import Member
@@ -75,14 +78,15 @@ def _solve_grid(
     retrieved: Scores = {site: {} for site in statistics.sites}
     for site, whitening, members in views(statistics, dict.fromkeys(statistics.sites, grid)):
         turned = whitening.turned()
+        mesh = mesh_of(turned)
         single = turned.queries(queries)
         mean = statistics.sums.atlas.raw.mean[None, :]
         mixed = None if averaged is None else turned.queries(averaged[site].queries - mean)
         for member in members:
             rows = _unit(turned.rows(member))
-            vectors[site][member] = np.asarray(_cosine(single, rows))
+            vectors[site][member] = np.asarray(_cosine(single, rows, mesh))
             if mixed is not None:
-                found, probability = ranked(_cosine(mixed, rows), averaged[site].valid)
+                found, probability = ranked(_cosine(mixed, rows, mesh), averaged[site].valid)
                 mrr = float(found.mean())
                 retrieved[site][member] = {"score": mrr, "mrr": mrr, "mpp": float(probability.mean())}
     return {site: np.stack([found[m] for m in grid]) for site, found in vectors.items()}, retrieved
@@ -136,7 +140,7 @@ def _unit(x: Float[Array, "d_s r"]) -> Float[Array, "d_s r"]:
     return x / jnp.where(norm > 0, norm, 1.0)
 
 
-@jax.jit
-def _cosine(queries: Float[Array, "q r"], rows: Float[Array, "d_s r"]) -> Float[Array, "q d_s"]:
-    """Cosines up to the norm of each query, which ranks nothing."""
-    return jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST)
+@partial(jax.jit, static_argnums=2)
+def _cosine(queries: Float[Array, "q r"], rows: Float[Array, "d_s r"], mesh: Mesh | None) -> Float[Array, "q d_s"]:
+    """Cosines up to the norm of each query, which ranks nothing; whole on every device of a mesh."""
+    return everywhere(jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST), mesh)

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, Sharding
+from jax.sharding import Mesh, PartitionSpec as P, Sharding
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.translators._polar_certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
 from atlas_jax.translators._polar_iteration import Evidence, evidence, iterate
-from atlas_jax.translators._polar_rows import PANEL, ring_mesh, ring_of
+from atlas_jax.translators._ring import PANEL, ring_mesh, ring_of, spread_rows
 from atlas_jax.translators._solution import has_double
 
 CUSHION = 0.025  # polynomials are fitted to [CUSHION * high, high] at the widest, which bounds their coefficients
@@ -103,7 +103,7 @@ def _spread(m: Float[Array, "p q"], mesh: Mesh, block: int) -> Float[Array, "n k
     """The shorter side as rows, over all devices, filled up with zero rows to whole blocks on each."""
     wide = m if m.shape[0] <= m.shape[1] else m.T
     filled = jnp.pad(wide, ((0, -wide.shape[0] % (block * mesh.size)), (0, 0)))
-    return lax.with_sharding_constraint(filled, NamedSharding(mesh, ring_of(mesh)[1]))
+    return spread_rows(filled, mesh)
 
 
 @lru_cache

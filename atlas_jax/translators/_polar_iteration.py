@@ -8,7 +8,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.translators._polar_certificate import CUT
-from atlas_jax.translators._polar_rows import Ring
+from atlas_jax.translators._ring import Ring
 
 POWER_STEPS = 60  # of power iteration, which is then within a few percent
 SHARPEN = (0.0, 2.5, -1.5)  # x -> 5/2 x^3 - 3/2 x^5 draws [0, 0.8] to 0 and [0.83, 1.1] to 1

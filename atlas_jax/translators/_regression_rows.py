@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P, Sharding
+from jax.sharding import Mesh, PartitionSpec as P, Sharding
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.translators._polar_certificate import acceptable
 from atlas_jax.translators._polar_iteration import largest_singular_value
-from atlas_jax.translators._polar_rows import PANEL, Ring, ring_mesh, ring_of
+from atlas_jax.translators._ring import PANEL, Ring, ring_mesh, ring_of, spread_rows
 from atlas_jax.translators._solution import has_double
 
 LIMITS = {"normal_residual": 1e-6, "change": 1e-5}
@@ -130,7 +130,7 @@ def _equations(
     ring, rows = ring_of(mesh)
     gram = gram.astype(float)
     missing = -gram.shape[0] % (block * mesh.size)
-    gram, right = (_rows(jnp.pad(x, ((0, missing), (0, m))), mesh) for x, m in ((gram, missing), (cross.T, 0)))
+    gram, right = (spread_rows(jnp.pad(x, ((0, missing), (0, m))), mesh) for x, m in ((gram, missing), (cross.T, 0)))
     cut, penalty = (jnp.asarray(x, gram.dtype) for x in size)
     lift = jnp.pad(lift, (0, missing)).astype(gram.dtype)
     work = lambda *parts: _scaled(ring, *parts)
@@ -231,7 +231,3 @@ def _finish(
 def _relative(ring: Ring, a: Float[Array, "n k"], b: Float[Array, "n k"]) -> Float[Array, ""]:
     size = ring.norm(b)
     return ring.norm(a) / jnp.where(size == 0, jnp.ones_like(size), size)
-
-
-def _rows(x: Float[Array, "p k"], mesh: Mesh) -> Float[Array, "p k"]:
-    return lax.with_sharding_constraint(x, NamedSharding(mesh, ring_of(mesh)[1]))

@@ -109,6 +109,11 @@ def _belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
     return platforms != {"cpu"} or not m.sharding.is_fully_replicated
 
 
+def solved_on_devices(solver: Solver, large: Sequence[Float[np.ndarray | Array, "_ _"] | None]) -> bool:
+    """What ``solver`` means for these arrays: "auto" is the devices if any of them is spread or on an accelerator."""
+    return solver == "device" or (solver == "auto" and any(map(_belongs_on_devices, large)))
+
+
 def where_it_belongs(
     solver: Solver,
     large: Sequence[Float[np.ndarray | Array, "_ _"] | None],
@@ -119,7 +124,7 @@ def where_it_belongs(
 
     A device result that is not accepted is solved again on the host, if one process holds it all.
     """
-    if solver == "host" or (solver == "auto" and not any(map(_belongs_on_devices, large))):
+    if not solved_on_devices(solver, large):
         return on_host()
     t, certificate = on_devices()
     if certificate["accepted"] or not t.is_fully_addressable:

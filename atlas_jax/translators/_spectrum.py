@@ -1,10 +1,11 @@
 """A Gram matrix diagonalised once, and powers of its pseudo-inverse."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import scipy.linalg
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from atlas_jax.translators._regression import largest_eigenvalue
 from atlas_jax.translators._solution import gram_of
@@ -45,6 +46,19 @@ class Spectrum(NamedTuple):
         vectors[alive] = small[:, keep]
         return cls(values[keep], vectors, float(values.mean()), dead)
 
-    def powers(self, power: float | int, ridge: float | int) -> Float[np.ndarray, " r"]:
-        """``(values + ridge unit)^-power``."""
-        return (self.values + ridge * self.unit) ** -power
+    def raised(self, power: float | int, ridge: float | int, m: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "d k"]:
+        """``(G + ridge unit)^-power M`` over the range of G."""
+        return self.vectors @ ((self.values + ridge * self.unit)[:, None] ** -power * self.turn(m))
+
+    def turn(self, m: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "r k"]:
+        """M in the eigenbasis, ``V^T M``."""
+        return self.vectors.T @ m
+
+    def basis(self) -> tuple[Float[Array, "d r"], Float[Array, " r"]]:
+        """The vectors, and the values in units of ``unit``, float32 on the default device."""
+        return jnp.asarray(self.vectors, jnp.float32), jnp.asarray(self.values / (self.unit or 1.0), jnp.float32)
+
+    @property
+    def certificate(self) -> dict[str, Any]:
+        """How it was found."""
+        return {"solver": "eigh"}

@@ -1,16 +1,28 @@
 """The whitened family: powers of both Gram matrices around the cross product."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Sharding
 from jaxtyping import Array, ArrayLike, Float
 
-from atlas_jax.translators._solution import Solution, cross_of, solution
+from atlas_jax.translators._solution import (
+    Solution,
+    Solver,
+    cross_of,
+    cross_on_devices,
+    has_double,
+    solution,
+    solved_on_devices,
+)
 from atlas_jax.translators._spectrum import Spectrum
+from atlas_jax.translators._spectrum_rows import RowsSpectrum
 from atlas_jax.types_statistics import Statistics
 
 CUT = 3e-7  # float32 statistics carry rounding of about 1e-7 of the largest eigenvalue
@@ -46,6 +58,7 @@ def whitened(
     centre: bool = False,
     ridge: float | int = 0.0,
     cut: float = CUT,
+    solver: Solver = "auto",
 ) -> Solution:
     """``(A_s^T A_s)^-alpha A_s^T A_c (A_c^T A_c)^-beta``; not in the paper.
 
@@ -55,17 +68,24 @@ def whitened(
 
     Args:
       stats: statistics with ``"cross"``, ``"subject_gram"`` unless alpha is 0 and ``"atlas_gram"`` unless beta is 0,
-        each with the prefix ``unit_`` when ``normalize_rows``.
+        each with the prefix ``unit_`` when ``normalize_rows``; in numpy, on one device or sharded over a mesh, be it of
+        several processes (which must all call).
       alpha: power of the subject side.
       beta: power of the atlas side.
       normalize_rows: use rows divided by their L2 norm.
       centre: subtract the column means (after the normalisation).
       ridge: added to each Gram matrix, in units of its mean eigenvalue over the features that are not dead.
-      cut: eigenvalues up to ``cut`` times the largest of the centred Gram matrix count as zero.
+      cut: eigenvalues up to ``cut`` times the largest of the centred Gram matrix count as zero; at least 1e-5 on
+        devices without float64.
+      solver: ``"host"`` gathers the statistics and diagonalises by LAPACK; ``"device"`` does by block Jacobi where the
+        statistics are, without ever gathering them; ``"auto"`` is the device for sharded statistics and accelerators,
+        the host otherwise.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``; ``certificate`` with the arguments, and for each side that was whitened the
-      rank, the number of dead features, the condition number over the range and what the ridge added.
+      ``matrix`` float32 ``[d_s, d_c]``, sharded as the statistics where the devices solved; ``certificate`` with the
+      arguments, and for each side that was whitened the rank, the number of dead features, the condition number over
+      the range and what the ridge added; from the devices also precision, sweeps, what they left off the diagonal, and
+      whether that is accepted.
 
     Raises:
       AtlasError: if a need is missing.
@@ -78,7 +98,7 @@ def whitened(
       [[5.0]]
     """
     member = Member(alpha, beta, normalize_rows, centre, ridge)
-    return Whitening.of(stats, [member], cut=cut).solve(member)
+    return Whitening.of(stats, [member], cut=cut, solver=solver).solve(member)
 
 
 def whitened_family(
@@ -89,10 +109,11 @@ def whitened_family(
     centre: bool = False,
     ridge: float | int = 0.0,
     cut: float = CUT,
+    solver: Solver = "auto",
 ) -> dict[tuple[float | int, float | int], Solution]:
     """:func:`whitened` for many ``(alpha, beta)`` from one eigendecomposition a side."""
     members = [Member(a, b, normalize_rows, centre, ridge) for a, b in powers]
-    whitening = Whitening.of(stats, members, cut=cut)
+    whitening = Whitening.of(stats, members, cut=cut, solver=solver)
     return {(m.alpha, m.beta): whitening.solve(m) for m in members}
 
 
@@ -102,20 +123,26 @@ class Whitening(NamedTuple):
     Every member of the family in this view, whatever its powers and its ridge, is two scalings away.
 
     Attributes:
-      cross: ``A_s^T A_c`` in float64 ``[d_s, d_c]``.
+      cross: ``A_s^T A_c [d_s, d_c]``, in float64 where there is any.
       subject: its spectrum, None where no member has alpha.
       atlas: its spectrum, None where no member has beta.
       cut: below which eigenvalues count as zero.
     """
 
-    cross: Float[np.ndarray, "d_s d_c"]
-    subject: Spectrum | None
-    atlas: Spectrum | None
+    cross: Float[np.ndarray | Array, "d_s d_c"]
+    subject: Spectrum | RowsSpectrum | None
+    atlas: Spectrum | RowsSpectrum | None
     cut: float
 
     @classmethod
     def of(
-        cls, stats: Statistics, members: Iterable[Member], *, cut: float = CUT, atlas: Spectrum | None = None
+        cls,
+        stats: Statistics,
+        members: Iterable[Member],
+        *,
+        cut: float = CUT,
+        atlas: Spectrum | RowsSpectrum | None = None,
+        solver: Solver = "auto",
     ) -> "Whitening":
         """Diagonalise what some members of one view need.
 
@@ -124,6 +151,7 @@ class Whitening(NamedTuple):
           members: they share ``normalize_rows`` and ``centre``.
           cut: as in :func:`whitened`.
           atlas: the spectrum of the atlas side if it is known, from another site of the same pass.
+          solver: as in :func:`whitened`.
 
         Raises:
           ValueError: if the members are of several views.
@@ -134,31 +162,41 @@ class Whitening(NamedTuple):
         if len(views) != 1:
             raise ValueError(f"members of one view are diagonalised together, got {len(views)} views")
         ((unit, centre),) = views
-        cross = cross_of(stats, unit=unit, centre=centre)
-        spectrum = lambda side: Spectrum.of(stats, side, normalize_rows=unit, centre=centre, cut=cut)
+        on_devices = solved_on_devices(solver, [getattr(stats.cross, "unit" if unit else "raw")])
+        cross = (cross_on_devices if on_devices else cross_of)(stats, unit=unit, centre=centre)
+        kind = RowsSpectrum if on_devices else Spectrum
+        spectrum = lambda side: kind.of(stats, side, normalize_rows=unit, centre=centre, cut=cut)
         subject = spectrum("subject") if any(m.alpha for m in members) else None
         if atlas is None and any(m.beta for m in members):
             atlas = spectrum("atlas")
         return cls(cross, subject, atlas, cut)
 
     def solve(self, member: Member) -> Solution:
-        """The matrix of a member, computed in float64."""
-        left = _raise(self.subject, member.alpha, member.ridge, self.cross)
-        matrix = _raise(self.atlas, member.beta, member.ridge, left.T).T
+        """The matrix of a member, computed in float64 where there is any."""
         sides = {"subject": (self.subject, member.alpha), "atlas": (self.atlas, member.beta)}
-        facts = [_facts(name, s, member.ridge) for name, (s, power) in sides.items() if power]
-        return solution(
-            matrix, solver="eigh", cut=self.cut, **member._asdict(), **{k: v for f in facts for k, v in f.items()}
-        )
+        facts: dict[str, Any] = {"cut": self.cut} | member._asdict()
+        for name, (spectrum, power) in sides.items():
+            if power:
+                facts |= spectrum.certificate | _facts(name, spectrum, member.ridge)
+        with self._widest():
+            left = _raise(self.subject, member.alpha, member.ridge, self.cross)
+            matrix = _raise(self.atlas, member.beta, member.ridge, left.T).T
+            if isinstance(self.cross, jax.Array):
+                matrix = _laid_out(matrix, self.cross.sharding)
+        return solution(matrix, **{"solver": "moments"} | facts)
 
     def turned(self) -> "Turned":
-        """The same in the eigenbases, float32 on the default device, to compare members cheaply."""
-        left = self.cross if self.subject is None else self.subject.vectors.T @ self.cross
-        core = left if self.atlas is None else left @ self.atlas.vectors
-        array = lambda x: jnp.asarray(x, jnp.float32)
-        vectors = [None if s is None else array(s.vectors) for s in (self.subject, self.atlas)]
-        scaled = [None if s is None else array(s.values / (s.unit or 1.0)) for s in (self.subject, self.atlas)]
-        return Turned(array(core), *vectors, *scaled)
+        """The same in the eigenbases, float32 on the devices, to compare members cheaply."""
+        with self._widest():
+            left = self.cross if self.subject is None else self.subject.turn(self.cross)
+            core = left if self.atlas is None else self.atlas.turn(left.T).T
+            bases = [(None, None) if s is None else s.basis() for s in (self.subject, self.atlas)]
+            vectors, values = zip(*bases, strict=True)
+            return Turned(jnp.asarray(core, jnp.float32), *vectors, *values)
+
+    def _widest(self) -> AbstractContextManager:
+        """In which arrays of the devices are float64, where these have it."""
+        return jax.enable_x64(isinstance(self.cross, jax.Array) and has_double(self.cross))
 
 
 class Turned(NamedTuple):
@@ -204,16 +242,22 @@ def _turned_rows(
     return jnp.matmul(view.subject, core, precision=lax.Precision.HIGHEST)
 
 
+@partial(jax.jit, static_argnums=1)
+def _laid_out(x: Float[Array, "d_s d_c"], to: Sharding) -> Float[Array, "d_s d_c"]:
+    return lax.with_sharding_constraint(x.astype(jnp.float32), to)
+
+
 def _raise(
-    spectrum: Spectrum | None, power: float | int, ridge: float | int, m: Float[np.ndarray, "n k"]
-) -> Float[np.ndarray, "n k"]:
+    spectrum: Spectrum | RowsSpectrum | None,
+    power: float | int,
+    ridge: float | int,
+    m: Float[np.ndarray | Array, "n k"],
+) -> Float[np.ndarray | Array, "n k"]:
     """``gram^-power m``."""
-    if not power or spectrum is None:
-        return m
-    return spectrum.vectors @ (spectrum.powers(power, ridge)[:, None] * (spectrum.vectors.T @ m))
+    return spectrum.raised(power, ridge, m) if power and spectrum is not None else m
 
 
-def _facts(side: str, spectrum: Spectrum, ridge: float | int) -> dict[str, Any]:
+def _facts(side: str, spectrum: Spectrum | RowsSpectrum, ridge: float | int) -> dict[str, Any]:
     shift, values = ridge * spectrum.unit, spectrum.values
     condition = float((values[-1] + shift) / (values[0] + shift)) if values.size else 1.0
     return {

@@ -11,7 +11,7 @@ import jax.scipy.linalg as jsl
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from atlas_jax.errors import AtlasError
 
@@ -34,17 +34,17 @@ class Ring(NamedTuple):
         """This device's place."""
         return lax.axis_index(self.axes)
 
-    def outer(self, a: Float[Array, "n k"], b: Float[Array, "n k"]) -> Float[Array, "n p"]:
+    def outer(self, a: Float[Array, "n k"], b: Float[Array, "m k"]) -> Float[Array, "n q"]:
         """``A B^T``."""
-        n = a.shape[0]
-        put = lambda j, block, out: lax.dynamic_update_slice_in_dim(out, dot(a, block.T), j * n, 1)
-        return self._round(put, b, jnp.zeros((n, n * self.size), a.dtype))
+        m = b.shape[0]
+        put = lambda j, block, out: lax.dynamic_update_slice_in_dim(out, dot(a, block.T), j * m, 1)
+        return self._round(put, b, jnp.zeros((a.shape[0], m * self.size), a.dtype))
 
-    def inner(self, a: Float[Array, "n p"], b: Float[Array, "n k"]) -> Float[Array, "n k"]:
+    def inner(self, a: Float[Array, "n q"], b: Float[Array, "m k"]) -> Float[Array, "n k"]:
         """``A B``."""
-        n = a.shape[0]
-        add = lambda j, block, out: out + dot(lax.dynamic_slice_in_dim(a, j * n, n, 1), block)
-        return self._round(add, b, jnp.zeros_like(b))
+        m = b.shape[0]
+        add = lambda j, block, out: out + dot(lax.dynamic_slice_in_dim(a, j * m, m, 1), block)
+        return self._round(add, b, jnp.zeros((a.shape[0], b.shape[1]), b.dtype))
 
     def transpose(self, a: Float[Array, "n p"]) -> Float[Array, "n p"]:
         """``A^T`` of a square A."""
@@ -62,7 +62,7 @@ class Ring(NamedTuple):
         """Sum over the devices."""
         return lax.psum(x, self.axes)
 
-    def whole(self, x: Float[Array, " n"]) -> Float[Array, " p"]:
+    def whole(self, x: Shaped[Array, " n"]) -> Shaped[Array, " p"]:
         """All of a vector."""
         return lax.all_gather(x, self.axes, tiled=True)
 
@@ -129,15 +129,15 @@ class Ring(NamedTuple):
         return self.index * n + jnp.arange(n, dtype=jnp.int32)
 
     def _round(
-        self, use: Callable[..., Float[Array, "n c"]], b: Float[Array, "n k"], out: Float[Array, "n c"]
+        self, use: Callable[..., Float[Array, "n c"]], b: Float[Array, "m k"], out: Float[Array, "n c"]
     ) -> Float[Array, "n c"]:
         """Let every block of rows of B pass by: ``use(its place, the block, out)``."""
         ring = [(i, (i - 1) % self.size) for i in range(self.size)]
         step = lambda i, block, out: use((self.index + jnp.asarray(i, jnp.int32)) % self.size, block, out)
 
         def pass_on(
-            i: Int[Array, ""], state: tuple[Float[Array, "n k"], Float[Array, "n c"]]
-        ) -> tuple[Float[Array, "n k"], Float[Array, "n c"]]:
+            i: Int[Array, ""], state: tuple[Float[Array, "m k"], Float[Array, "n c"]]
+        ) -> tuple[Float[Array, "m k"], Float[Array, "n c"]]:
             block, out = state
             return lax.ppermute(block, self.axes, ring), step(i, block, out)
 
@@ -161,6 +161,11 @@ def ring_mesh(m: Float[Array, "p q"]) -> Mesh:
 def ring_of(mesh: Mesh) -> tuple[Ring, P]:
     """All devices of a mesh, and how a matrix lies whose rows they share."""
     return Ring(mesh.axis_names, mesh.size), P(mesh.axis_names, None)
+
+
+def spread_rows(x: Float[Array, "p k"], mesh: Mesh) -> Float[Array, "p k"]:
+    """Inside a jitted function: the same matrix, its rows over all devices of the mesh."""
+    return lax.with_sharding_constraint(x, NamedSharding(mesh, ring_of(mesh)[1]))
 
 
 def _inverse_root(w: Float[Array, "b b"]) -> Float[Array, "b b"]:
