@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+ENVIRONMENT = "GLIBC_TUNABLES", "OPENBLAS_CORETYPE", "XLA_FLAGS"  # what changes speed, told in every report
+
 
 def arguments_of(description: str) -> argparse.ArgumentParser:
     """A parser with ``--quick`` and ``--out``."""
@@ -64,7 +66,7 @@ def machine(*modules: ModuleType) -> dict[str, Any]:
         "date": time.strftime("%F"),
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-        "environment": {k: os.environ[k] for k in ("GLIBC_TUNABLES", "XLA_FLAGS") if k in os.environ},
+        "environment": {k: os.environ[k] for k in ENVIRONMENT if k in os.environ},
         "versions": {m.__name__: m.__version__ for m in (jax, *modules)} | {"python": platform.python_version()},
     }
 

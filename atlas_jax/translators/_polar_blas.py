@@ -23,8 +23,8 @@ def product(a: Float[np.ndarray, "m k"], b: Float[np.ndarray, "k n"]) -> Float[n
 
 
 def lower_product(a: Float[np.ndarray, "p q"], b: Float[np.ndarray, "p q"]) -> Float[np.ndarray, "p p"]:
-    """The lower triangle of ``A B^T``."""
-    out = np.zeros((len(a), len(a)), a.dtype, order="F")
+    """The lower triangle of ``A B^T``, in float64 whatever it was computed in."""
+    out = np.zeros((len(a), len(a)), order="F")
     for i in range(0, len(a), PANEL):
         out[i:, i : i + PANEL] = product(a[i:], b[i : i + PANEL].T)
     return out
@@ -49,6 +49,16 @@ def inverse(s: Float[np.ndarray, "p p"]) -> Float[np.ndarray, "p p"]:
     potrf, potri = get_lapack_funcs(("potrf", "potri"), (s,))
     factor, failed = potrf(s, lower=1, clean=0, overwrite_a=1)
     return np.full_like(s, np.nan) if failed else potri(factor, lower=1, overwrite_c=1)[0]
+
+
+def inverse_times(s: Float[np.ndarray, "p p"], x: Float[np.ndarray, "p q"], scale: float) -> Float[np.ndarray, "p q"]:
+    """``scale S^-1 X`` of symmetric S by Cholesky, in the memory of S; NaN where that is not positive definite."""
+    (potrf,), (trsm,) = get_lapack_funcs(("potrf",), (s,)), get_blas_funcs(("trsm",), (s,))
+    root, failed = potrf(s, lower=1, clean=0, overwrite_a=1)
+    if failed:
+        return np.full_like(x, np.nan)
+    half = trsm(scale, root, x.T, side=1, lower=1, trans_a=1)
+    return trsm(1.0, root, half, side=1, lower=1, overwrite_b=1).T
 
 
 def add_to_diagonal(s: Float[np.ndarray, "p p"], shift: float) -> None:

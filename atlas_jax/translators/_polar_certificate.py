@@ -52,13 +52,13 @@ def certify(m: Float[np.ndarray, "p q"], found: Factor) -> dict[str, Any]:
     m_in, t_in, leak = _in_basis(m, found)
     numbers = dict.fromkeys(LIMITS) | {"remainder": _remainder(m, found)}
     condition, dtype = None, found.t.dtype
-    weight = lower_product(m_in.astype(dtype), t_in.astype(dtype)).astype(np.float64)
+    weight = lower_product(m_in.astype(dtype, copy=False), t_in.astype(dtype, copy=False))
     trace = float(np.trace(weight))
     (potrf,) = get_lapack_funcs(("potrf",), (weight,))
     root, failed = potrf(weight, lower=1, clean=0, overwrite_a=1)
     if not failed:
         condition = float(found.largest / smallest_eigenvalue(root))
-        numbers |= _weigh(m_in, t_in, root, trace)
+        numbers |= _weigh(m_in, t_in.astype(np.float64, copy=False), root, trace)
         numbers["orthogonality"] = float(np.hypot(numbers["orthogonality"], leak))
         numbers["error"] += float(found.angle / np.sqrt(len(m_in)))
     numbers = {name: value if value is not None and np.isfinite(value) else None for name, value in numbers.items()}
@@ -96,8 +96,8 @@ def _columns(a: Float[np.ndarray, "m k"], *blocks: Float[np.ndarray, "k n"]) -> 
 def _in_basis(
     m: Float[np.ndarray, "p q"], found: Factor
 ) -> tuple[Float[np.ndarray, "r q"], Float[np.ndarray, "r q"], float]:
-    """M and T in the basis of the range, in float64, and the relative size of what of T is not in it."""
-    t, v = np.asarray(found.t, np.float64), found.basis
+    """M and T in the basis of the range, and the relative size of what of T is not in it."""
+    t, v = found.t, found.basis
     if v is None:
         return m, t, 0.0
     inside = v.T @ t
