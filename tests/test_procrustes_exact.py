@@ -16,7 +16,7 @@ from atlas_jax.translators import _stiefel_rows as rows
 NEEDS = ("cross", "unit_cross", "atlas_gram", "unit_atlas_gram")
 
 
-def easy(rng, d_s=24, d_c=72):
+def easy(rng, d_s=14, d_c=40):
     """Subject activations that are a rotation of some of the atlas', and noise: no multiplier is positive."""
     a_c = rng.normal(size=(800, d_c)) * np.geomspace(1, 1e-2, d_c) + 0.2
     q = np.linalg.qr(rng.normal(size=(d_c, d_s)))[0]
@@ -54,7 +54,7 @@ def test_a_global_minimum_is_told_and_no_start_finds_a_lower_one(rng, normalize_
     exact = translators.procrustes_exact(stats, normalize_rows=normalize_rows)
     assert exact.certificate["gap"] <= 1e-9
     assert exact.certificate["steps"] < 15
-    others = [polar64(rng.normal(size=(24, 72)) * (np.arange(24) != 1)[:, None] * a_c.any(0)) for _ in range(10)]
+    others = [polar64(rng.normal(size=(14, 40)) * (np.arange(14) != 1)[:, None] * a_c.any(0)) for _ in range(10)]
     assert loss(exact.matrix) < min(map(loss, others))
 
 
@@ -79,8 +79,7 @@ def test_it_is_the_polar_factor_for_no_fewer_subject_features(rng, shape):
     np.testing.assert_array_equal(translators.procrustes_exact(stats).matrix, translators.procrustes(stats).matrix)
 
 
-@pytest.mark.parametrize("centre", [False, True], ids=["plain", "centred"])
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("mesh", "centre"), [((4, 2), False), ((1, 8), True)])
 def test_sharded_as_on_one_device(rng, mesh, centre):
     stats = statistics_of(*easy(rng), NEEDS)
     one, sharded = translators.procrustes_exact(stats, centre=centre), on_mesh(stats, mesh)
@@ -118,7 +117,7 @@ def test_devices_without_float64(rng, monkeypatch):
     assert change(found) == pytest.approx(change(one), rel=1e-3)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", MESHES[:1], ids=str)
 def test_no_device_holds_a_whole_matrix(mesh):
     """No buffer of the compiled programs, which are per device, has half the elements of the smaller square."""
     empty, shape = on_mesh(Statistics.init(NEEDS, 512, 640), mesh), (512, 640)

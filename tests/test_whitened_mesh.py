@@ -122,7 +122,7 @@ def test_no_device_holds_a_whole_matrix(mesh):
         put = lambda x: jax.device_put(
             jnp.zeros(x.shape, x.dtype), jax.sharding.NamedSharding(mesh, P(mesh.axis_names))
         )
-        vectors, alive, factors = put(found.vectors), put(found.alive), np.ones(640)
+        vectors, alive, factors = put(found.vectors), np.ones((1, 640), bool), np.ones(640)
         programs = {
             "diagonalise": rows._diagonalise.lower(gram, np.zeros(640), mesh),
             "raise": rows._raise.lower(vectors, alive, cross.T, factors, mesh),

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import to_host
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
 from atlas_jax.pipeline import Pass, Stage, encode_batch, fold, silent
 from atlas_jax.statistics import (
@@ -185,7 +186,7 @@ def _lens_step(
 
 def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) -> Averaged:
     count = jnp.maximum(atlas.found, 1).astype(jnp.float32)[:, None]
-    valid = np.flatnonzero(_activates_most(np.asarray(subject.total / count), statistics))
+    valid = np.flatnonzero(_activates_most(to_host(subject.total / count), statistics))
     if not len(valid):
         raise AtlasError(f"no feature at {site} is the one that its own sentences activate most; give more text")
     return Averaged(atlas.total / count, valid)
@@ -193,7 +194,7 @@ def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) ->
 
 def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics) -> Bool[np.ndarray, " d_s"]:
     """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i."""
-    mean, scatter = (np.asarray(x, np.float64) for x in statistics.subject.raw[:2])
+    mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
     deviation = np.sqrt(scatter / float(statistics.weight))
     score = (means - mean) / np.where(deviation > 0, deviation, np.inf)
     return (score.argmax(axis=1) == np.arange(len(means))) & (score.max(axis=1) > 0)

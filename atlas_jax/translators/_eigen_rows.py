@@ -37,7 +37,7 @@ class GramEigen(NamedTuple):
       values: all of them, on every device; zero for dead features.
       free: which of them belong to features that are not dead.
       vectors: this device's, as rows, in the order of ``values``.
-      alive: which rows of the matrix belong to features that are not dead.
+      alive: which features are not dead, on every device.
       peak: its largest entry.
       centred: the largest eigenvalue of the centred matrix, which the mean is not in.
       off: as in :class:`Eigen`.
@@ -47,7 +47,7 @@ class GramEigen(NamedTuple):
     values: Float[Array, "1 p"]
     free: Bool[Array, "1 p"]
     vectors: Float[Array, "n p"]
-    alive: Bool[Array, "n 1"]
+    alive: Bool[Array, "1 p"]
     peak: Float[Array, ""]
     centred: Float[Array, ""]
     off: Float[Array, ""]
@@ -57,7 +57,7 @@ class GramEigen(NamedTuple):
     def layout(cls, mesh: Mesh) -> "GramEigen":
         """How one lies on a mesh, for ``shard_map``."""
         rows = ring_of(mesh)[1]
-        return cls(P(), P(), rows, rows, P(), P(), P(), P())
+        return cls(P(), P(), rows, P(), P(), P(), P(), P())
 
 
 class _Blocks(NamedTuple):
@@ -124,7 +124,7 @@ def gram_eigen(ring: Ring, gram: Float[Array, "n p"], lift: Float[Array, " p"]) 
     peak = lax.pmax(jnp.max(diagonal), ring.axes)
     peak = jnp.where(peak > 0, peak, 1.0)
     found = eigen(ring, gram / peak + ring.diagonal(n, jnp.where(diagonal > 0, 0.0, -1.0)))
-    values = ring.whole(found.values)[None, :]
+    values, diagonal = ring.whole(jnp.stack([found.values, diagonal[:, 0]], axis=1)).T[:, None]
     free = values > -0.5
     values = jnp.where(free, jnp.maximum(values, 0.0), 0.0)
     return GramEigen(values, free, found.vectors, diagonal > 0, peak, top / peak, found.off, found.sweeps)

@@ -62,8 +62,8 @@ class Ring(NamedTuple):
         """Sum over the devices."""
         return lax.psum(x, self.axes)
 
-    def whole(self, x: Shaped[Array, " n"]) -> Shaped[Array, " p"]:
-        """All of a vector."""
+    def whole(self, x: Shaped[Array, "n *k"]) -> Shaped[Array, "p *k"]:
+        """All rows of a vector or a small matrix."""
         return lax.all_gather(x, self.axes, tiled=True)
 
     def diagonal(self, n: int, value: Float[Array, ""] | Float[Array, "n 1"]) -> Float[Array, "n p"]:

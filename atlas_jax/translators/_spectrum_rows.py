@@ -26,7 +26,7 @@ class RowsSpectrum(NamedTuple):
       values: float64 ``[r]``.
       place: of these among the vectors ``[r]``.
       vectors: as rows, one for every feature and for what fills the rows up ``[p, p]``.
-      alive: which features are not dead ``[p, 1]``.
+      alive: which features are not dead ``[1, p]``.
       unit: as in :class:`Spectrum`.
       dead: as in :class:`Spectrum`.
       width: how many features there are, d.
@@ -36,7 +36,7 @@ class RowsSpectrum(NamedTuple):
     values: Float[np.ndarray, " r"]
     place: Int[np.ndarray, " r"]
     vectors: Float[Array, "p p"]
-    alive: Bool[Array, "p 1"]
+    alive: Bool[Array, "1 p"]
     unit: float
     dead: int
     width: int
@@ -121,12 +121,13 @@ def _turn(
 
 @partial(jax.jit, static_argnums=4)
 def _raise(
-    vectors: Float[Array, "p p"], alive: Bool[Array, "p 1"], m: Float[Array, "d k"], f: Float[Array, " p"], mesh: Mesh
+    vectors: Float[Array, "p p"], alive: Bool[Array, "1 p"], m: Float[Array, "d k"], f: Float[Array, " p"], mesh: Mesh
 ) -> Float[Array, "d k"]:
     """``V diag(f) V^T M``."""
     ring, rows = ring_of(mesh)
-    work = lambda v, alive, x: jnp.where(alive, ring.inner(ring.transpose(v), x), 0.0)
-    back = jax.shard_map(work, mesh=mesh, in_specs=(rows, rows, rows), out_specs=rows, check_vma=False)
+    mine = lambda alive, n: alive[0, ring.rows(n)][:, None]
+    work = lambda v, alive, x: jnp.where(mine(alive, len(v)), ring.inner(ring.transpose(v), x), 0.0)
+    back = jax.shard_map(work, mesh=mesh, in_specs=(rows, P(), rows), out_specs=rows, check_vma=False)
     return back(vectors, alive, _turn(vectors, m, f, mesh))[: m.shape[0]]
 
 

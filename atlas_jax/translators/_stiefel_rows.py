@@ -120,9 +120,9 @@ def minimise(
       AtlasError: if ``gram`` is on several devices without a ``NamedSharding``.
 
     Example:
-      >>> t, certificate = minimise(jnp.array([[0.1, 1.0]]), jnp.eye(2), np.zeros(2), tolerance=1e-6, max_steps=9)
-      >>> t.round(2).tolist(), certificate["accepted"]
-      ([[0.1, 1.0]], True)
+      >>> t, certificate = minimise(jnp.array([[0.0, 2.0]]), jnp.eye(2), np.zeros(2), tolerance=1e-6, max_steps=9)
+      >>> abs(t).round(3).tolist(), certificate["accepted"]
+      ([[0.0, 1.0]], True)
     """
     mesh, double = ring_mesh(gram), has_double(gram)
     with jax.enable_x64(double):
@@ -247,12 +247,13 @@ def _newton(
     at, slope = ring.inner(turn, t), ring.inner(turn, slope)
     tangent = lambda x: x - ring.inner(_symmetric(ring, ring.outer(x, at)), at)
     multipliers = ring.whole(found.values)
-    typical = _median(d, free) + _median(jnp.abs(multipliers), ring.whole(problem.alive[:, 0]))
+    size = jnp.abs(multipliers)
+    typical = _median(d, free) + _median(size, size > jnp.finfo(d.dtype).eps * jnp.max(size))
     curvature = jnp.maximum(jnp.abs(d - s), FLOOR * typical)
     gradient = tangent(slope)
-    size, whole = ring.norm(gradient), ring.norm(slope)
-    stationarity = size / jnp.where(whole > 0, whole, 1.0)
-    goal = jnp.maximum(size * jnp.minimum(0.1, stationarity), tolerance * whole / 2)
+    steep, whole = ring.norm(gradient), ring.norm(slope)
+    stationarity = steep / jnp.where(whole > 0, whole, 1.0)
+    goal = jnp.maximum(steep * jnp.minimum(0.1, stationarity), tolerance * whole / 2)
     x, hx, edge, inner = _search(
         ring,
         gradient,
@@ -316,8 +317,7 @@ def _finish(
     ring, rows = ring_of(mesh)
 
     def work(problem: Problem, t: Float[Array, "n q"]) -> tuple[Array, ...]:
-        living = ring.whole(problem.atlas.alive[:, 0])[None, :]
-        matrix = jnp.where(problem.alive & living, ring.inner(t, problem.atlas.vectors), 0.0)
+        matrix = jnp.where(problem.alive & problem.atlas.alive, ring.inner(t, problem.atlas.vectors), 0.0)
         identity = ring.diagonal(t.shape[0], problem.alive.astype(t.dtype))
         off = ring.norm(ring.outer(t, t) - identity) / jnp.maximum(ring.norm(identity), 1.0)
         return matrix, _loss(ring, problem, t), ring.dot(t, problem.m), off
