@@ -37,10 +37,10 @@ def quality_table(quality: Any) -> Table:
 
 
 def certificate_table(translations: Mapping[tuple[Any, str], Any]) -> Table:
-    """How far each Procrustes solution is from the exact one, by its own certificate."""
+    """How far each Procrustes solution may be from the best one, by its own certificate."""
     made = table(
         "Certificates", "site", "method", "solver", ">rank", ">residual", ">gap", "accepted",
-        caption="residual: of orthogonality; gap: between the bound on the nuclear norm and the trace, relative",
+        caption="residual: of orthogonality; gap: to the bound on the best there can be, relative",
     )  # fmt: skip
     for (site, method), translation in translations.items():
         found = translation.certificate

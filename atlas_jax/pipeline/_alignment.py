@@ -26,7 +26,7 @@ from atlas_jax.processes import is_first
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
-from atlas_jax.translators import needs_of
+from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 
 
@@ -230,7 +230,8 @@ def align(
     else:
         needs |= chooser.needs
         fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
-    translations = solve(stream, fitted, settings.methods, progress=stage("second pass"), checkpoints=checkpoints)
+    again = stage("second pass") if any(METHODS[m].second_pass for m in settings.methods) else None
+    translations = solve(stream, fitted, settings.methods, progress=again, checkpoints=checkpoints)
     if choice is not None:
         translations |= solve_choice(fitted.statistics, choice)
     sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
