@@ -7,7 +7,8 @@ import pytest
 
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError
-from atlas_jax.statistics import NEEDS, Statistics, lens_init, lens_update, update
+from atlas_jax.mesh import make_mesh
+from atlas_jax.statistics import NEEDS, Statistics, layout, lens_init, lens_update, update
 from atlas_jax.translators import METHODS, needs_of
 
 N = 800
@@ -212,8 +213,11 @@ def test_random_is_seeded_and_has_unit_rows_on_average():
     one, two = (translators.random(jax.random.key(seed), 50, 4000).matrix for seed in (0, 1))
     np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1, atol=0.06)
     assert abs(float(jnp.vdot(one, two))) < 1.0
-    stats = Statistics.init([], 3, 4)
-    np.testing.assert_array_equal(METHODS["random"].solve(stats).matrix, METHODS["random"].solve(stats).matrix)
+    stats = Statistics.init([], 16, 24)
+    spread = jax.tree.map(jax.device_put, stats, layout(stats, make_mesh(model=2)))
+    one, two = (METHODS["random"].solve(s).matrix for s in (stats, spread))
+    np.testing.assert_array_equal(one, two)
+    assert two.addressable_shards[0].data.shape == (4, 12)
 
 
 def test_second_pass_that_missed_samples_is_refused(rng):

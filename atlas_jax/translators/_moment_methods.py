@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.mesh import mesh_of, spread
 from atlas_jax.translators._solution import Solution, solution, total
 from atlas_jax.types_statistics import Moments, Statistics
 
@@ -104,9 +105,11 @@ def random(key: Key[Array, ""] | UInt32[Array, "2"], d_s: int, d_c: int) -> Solu
 
 
 def random_like(stats: Statistics, *, seed: int = 0) -> Solution:
-    """:func:`random` of the shape of ``stats``; the registry's entry."""
+    """:func:`random` of the shape of ``stats``, spread over their mesh; the registry's entry."""
     shape = stats.subject.raw.mean.shape[0], stats.atlas.raw.mean.shape[0]
-    return random(jax.random.key(seed), *shape)
+    draw = lambda key: random(key, *shape).matrix
+    to = spread(shape, mesh_of(stats), "data", "model")
+    return solution(jax.jit(draw, out_shardings=to)(jax.random.key(seed)), solver="random")
 
 
 def _cross(stats: Statistics) -> Float[Array, "d_s d_c"]:

@@ -72,9 +72,8 @@ class RowsSpectrum(NamedTuple):
 
     def raised(self, power: float | int, ridge: float | int, m: Float[Array, "d k"]) -> Float[Array, "d k"]:
         """As :meth:`Spectrum.raised`, spread over the devices."""
-        return _raise(
-            self.vectors, self.alive, m, self._everywhere((self.values + ridge * self.unit) ** -power), self._mesh
-        )
+        factors = self._everywhere((self.values + ridge * self.unit) ** -power)
+        return _raise(self.vectors, self.alive, m, factors, self._mesh)
 
     def turn(self, m: Float[Array, "d k"]) -> Float[Array, "p k"]:
         """As :meth:`Spectrum.turn`, with rows of zeros for eigenvalues that do not count."""

@@ -142,7 +142,8 @@ def minimise(
             t = new if ratio > 0.1 and facts.change < 0 else t
             radius *= 0.25 if ratio < 0.25 else 2.0 if ratio > 0.75 and facts.edge else 1.0
         matrix, value, trace, orthogonality = _finish(problem, t, mesh, cross.shape, cross.sharding)
-        peak, rows, columns = float(problem.atlas.peak), int(problem.alive.sum()), int(problem.atlas.free.sum())
+        peak = float(problem.atlas.peak)
+    rows, columns = living(cross, gram, lift)
     gap = 2 * rows * max(facts.excess, 0.0) / max(float(trace), eps)
     certificate = {
         "solver": "stiefel_newton",
