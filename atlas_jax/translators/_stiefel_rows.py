@@ -78,7 +78,8 @@ def living(
       (1, 1)
     """
     mesh = ring_mesh(gram)
-    count = lambda m, g, v: everywhere((jnp.sum(jnp.any(m != 0, axis=1)), jnp.sum(jnp.diagonal(g) + v * v > 0)), mesh)
+    live = lambda m, g, v: (jnp.any(m != 0, axis=1), (jnp.diagonal(g) != 0) | (v != 0))
+    count = lambda *parts: everywhere(tuple(map(jnp.sum, live(*parts))), mesh)
     with jax.enable_x64(has_double(gram)):
         rows, columns = jax.jit(count)(cross, gram, lift)
     return int(rows), int(columns)
