@@ -79,11 +79,10 @@ def test_it_is_the_polar_factor_for_no_fewer_subject_features(rng, shape):
     np.testing.assert_array_equal(translators.procrustes_exact(stats).matrix, translators.procrustes(stats).matrix)
 
 
-@pytest.mark.parametrize(("mesh", "centre"), [((4, 2), False), ((1, 8), True)])
-def test_sharded_as_on_one_device(rng, mesh, centre):
+def test_sharded_as_on_one_device(rng):
     stats = statistics_of(*easy(rng), NEEDS)
-    one, sharded = translators.procrustes_exact(stats, centre=centre), on_mesh(stats, mesh)
-    found = translators.procrustes_exact(sharded, centre=centre)
+    one, sharded = translators.procrustes_exact(stats, centre=True), on_mesh(stats)
+    found = translators.procrustes_exact(sharded, centre=True)
     assert found.certificate["accepted"]
     assert distance(found.matrix, np.asarray(one.matrix, np.float64)) < 1e-5
     assert found.matrix.sharding.is_equivalent_to(sharded.cross.unit.sharding, 2)

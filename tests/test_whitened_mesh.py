@@ -19,6 +19,7 @@ from atlas_jax.translators._ring import Ring
 NEEDS = tuple(prefix + need for prefix in ("", "unit_") for need in ("cross", "subject_gram", "atlas_gram"))
 POWERS = [(0, 0), (0.5, 0), (1, 0), (0, 1), (0.5, 0.5)]
 VIEWS = [(unit, centre) for unit in (True, False) for centre in (True, False)]
+PLACED = [*((MESHES[0], *view) for view in VIEWS), *((mesh, *VIEWS[0]) for mesh in MESHES[1:])]
 
 
 def pair(rng, d_s=40, d_c=56):
@@ -33,8 +34,7 @@ def stats():
     return statistics_of(*pair(np.random.default_rng(0)), NEEDS)
 
 
-@pytest.mark.parametrize(("unit", "centre"), VIEWS)
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize(("mesh", "unit", "centre"), PLACED, ids=str)
 def test_sharded_as_the_host(stats, mesh, unit, centre):
     options = {"normalize_rows": unit, "centre": centre, "ridge": 0.1 if centre else 0.0}
     sharded = on_mesh(stats, mesh)
@@ -110,7 +110,7 @@ def test_eigenvectors(rng, size):
             np.testing.assert_allclose((v.T * np.asarray(found.values)) @ v, (q * values) @ q.T, atol=1e-13)
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("mesh", MESHES[:1], ids=str)
 def test_no_device_holds_a_whole_matrix(mesh):
     """No buffer of the compiled programs, which are per device, has half the elements of the smaller square."""
     empty = on_mesh(Statistics.init(NEEDS, 512, 640), mesh)
