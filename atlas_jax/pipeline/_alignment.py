@@ -19,20 +19,15 @@ from atlas_jax.mesh import mesh_of
 from atlas_jax.models import LanguageModel, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
-from atlas_jax.pipeline._pass import BLOCK, Pass, Progress, Stage
+from atlas_jax.pipeline._pass import BLOCK, Pass, Stage, silent
 from atlas_jax.pipeline._solve import solve
 from atlas_jax.pipeline._stream import fit_statistics
 from atlas_jax.processes import is_first
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
-from atlas_jax.translators import METHODS, needs_of
+from atlas_jax.translators import needs_of
 from atlas_jax.types import Site
-
-
-def silent(name: str) -> Progress:
-    """A stage that shows nothing."""
-    return lambda done, total, tokens: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,8 +225,7 @@ def align(
     else:
         needs |= chooser.needs
         fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
-    again = stage("second pass") if any(METHODS[m].second_pass for m in settings.methods) else None
-    translations = solve(stream, fitted, settings.methods, progress=again, checkpoints=checkpoints)
+    translations = solve(stream, fitted, settings.methods, stage=stage, checkpoints=checkpoints)
     if choice is not None:
         translations |= solve_choice(fitted.statistics, choice)
     sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}

@@ -27,6 +27,11 @@ Stage = Callable[[str], Progress]
 """Given the name of a stage, the progress callback of its pass."""
 
 
+def silent(name: str) -> Progress:
+    """A stage that shows nothing."""
+    return lambda done, total, tokens: None
+
+
 class Cursor(NamedTuple):
     """Where a pass stands.
 

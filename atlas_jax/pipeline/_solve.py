@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Pass, Progress
+from atlas_jax.pipeline._pass import Pass, Stage, silent
 from atlas_jax.pipeline._stream import Fitted, fit_lenses
 from atlas_jax.translation import Translation
 from atlas_jax.translators import METHODS
@@ -17,7 +17,7 @@ def solve(
     methods: Sequence[str],
     *,
     metadata: dict[str, Any] | None = None,
-    progress: Progress | None = None,
+    stage: Stage = silent,
     checkpoints: Checkpoints | None = None,
 ) -> dict[tuple[Site, str], Translation]:
     """Solve every method at every site, with SemanticLens' second pass where it is asked for.
@@ -27,7 +27,7 @@ def solve(
       fitted: its statistics.
       methods: names in :data:`atlas_jax.translators.METHODS`.
       metadata: plain values to keep with every translation.
-      progress: called after every batch of the second pass.
+      stage: makes a progress callback for the second pass.
       checkpoints: where the state of the second pass is saved now and then.
 
     Raises:
@@ -35,7 +35,7 @@ def solve(
     """
     lenses = {}
     if any(METHODS[m].second_pass for m in methods):
-        lenses = fit_lenses(stream, fitted.statistics, progress, checkpoints)
+        lenses = fit_lenses(stream, fitted.statistics, stage("second pass"), checkpoints)
     found = {}
     for site in fitted.statistics.sites:
         statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))

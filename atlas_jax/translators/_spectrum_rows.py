@@ -67,6 +67,7 @@ class RowsSpectrum(NamedTuple):
         }  # fmt: skip
         unit = peak * float(values[free].mean()) if count else 0.0
         place = np.flatnonzero(keep)
+        place = place[np.argsort(values[place])]
         known = unit, gram.shape[0] - count, gram.shape[0], certificate
         return cls(peak * values[place], place, found.vectors, found.alive, *known)
 

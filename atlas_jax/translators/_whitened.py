@@ -177,7 +177,10 @@ class Whitening(NamedTuple):
         facts: dict[str, Any] = {"cut": self.cut} | member._asdict()
         for name, (spectrum, power) in sides.items():
             if power:
+                accepted = facts.get("accepted", True)
                 facts |= spectrum.certificate | _facts(name, spectrum, member.ridge)
+                if "accepted" in facts:
+                    facts["accepted"] &= accepted
         with self._widest():
             left = _raise(self.subject, member.alpha, member.ridge, self.cross)
             matrix = _raise(self.atlas, member.beta, member.ridge, left.T).T
