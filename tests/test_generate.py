@@ -91,7 +91,7 @@ def test_rows_end_at_their_end_of_text_token():
         assert set(row[len(expected) :].tolist()) <= {eos}
         ended = eos in expected
         assert length == len(expected) - ended
-        assert text == " ".join(f"w{i}" for i in expected[:length] if i > 2)
+        assert text == "".join(f" w{i}" for i in expected[:length] if i > 2)
     assert out.lengths[1] <= 6
 
 
@@ -128,7 +128,7 @@ def test_texts_are_prompts_too():
     lm = endless("llama31")
     out = generate(lm, [" ".join(f"w{i}" for i in p) for p in PROMPTS], max_new_tokens=NEW)
     np.testing.assert_array_equal(out.ids, generate(lm, PROMPTS, max_new_tokens=NEW).ids)
-    assert out.texts[0] == " ".join(f"w{i}" for i in out.ids[0] if i > 2)
+    assert out.texts[0] == "".join(f" w{i}" for i in out.ids[0] if i > 2)
 
 
 @pytest.mark.parametrize("name", ["llama31", "gemma2"])

@@ -77,7 +77,7 @@ def test_a_neighbouring_site_is_named(atlas, texts, site):
 
 
 def test_bos_among_the_tokens_is_named(atlas, texts):
-    tokenizer = Tokenizer(atlas.model.tokenizer.backend, 2, 0)
+    tokenizer = Tokenizer.of(atlas.model.tokenizer.backend, "<s>")
     tokenizer.special_ids = frozenset()
     wrong = dataclasses.replace(atlas, model=_with_tokenizer(atlas.model, tokenizer))
     assert wrong.tokenize(["a"]).mask[0, 0]
@@ -87,7 +87,7 @@ def test_bos_among_the_tokens_is_named(atlas, texts):
 
 def test_a_tokenizer_without_bos_is_named(atlas, texts):
     plain = json.loads(atlas.model.tokenizer.backend.to_str()) | {"post_processor": None}
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(plain)), None, 0)
+    tokenizer = Tokenizer.of(tokenizers.Tokenizer.from_str(json.dumps(plain)), None)
     wrong = dataclasses.replace(atlas, model=_with_tokenizer(atlas.model, tokenizer))
     tight = dataclasses.replace(wrong.sae.config, advertised_fvu=0.02)
     _, check = examine(dataclasses.replace(wrong, sae=dataclasses.replace(wrong.sae, config=tight)), texts)

@@ -123,7 +123,7 @@ def _with_bos(model: LanguageModel) -> LanguageModel | None:
     bos, tokenizer = model.hf_config.get("bos_token_id"), model.tokenizer
     if tokenizer.bos_id is not None or not isinstance(bos, int) or tokenizer.encode(["a"])[0][:1] == [bos]:
         return None
-    added = Tokenizer(tokenizer.backend, bos, tokenizer.pad_id, tokenizer.config)
+    added = Tokenizer.of(tokenizer.backend, tokenizer.backend.id_to_token(bos))
     return LanguageModel(model.config, added, model.decoder, model.hf_config)
 
 
