@@ -122,8 +122,8 @@ class Tokenizer:
         Example:
           >>> tokenizer = Tokenizer.load(SUBJECT)
           >>> ids = tokenizer.encode(["Return the value"])[0]
-          >>> tokenizer.continuation(ids[:2], ids[2:])
-          ' the value'
+          >>> tokenizer.continuation(ids[:-1], ids[-1:])
+          ' value'
         """
         before = self.decode(prompt, skip_special_tokens=skip_special_tokens)
         both = self.decode([*prompt, *ids], skip_special_tokens=skip_special_tokens)
