@@ -14,7 +14,7 @@ from atlas_jax.labels._lexical import BM25
 from atlas_jax.labels._search import TextIndex, chosen_texts
 from atlas_jax.labels._static import StaticEmbedding
 
-_VERSION = 1
+_VERSION = 2
 _HEAD = "index.json"
 _CSC = ("data", "indices", "indptr")
 _ARRAYS = {"lsa": ("documents", "basis", "rarity"), "static": ("documents", "rarity", "common")}
