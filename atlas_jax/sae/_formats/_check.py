@@ -1,12 +1,12 @@
 """Is a set of parameters complete and consistent? Asked of everything that becomes an SAE."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._config import Normalization, SAEConfig
 
 _OWN = {
     "jumprelu": {"threshold"},
@@ -29,6 +29,9 @@ def check(config: SAEConfig, parameters: Mapping[str, Any]) -> None:
     """
     if config.kind not in _OWN:
         raise AtlasError(f"unknown kind of SAE '{config.kind}'; known are {', '.join(_OWN)}")
+    if config.normalization not in get_args(Normalization):
+        known = ", ".join(get_args(Normalization))
+        raise AtlasError(f"unknown normalization '{config.normalization}' of an SAE; known are {known}")
     needed = {"W_enc", "b_enc", "W_dec", "b_dec"} | _OWN[config.kind]
     if missing := needed - parameters.keys():
         raise AtlasError(f"the SAE has no {', '.join(sorted(missing))}")
@@ -52,5 +55,5 @@ def _check_one(config: SAEConfig, name: str, value: Any) -> None:
     expected = shapes.get(name, (m,))
     if tuple(value.shape) != expected:
         raise AtlasError(f"{name} of the SAE has shape {tuple(value.shape)}, its description calls for {expected}")
-    if not np.isfinite(np.asarray(value)).all():
+    if np.asarray(value).dtype.kind not in "fiuV" or not np.isfinite(np.asarray(value)).all():
         raise AtlasError(f"{name} of the SAE holds numbers that are not finite")
