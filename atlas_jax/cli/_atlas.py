@@ -61,6 +61,7 @@ def build(
         label_options=label_options, partial_labels=partial_labels,
     )  # fmt: skip
     measured, mean, warnings = _measured(parts.atlas, text, sentences) if text else ({}, None, [])
+    warnings = [*parts.notes, *warnings]
     write_atlas(parts, out, link=link, mean=mean, metadata={"measured": measured} if text else {})
     atlas = parts.atlas
     facts = {"site": str(atlas.site), "features": atlas.width, "labelled": len(atlas.labels.described())}
