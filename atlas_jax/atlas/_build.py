@@ -78,8 +78,8 @@ def assemble(
     width = encoder.config.d_sae
     read = Labels.empty(width)
     if labels is not None:
-        read = Labels.load(labels, width, **(label_options or {}))
-        check_labels(read, site, width, names, partial=partial_labels)
+        read = Labels.load(labels, width, **{"site": site} | dict(label_options or {}))
+        check_labels(read, lm.config, site, width, names, partial=partial_labels)
     sources = {"model": str(model), "sae": str(sae), "labels": None if labels is None else str(labels)}
     metadata = {"sources": sources, "model_name": list(model_name), "sae_format": encoder.config.format}
     note = tuning_note(encoder.config.model, names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from atlas_jax.atlas._model_name import ModelName, difference, short
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import Labels
+from atlas_jax.labels import Labels, site_of_hook
 from atlas_jax.models import LanguageModel, ModelConfig, check_site
 from atlas_jax.sae import SAEConfig
 from atlas_jax.types import Site
@@ -102,15 +102,20 @@ def choose_site(config: ModelConfig, sae: SAEConfig, given: Site | str | None) -
     return site
 
 
-def check_labels(labels: Labels, site: Site, width: int, names: Mapping[str, bool], *, partial: bool = False) -> None:
-    """Refuse labels of another model, layer or width, as far as their files or their indices tell.
+def check_labels(
+    labels: Labels, config: ModelConfig, site: Site, width: int, names: Mapping[str, bool], *, partial: bool = False
+) -> None:
+    """Refuse labels of another model, layer, hook point or width, as far as their files or their indices tell.
 
     Raises:
       AtlasError: if they differ, or describe features 0 to n - 1 of a far wider SAE nearly without gap, which labels
         of an SAE with n features do, unless ``partial`` says that this is meant.
     """
-    model, layer = labels.origin
+    model, layer, hook, _ = labels.origin
     check_model("the labels are", model, names)
+    read = site_of_hook(hook)
+    if read is not None and same_place(config, read) != same_place(config, site):
+        raise AtlasError(f"the labels are of the hook point '{hook}', and the SAE reads {site}")
     named = re.fullmatch(r"(\d+)(?:-.*?(?:-(\d+)([km]?))?)?", layer.lower())
     if named is not None and int(named[1]) != site.layer:
         raise AtlasError(f"the labels are of layer {named[1]} ('{layer}'), and the SAE reads {site}")

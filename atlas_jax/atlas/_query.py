@@ -69,7 +69,7 @@ def as_texts(texts: Sequence[str] | str) -> list[str]:
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
-        raise AtlasError("give at least one text")
+        raise AtlasError("there is no text; give at least one")
     if strange := [text for text in listed if not isinstance(text, str)]:
         raise AtlasError(f"a text should be a string, not {strange[0]!r}")
     return listed

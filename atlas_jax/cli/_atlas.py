@@ -40,6 +40,9 @@ def build(
         list[str] | None, typer.Option(help="A label field's name in the file, such as index=feature_id.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Read only labels of this layer.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Read only labels of this model, hook or release, such as release=NAME.")
+    ] = None,
     prefer: Annotated[list[str] | None, typer.Option(help="Explainer whose labels win; may be repeated.")] = None,
     partial_labels: Annotated[bool, typer.Option(help="The labels cover only the first features on purpose.")] = False,
     text: Text = None,
@@ -55,6 +58,7 @@ def build(
 
     note("loading the parts")
     label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
+    label_options["only"] = _columns(only, "--only")
     sae_options = {"format": sae_format, "norm_scaling_factor": norm_scaling_factor}
     parts = assemble(
         model, sae, labels, site=site, model_name=model_name or (), sae_options=sae_options,
@@ -170,10 +174,10 @@ def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
     return facts, mean_activation(atlas, texts), check.warnings
 
 
-def _columns(pairs: list[str] | None) -> dict[str, str]:
+def _columns(pairs: list[str] | None, option: str = "--column") -> dict[str, str]:
     columns = dict(pair.split("=", 1) for pair in pairs or () if "=" in pair)
     if len(columns) != len(pairs or ()):
-        raise AtlasError("write --column FIELD=NAME, each field once, such as --column index=feature_id")
+        raise AtlasError(f"write {option} FIELD=NAME, each field once, not {' '.join(pairs or ())}")
     return columns
 
 
