@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from atlas_jax.labels import Embedder, Hit
 
 app = typer.Typer(help="Foundation model, SAE and labels.", no_args_is_help=True)
+OWN_TEXT = "documentation of Python and installed packages, no --text being given"
 Directory = Annotated[Path | None, typer.Argument(help="An atlas directory; the bundled one by default.")]
 Text = Annotated[list[Path] | None, typer.Option("--text", help="Text to measure on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -84,7 +85,8 @@ def info(
 ) -> None:
     """Measure an atlas on text beside what its release states, and say what is wrong where the two disagree.
 
-    FVU, L0 and dead features of its SAE, coverage and quality of its labels.
+    FVU, L0 and dead features of its SAE, coverage and quality of its labels; on documentation of Python and the
+    installed packages where there is no --text.
 
     Example: atlas-jax atlas info my-atlas --text my-texts/
     """
@@ -98,6 +100,8 @@ def info(
     facts, check = _examined(atlas, text, sentences)
     emit(as_json, facts | {"check": check.as_json()}, lambda: check_table("Concept Atlas", facts, check))
     _warn(check.warnings)
+    if check.warnings and not text:
+        note(f"measured on {OWN_TEXT}, which is unlike most text; give --text of the kind the SAE was trained on")
 
 
 @app.command()
@@ -163,7 +167,7 @@ def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) ->
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
     with stages() as stage:
         facts = atlas_facts(atlas, texts, stage=stage)
-    return facts, check_sae(atlas, texts, facts)
+    return {"text": ", ".join(map(str, text)) if text else OWN_TEXT} | facts, check_sae(atlas, texts, facts)
 
 
 def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
