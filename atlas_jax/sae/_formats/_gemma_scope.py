@@ -63,7 +63,7 @@ def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
 def _from_names(file: Path) -> dict[str, Any]:
     """Site, model and advertised L0 as far as the folder names of the release tell them."""
     facts: dict[str, Any] = {}
-    l0, layer = told(r"average_l0_(\d+)", file), told(r"/layer_(\d+)/", file)
+    l0, layer = told(r"average_l0_(\d+)", file), told(r"/(?:layer_(\d+)|embedding)/", file)
     if l0 is not None:
         facts["advertised_l0"] = float(l0[1])
     release = told(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)", file)
@@ -72,12 +72,12 @@ def _from_names(file: Path) -> dict[str, Any]:
     facts["model"] = f"google/gemma-2-{release[1]}" + ("-it" if release[2] == "it" else "")
     if release[3] == "transcoders":
         facts["transcoder"] = True
-    if layer is not None:
+    if layer is not None and layer[1] is None:
+        facts["site"] = Site("resid_pre", 0)
+    elif layer is not None:
         facts["site"] = Site(_POINTS[release[3]], int(layer[1]))
         if release[3] == "transcoders":
             facts["site_out"] = Site("mlp_out_post", int(layer[1]))
-    elif told("/embedding/", file):
-        facts["site"] = Site("resid_pre", 0)
     return facts
 
 
