@@ -139,7 +139,9 @@ class ConceptAtlas:
         """
         return _pooled(self, self.tokenize(as_texts(texts)))
 
-    def query(self, features: Sequence[int], weights: Sequence[float] | None = None) -> Float[Array, " d_c"]:
+    def query(
+        self, features: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None
+    ) -> Float[Array, " d_c"]:
         """The concept query with the given features set to one, or to their weights.
 
         Raises:
@@ -163,7 +165,7 @@ class ConceptAtlas:
         index = _index(self.labels, self.home)
         return (index if embedder is None else _embedded(index, embedder)).search(text, k, method)
 
-    def top_features(self, query: Float[Array, " d_c"], k: int = 10) -> list[Hit]:
+    def top_features(self, query: Float[Array | np.ndarray, " w"], k: int = 10) -> list[Hit]:
         """The features of largest weight in a query, best first, with their labels ("" where there is none).
 
         Raises:

@@ -1,6 +1,6 @@
 """What may become a concept query: features with weights, vectors, and texts."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -60,13 +60,15 @@ def finite_vector(values: Any, width: int, what: str) -> Float[np.ndarray, " w"]
     return vector
 
 
-def as_texts(texts: Sequence[str] | str) -> list[str]:
+def as_texts(texts: Any) -> list[str]:
     """Texts as a list; one string is one text.
 
     Example:
       >>> as_texts("a dog")
       ['a dog']
     """
+    if not isinstance(texts, Iterable):
+        raise AtlasError(f"a text should be a string, not {texts!r}")
     listed = [texts] if isinstance(texts, str) else list(texts)
     if not listed:
         raise AtlasError("there is no text; give at least one")
@@ -75,6 +77,6 @@ def as_texts(texts: Sequence[str] | str) -> list[str]:
     return listed
 
 
-def _first(values: Sequence[Any], kind: type) -> Any:
+def _first(values: Any, kind: type) -> Any:
     """The first of some values that is not of a kind."""
     return next((v for v in values if type(v) is not kind), values)

@@ -1,12 +1,12 @@
 """Is a set of parameters complete and consistent? Asked of everything that becomes an SAE."""
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.sae._config import Normalization, SAEConfig
+from atlas_jax.sae._config import SAEConfig
 
 _OWN = {
     "jumprelu": {"threshold"},
@@ -29,9 +29,6 @@ def check(config: SAEConfig, parameters: Mapping[str, Any]) -> None:
     """
     if config.kind not in _OWN:
         raise AtlasError(f"unknown kind of SAE '{config.kind}'; known are {', '.join(_OWN)}")
-    if config.normalization not in get_args(Normalization):
-        known = ", ".join(get_args(Normalization))
-        raise AtlasError(f"unknown normalization '{config.normalization}' of an SAE; known are {known}")
     needed = {"W_enc", "b_enc", "W_dec", "b_dec"} | _OWN[config.kind]
     if missing := needed - parameters.keys():
         raise AtlasError(f"the SAE has no {', '.join(sorted(missing))}")

@@ -86,4 +86,4 @@ def _typed(value: Any, type: Type, name: str, file: Path) -> Any:
     }[type]
     if not fits:
         raise AtlasError(f"{name} in {file} should be {type}, it is {value!r}")
-    return int(value) if type == "a whole number" else value
+    return int(value) if type == "a whole number" else float(value) if type == "a number" else value

@@ -22,7 +22,7 @@ from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_npz
 from atlas_jax.types import Site
 
 NAME = "gemma_scope"
-_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
+_AXES = {"W_enc": 2, "b_enc": 1, "W_dec": 2, "b_dec": 1, "threshold": 1}
 _POINTS = {"res": "resid_post", "mlp": "mlp_out_post", "att": "z", "transcoders": "mlp_in"}
 _TOLD = {"model": TEXT, "site": TEXT, "site_out": TEXT, "transcoder": FLAG, "advertised_l0": NUMBER}
 _DESCRIPTION = "sae.json"
@@ -38,10 +38,12 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     del norm_scaling_factor
     file = path / "params.npz" if path.is_dir() else path
     arrays = read_npz(file)
-    by_name = {name.lower(): value for name, value in arrays.items()}
-    if by_name.keys() - {name.lower() for name in _NAMES}:
+    written = {name.lower(): name for name in arrays}
+    if written.keys() - {name.lower() for name in _AXES}:
         raise AtlasError(f"{file} is not Gemma Scope's layout: it holds {', '.join(arrays)}")
-    parameters = {name: pick(by_name, name.lower(), file, 2 if name[0] == "W" else 1) for name in _NAMES}
+    parameters = {
+        name: pick(arrays, written.get(name.lower(), name), file, 2 if name[0] == "W" else 1) for name in _AXES
+    }
     d, m = parameters["W_enc"].shape
     o = parameters["W_dec"].shape[1]
     described = file.parent / _DESCRIPTION

@@ -6,19 +6,20 @@ It holds every kind of SAE exactly; nothing is told by a path.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._fields import FLAG, NUMBER, TEXT, WHOLE, read_fields
+from atlas_jax.sae._config import Kind, Normalization, SAEConfig
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, TEXT, WHOLE, Only, read_fields
 from atlas_jax.sae._formats._read import Arrays, read_json, read_safetensors
 from atlas_jax.types import Site
 
 NAME = "native"
 _SITES = ("site", "site_out")
-_FIELDS = dict.fromkeys(("kind", "normalization", "site", "site_out", "model", "format"), TEXT)
+_FIELDS = {"kind": Only(get_args(Kind)), "normalization": Only(get_args(Normalization))}
+_FIELDS |= dict.fromkeys(("site", "site_out", "model", "format"), TEXT)
 _FIELDS |= dict.fromkeys(("d_in", "d_sae", "d_out", "k"), WHOLE)
 _FIELDS |= dict.fromkeys(("transcoder", "apply_b_dec_to_input"), FLAG)
 _FIELDS |= dict.fromkeys(("advertised_l0", "advertised_fvu", "advertised_dead"), NUMBER)
