@@ -1,19 +1,17 @@
 """Building atlases: parts that fit, parts that do not, a manifest that notices changes, and nothing half-built."""
 
-import dataclasses
 import gzip
 import json
-import math
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_text import sentences
 from typer.testing import CliRunner
 
 from atlas_jax.atlas import ConceptAtlas, Manifest, assemble, same_place, write_atlas
 from atlas_jax.atlas._build import Parts
-from atlas_jax.atlas._query import as_texts, feature_query
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
@@ -65,21 +63,6 @@ def test_a_built_atlas_computes_what_its_parts_do(parts, bundled, tmp_path, link
     assert manifest.metadata["measured"] == {"L0": 9.5}
     assert manifest.check(tmp_path / "a", contents=True) == sum(map(len, manifest.files.values()))
     assert manifest.files["model"]["model.safetensors"].bytes == (MODEL / "model.safetensors").stat().st_size
-
-
-def test_the_corpus_mean_is_subtracted_where_it_is_known(bundled):
-    mean = np.asarray(bundled.activations(TEXTS[:1]))[0]
-    known = dataclasses.replace(bundled, mean=jnp.asarray(mean))
-    raw = np.asarray(bundled.query_from(TEXTS))
-    np.testing.assert_allclose(known.query_from(TEXTS), raw - mean, atol=1e-6)
-    np.testing.assert_allclose(bundled.query_from(TEXTS, mean=mean), raw - mean, atol=1e-6)
-    assert jnp.array_equal(known.query_from(TEXTS, TEXTS[:1]), bundled.query_from(TEXTS, TEXTS[:1]))
-    with pytest.raises(AtlasError, match="a corpus mean should be 1536 numbers, and 5 were given"):
-        bundled.query_from(TEXTS, mean=mean[:5])
-    best = known.top_features(known.query_from(TEXTS), 4)
-    assert best[0].weight == 1.0
-    assert [h.score for h in best] == sorted((h.score for h in best), reverse=True)
-    assert best[0].index == int(np.argmax(raw - mean))
 
 
 @pytest.mark.parametrize("part", ["labels.jsonl", "sae/sae.safetensors", "model/config.json"])
@@ -175,116 +158,6 @@ def test_labels_of_something_else_are_refused(tmp_path, fields, count, width, me
     with pytest.raises(AtlasError, match=message) as caught:
         assemble(MODEL, SAE, path, **NAMED)
     assert "\n" not in str(caught.value)
-
-
-def table(path, rows):
-    path.write_text(
-        json.dumps([{"index": i, "description": f"{i} of {list(r.values())}"} | r for r in rows for i in (0, 1)])
-    )
-    return path
-
-
-@pytest.mark.parametrize(
-    ("rows", "kept"),
-    [
-        ([{"layer": "2"}, {"layer": "3"}, {"layer": "30"}], "0 of ['3']"),
-        ([{"layer": "3-res"}, {"layer": "2-res"}], "0 of ['3-res']"),
-        (
-            [{"hook_point": f"blocks.3.hook_{p}"} for p in ("mlp_out", "resid_post")],
-            "0 of ('blocks.3.hook_resid_post',)",
-        ),
-        ([{"layer": 3, "hook": f"{p}.3"} for p in ("z", "resid_post")], "0 of [3, 'resid_post.3']"),
-    ],
-)
-def test_labels_of_several_sites_are_narrowed_to_the_saes(tmp_path, rows, kept):
-    parts = assemble(MODEL, SAE, table(tmp_path / "l.json", rows), **NAMED)
-    assert parts.atlas.labels[0] == kept
-    assert parts.atlas.labels.alternatives(0) == ()
-
-
-@pytest.mark.parametrize(
-    ("rows", "says"),
-    [
-        ([{"layer": "1"}, {"layer": "2"}], "labels of the layers 1, 2, and none of resid_post.3"),
-        ([{"hook": "z.3"}, {"hook": "mlp_out.3"}], "labels of the hooks mlp_out.3, z.3, and none of resid_post.3"),
-        (
-            [{"hook_name": "blocks.3.hook_mlp_out"}],
-            "of the hook point 'blocks.3.hook_mlp_out', and the SAE reads",
-        ),
-        ([{"release": "a"}, {"release": "b"}], "labels of 2 releases: a, b; name one with --only release=NAME"),
-        (
-            [{"layer": "3-res-1k"}, {"layer": "3-mlp-1k"}],
-            "2 layers: 3-mlp-1k, 3-res-1k; name one with --layer",
-        ),
-    ],
-)
-def test_labels_of_other_sites_or_several_releases_are_refused(tmp_path, rows, says):
-    with pytest.raises(AtlasError, match=says):
-        assemble(MODEL, SAE, table(tmp_path / "l.json", rows), **NAMED)
-
-
-def test_the_release_may_be_named(tmp_path):
-    path = table(tmp_path / "l.json", [{"release": "a"}, {"release": "b"}])
-    parts = assemble(MODEL, SAE, path, label_options={"only": {"release": "b"}}, **NAMED)
-    assert (parts.atlas.labels[0], parts.atlas.labels.origin.release) == ("0 of ['b']", "b")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (([1.5],), "atlas features are whole numbers such as 17, not 1.5"),
-        ((["3"],), "whole numbers such as 17, not '3'"),
-        (([True, False],), "whole numbers such as 17, not True"),
-        ((3,), "needs a list of at least one atlas feature"),
-        (([[1, 2]],), "needs a list of at least one atlas feature"),
-        (([-1],), "atlas feature -1 does not exist; this atlas has 0 to 1535"),
-        (([1536],), "atlas feature 1536 does not exist"),
-        (([1, 2], [1.0, math.nan]), "the weights should hold finite numbers only, and number 1 is nan"),
-        (([1, 2], [math.inf, 1.0]), "number 0 is inf"),
-        (([1, 2], [1.0]), "2 features need as many weights"),
-        (([1, 2], 1.0), "2 features need as many weights, not 1.0"),
-        (([1, 2], ["a", "b"]), "the weights should be 2 numbers"),
-        (([1, 1], [1.0, 2.0]), "atlas feature 1 is given twice, with different weights"),
-    ],
-)
-def test_a_query_that_is_none_is_refused(arguments, says):
-    """Asked of what ``query`` calls, because types are checked at its own door only in tests."""
-    with pytest.raises(AtlasError, match=says):
-        feature_query(*arguments, *[None] * (2 - len(arguments)), 1536)
-
-
-def test_queries_of_features_are_exact(bundled):
-    q = np.asarray(bundled.query(np.array([7, 2], np.uint8), (0.5, -1.0)))
-    assert {int(i): float(q[i]) for i in np.flatnonzero(q)} == {2: -1.0, 7: 0.5}
-    assert jnp.array_equal(bundled.query(range(3)), bundled.query([0, 1, 2, 2]))
-
-
-def test_one_string_is_one_text(bundled):
-    assert bundled.activations(TEXTS[0]).shape == (1, 1536)
-    assert jnp.array_equal(bundled.query_from(TEXTS[0]), bundled.query_from([TEXTS[0]]))
-    assert jnp.array_equal(bundled.query_from(TEXTS[0], TEXTS[1]), bundled.query_from([TEXTS[0]], [TEXTS[1]]))
-
-
-@pytest.mark.parametrize(
-    ("ask", "says"),
-    [
-        (lambda atlas: atlas.query_from([]), "there is no text"),
-        (lambda atlas: atlas.query_from("a", []), "there is no text"),
-        (lambda atlas: as_texts(["a", 3]), "a text should be a string, not 3"),
-        (lambda atlas: as_texts(7), "a text should be a string, not 7"),
-        (lambda atlas: atlas.query_from("a", mean=np.full(1536, np.nan)), "a corpus mean should hold finite numbers"),
-        (
-            lambda atlas: atlas.query_from("a", mean=np.ones(1)),
-            "a corpus mean should be 1536 numbers, and 1",
-        ),
-        (lambda atlas: atlas.top_features(np.full(1536, np.inf)), "a concept query should hold finite numbers only"),
-        (lambda atlas: atlas.top_features(np.ones(7)), "a concept query should be 1536 numbers, and 7 were given"),
-        (lambda atlas: atlas.search(""), "blank"),
-    ],
-)
-def test_other_queries_that_are_none_are_refused(bundled, ask, says):
-    with pytest.raises(AtlasError, match=says):
-        ask(bundled)
 
 
 @pytest.mark.parametrize(
@@ -388,6 +261,24 @@ def test_the_command_builds_verifies_and_searches(tmp_path):
     assert command("search", "--atlas", out, "--like", TEXTS[0])[0]["weight"] == 1.0
     for wrong in (["x", "--like", "y"], [], ["--unlike", "y"]):
         assert isinstance(CliRunner().invoke(app, ["atlas", "search", *wrong]).exception, AtlasError)
+
+
+def test_info_says_on_which_text_and_keeps_the_saes_own_figures_apart(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(" ".join(sentences(700)))
+    sae = random_sae(site=Site("resid_post", 3), advertised_l0=30.0)
+    sae.save_pretrained(tmp_path / "sae", format="native")
+    flags = ["--model", MODEL, "--sae", tmp_path / "sae", "--out", tmp_path / "a", "--link", "--text", mine]
+    facts = command("build", *flags, "--sentences", 100)
+    assert facts["text"] == str(mine)
+    shown = command("info", tmp_path / "a", "--text", mine, "--sentences", 100)
+    assert shown["text"] == str(mine)
+    assert shown["check"]["advertised"] == {"l0": 30.0, "fvu": None, "dead": None}
+    built = Manifest.read(tmp_path / "a").metadata["measured"]
+    poor = built["FVU"] > 0.7
+    assert shown["check"]["when_built"]["fvu"] == (None if poor else built["FVU"])
+    shown = command("info", tmp_path / "a", "--sentences", 100)
+    assert shown["text"] == "documentation of Python and installed packages, no --text being given"
 
 
 def test_the_index_beside_the_labels_is_used_only_while_it_fits(parts, tmp_path):
