@@ -166,7 +166,9 @@ def test_gemma_scope_2_states_its_l0(tmp_path):
         ),
         (sae_files.gemma_scope_2, with_fields(l0="low"), "l0 in .* should be a number"),
         (sae_files.native, with_fields(d_sae=None), "sae.json has no d_sae"),
-        (sae_files.native, with_fields(site=3), "site in .* should be text"),
+        (sae_files.native, with_fields(site=3), "site in .* should be a site"),
+        (sae_files.native, with_fields(site="nowhere.3"), "site in .*sae.json: "),
+        (sae_files.native, with_fields(k=10**400), "k in .* should be a whole number"),
         (sae_files.native, with_fields(advertised_l0=math.inf), "advertised_l0 in .* should be a number"),
     ],
 )

@@ -69,11 +69,10 @@ def _detect(path: Path) -> tuple[Path, ModuleType]:
     fitting = [(path, module) for module in FORMATS.values() if module.detect(path)]
     inside = sorted(path.iterdir()) if path.is_dir() else []
     if not fitting:
-        fitting = [(file, module) for file in inside for module in FORMATS.values() if module.detect(file)]
-        if len(fitting) > 1 and all(file.is_file() for file, _ in fitting):
+        fitting = [(file, module) for file in inside for module in (_qwen_scope, _goodfire) if module.detect(file)]
+        if len(fitting) > 1:
             names = ", ".join(file.name for file, _ in fitting[:12])
             raise AtlasError(f"{path} holds several SAEs ({names}); give the path of one of them")
-        fitting = [(file, module) for file, module in fitting if file.is_file()]
     if not fitting:
         found = ", ".join(p.name for p in inside[:12]) if path.is_dir() else path.name
         raise AtlasError(

@@ -108,5 +108,5 @@ def _site(trainer: dict[str, Any]) -> Site | None:
         return None
     if name is None:
         return Site("resid_post", layer)
-    point = _POINTS.get(name.removesuffix(f"_layer_{layer}"))
-    return None if point is None or point == name else Site(point, layer)
+    point = {f"{told}_layer_{layer}": ours for told, ours in _POINTS.items()}.get(name)
+    return None if point is None else Site(point, layer)

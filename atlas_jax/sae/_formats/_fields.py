@@ -1,13 +1,13 @@
 """What becomes of each field of a configuration that somebody else's library writes: one table a format."""
 
-import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.types import Site
 
-Type = Literal["a whole number", "a number", "text", "true or false", "an object"]
+Type = Literal["a whole number", "a number", "text", "true or false", "an object", "a site"]
 
 
 class Read(NamedTuple):
@@ -28,8 +28,9 @@ class Ignored(NamedTuple):
 
 Table = Mapping[str, Read | Only | Ignored]
 WHOLE, NUMBER, TEXT = Read("a whole number"), Read("a number"), Read("text")
-FLAG, OBJECT = Read("true or false"), Read("an object")
+FLAG, OBJECT, SITE = Read("true or false"), Read("an object"), Read("a site")
 IGNORED = Ignored()
+_HUGE = 1e300
 _NOTHING = (False, 0, "", "none", "None", [], {})
 
 
@@ -75,15 +76,19 @@ def read_fields(
 
 
 def _typed(value: Any, type: Type, name: str, file: Path) -> Any:
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    whole = number and value == int(value)
-    fits = {
-        "a whole number": whole,
-        "a number": number,
-        "text": isinstance(value, str),
-        "true or false": isinstance(value, bool),
-        "an object": isinstance(value, dict),
-    }[type]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
+    made = {
+        "a whole number": (number and value == int(value), int),
+        "a number": (number, float),
+        "text": (isinstance(value, str), str),
+        "true or false": (isinstance(value, bool), bool),
+        "an object": (isinstance(value, dict), dict),
+        "a site": (isinstance(value, str), Site.parse),
+    }
+    fits, make = made[type]
     if not fits:
         raise AtlasError(f"{name} in {file} should be {type}, it is {value!r}")
-    return int(value) if type == "a whole number" else float(value) if type == "a number" else value
+    try:
+        return make(value)
+    except AtlasError as error:
+        raise AtlasError(f"{name} in {file}: {error}") from None

@@ -15,7 +15,7 @@ import numpy as np
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._fields import FLAG, NUMBER, TEXT, read_fields
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, read_fields
 from atlas_jax.sae._formats._fold import as_plain_jumprelu, fold_input_scale
 from atlas_jax.sae._formats._names import told
 from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_npz
@@ -24,7 +24,7 @@ from atlas_jax.types import Site
 NAME = "gemma_scope"
 _AXES = {"W_enc": 2, "b_enc": 1, "W_dec": 2, "b_dec": 1, "threshold": 1}
 _POINTS = {"res": "resid_post", "mlp": "mlp_out_post", "att": "z", "transcoders": "mlp_in"}
-_TOLD = {"model": TEXT, "site": TEXT, "site_out": TEXT, "transcoder": FLAG, "advertised_l0": NUMBER}
+_TOLD = {"model": TEXT, "site": SITE, "site_out": SITE, "transcoder": FLAG, "advertised_l0": NUMBER}
 _DESCRIPTION = "sae.json"
 
 
@@ -41,13 +41,11 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     written = {name.lower(): name for name in arrays}
     if written.keys() - {name.lower() for name in _AXES}:
         raise AtlasError(f"{file} is not Gemma Scope's layout: it holds {', '.join(arrays)}")
-    parameters = {
-        name: pick(arrays, written.get(name.lower(), name), file, 2 if name[0] == "W" else 1) for name in _AXES
-    }
+    parameters = {name: pick(arrays, written.get(name.lower(), name), file, n) for name, n in _AXES.items()}
     d, m = parameters["W_enc"].shape
     o = parameters["W_dec"].shape[1]
     described = file.parent / _DESCRIPTION
-    facts = _from_description(described) if described.is_file() else _from_names(file)
+    facts = read_fields(read_json(described), _TOLD, described) if described.is_file() else _from_names(file)
     if told(r"embedding/width_\w+/average_l0", file):
         parameters = fold_input_scale(parameters, d**-0.5)
     return SAEConfig("jumprelu", d, m, d_out=None if o == d else o, format=NAME, **facts), parameters
@@ -81,8 +79,3 @@ def _from_names(file: Path) -> dict[str, Any]:
         if release[3] == "transcoders":
             facts["site_out"] = Site("mlp_out_post", int(layer[1]))
     return facts
-
-
-def _from_description(file: Path) -> dict[str, Any]:
-    facts = read_fields(read_json(file), _TOLD, file)
-    return {name: Site.parse(value) if name.startswith("site") else value for name, value in facts.items()}

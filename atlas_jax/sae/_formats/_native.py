@@ -12,14 +12,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from atlas_jax.sae._config import Kind, Normalization, SAEConfig
-from atlas_jax.sae._formats._fields import FLAG, NUMBER, TEXT, WHOLE, Only, read_fields
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, WHOLE, Only, read_fields
 from atlas_jax.sae._formats._read import Arrays, read_json, read_safetensors
-from atlas_jax.types import Site
 
 NAME = "native"
 _SITES = ("site", "site_out")
 _FIELDS = {"kind": Only(get_args(Kind)), "normalization": Only(get_args(Normalization))}
-_FIELDS |= dict.fromkeys(("site", "site_out", "model", "format"), TEXT)
+_FIELDS |= dict.fromkeys(_SITES, SITE) | {"model": TEXT, "format": TEXT}
 _FIELDS |= dict.fromkeys(("d_in", "d_sae", "d_out", "k"), WHOLE)
 _FIELDS |= dict.fromkeys(("transcoder", "apply_b_dec_to_input"), FLAG)
 _FIELDS |= dict.fromkeys(("advertised_l0", "advertised_fvu", "advertised_dead"), NUMBER)
@@ -35,8 +34,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     del norm_scaling_factor
     file = path / "sae.json"
     facts = read_fields(read_json(file), _FIELDS, file, needed=("kind", "d_in", "d_sae"))
-    config = SAEConfig(**facts | {name: Site.parse(facts[name]) for name in _SITES if name in facts})
-    return config, read_safetensors(path / "sae.safetensors")
+    return SAEConfig(**facts), read_safetensors(path / "sae.safetensors")
 
 
 def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
