@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas._atlas import ConceptAtlas
-from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of
+from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of, tuning_note
 from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, new_directory, record
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Labels, write_index
@@ -19,11 +19,19 @@ from atlas_jax.types import Site
 
 
 class Parts(NamedTuple):
-    """An atlas that is not on disk yet, and where its model is."""
+    """An atlas that is not on disk yet.
+
+    Attributes:
+      atlas: its parts.
+      model: where its model is.
+      metadata: where its parts came from.
+      notes: what to know of them, a sentence each.
+    """
 
     atlas: ConceptAtlas
     model: str
     metadata: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def assemble(
@@ -70,11 +78,12 @@ def assemble(
     width = encoder.config.d_sae
     read = Labels.empty(width)
     if labels is not None:
-        read = Labels.load(labels, width, **(label_options or {}))
-        check_labels(read, site, width, names, partial=partial_labels)
+        read = Labels.load(labels, width, **{"site": site} | dict(label_options or {}))
+        check_labels(read, lm.config, site, width, names, partial=partial_labels)
     sources = {"model": str(model), "sae": str(sae), "labels": None if labels is None else str(labels)}
     metadata = {"sources": sources, "model_name": list(model_name), "sae_format": encoder.config.format}
-    return Parts(ConceptAtlas.of(lm, encoder, site, read, pooling), str(model), metadata)
+    note = tuning_note(encoder.config.model, names)
+    return Parts(ConceptAtlas.of(lm, encoder, site, read, pooling), str(model), metadata, (note,) if note else ())
 
 
 def write_atlas(

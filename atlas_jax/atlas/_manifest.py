@@ -64,11 +64,23 @@ class Manifest:
             raw = json.loads(path.read_text(encoding="utf-8"))
             files = {part: {n: Recorded(*r) for n, r in group.items()} for part, group in raw.pop("files").items()}
             manifest = cls(files=files, **raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            manifest.check_types()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise AtlasError(f"{path} is damaged ({e!r}); build the atlas again") from e
         if missing := {"model", "sae", "labels"} - files.keys():
             raise AtlasError(f"{path} is damaged: it lists no files of {', '.join(sorted(missing))}")
         return manifest
+
+    def check_types(self) -> None:
+        """Raise TypeError for a field that is not what it should be."""
+        wanted = dict.fromkeys(("site", "model", "sae", "labels", "pooling"), str)
+        wanted |= {"mean": str | None, "metadata": Mapping}
+        for name, kind in wanted.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+        for file in (file for group in self.files.values() for file in group.values()):
+            if not (isinstance(file.bytes, int) and isinstance(file.sha256, str)):
+                raise TypeError(f"a file is recorded as {tuple(file)}")
 
     def write(self, directory: Path) -> None:
         """Write it."""

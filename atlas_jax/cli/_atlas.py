@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from atlas_jax.labels import Embedder, Hit
 
 app = typer.Typer(help="Foundation model, SAE and labels.", no_args_is_help=True)
+OWN_TEXT = "documentation of Python and installed packages, no --text being given"
 Directory = Annotated[Path | None, typer.Argument(help="An atlas directory; the bundled one by default.")]
 Text = Annotated[list[Path] | None, typer.Option("--text", help="Text to measure on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -40,6 +41,9 @@ def build(
         list[str] | None, typer.Option(help="A label field's name in the file, such as index=feature_id.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Read only labels of this layer.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Read only labels of this model, hook or release, such as release=NAME.")
+    ] = None,
     prefer: Annotated[list[str] | None, typer.Option(help="Explainer whose labels win; may be repeated.")] = None,
     partial_labels: Annotated[bool, typer.Option(help="The labels cover only the first features on purpose.")] = False,
     text: Text = None,
@@ -55,12 +59,14 @@ def build(
 
     note("loading the parts")
     label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
+    label_options["only"] = _columns(only, "--only")
     sae_options = {"format": sae_format, "norm_scaling_factor": norm_scaling_factor}
     parts = assemble(
         model, sae, labels, site=site, model_name=model_name or (), sae_options=sae_options,
         label_options=label_options, partial_labels=partial_labels,
     )  # fmt: skip
     measured, mean, warnings = _measured(parts.atlas, text, sentences) if text else ({}, None, [])
+    warnings = [*parts.notes, *warnings]
     write_atlas(parts, out, link=link, mean=mean, metadata={"measured": measured} if text else {})
     atlas = parts.atlas
     facts = {"site": str(atlas.site), "features": atlas.width, "labelled": len(atlas.labels.described())}
@@ -79,7 +85,8 @@ def info(
 ) -> None:
     """Measure an atlas on text beside what its release states, and say what is wrong where the two disagree.
 
-    FVU, L0 and dead features of its SAE, coverage and quality of its labels.
+    FVU, L0 and dead features of its SAE, coverage and quality of its labels; on documentation of Python and the
+    installed packages where there is no --text.
 
     Example: atlas-jax atlas info my-atlas --text my-texts/
     """
@@ -93,6 +100,8 @@ def info(
     facts, check = _examined(atlas, text, sentences)
     emit(as_json, facts | {"check": check.as_json()}, lambda: check_table("Concept Atlas", facts, check))
     _warn(check.warnings)
+    if check.warnings and not text:
+        note(f"measured on {OWN_TEXT}, which is unlike most text; give --text of the kind the SAE was trained on")
 
 
 @app.command()
@@ -158,7 +167,7 @@ def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) ->
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
     with stages() as stage:
         facts = atlas_facts(atlas, texts, stage=stage)
-    return facts, check_sae(atlas, texts, facts)
+    return {"text": ", ".join(map(str, text)) if text else OWN_TEXT} | facts, check_sae(atlas, texts, facts)
 
 
 def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
@@ -169,10 +178,10 @@ def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
     return facts, mean_activation(atlas, texts), check.warnings
 
 
-def _columns(pairs: list[str] | None) -> dict[str, str]:
+def _columns(pairs: list[str] | None, option: str = "--column") -> dict[str, str]:
     columns = dict(pair.split("=", 1) for pair in pairs or () if "=" in pair)
     if len(columns) != len(pairs or ()):
-        raise AtlasError("write --column FIELD=NAME, each field once, such as --column index=feature_id")
+        raise AtlasError(f"write {option} FIELD=NAME, each field once, not {' '.join(pairs or ())}")
     return columns
 
 

@@ -139,10 +139,12 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
 
 def check_table(title: str, facts: dict[str, Any], check: Any) -> Group:
     """What was measured beside what is stated, and the usual mistakes undone where the two disagree."""
-    stated = {"L0": check.advertised.l0, "FVU": check.advertised.fvu, "dead share": check.advertised.dead}
-    made = table(title, "", "measured", "stated")
+    caption = "stated: by the SAE's own files; when built: by atlas build, on the text it was given"
+    made = table(title, "", "measured", "stated", "when built", caption=caption)
+    columns = [dict(zip(("L0", "FVU", "dead share"), c, strict=True)) for c in (check.advertised, check.built)]
     for name, value in facts.items():
-        made.add_row(name, _shown(value), "" if stated.get(name) is None else f"{stated[name]:.4g}")
+        told = ("" if column.get(name) is None else f"{column[name]:.4g}" for column in columns)
+        made.add_row(name, _shown(value), *told)
     tried = table("The usual mistakes undone", "", ">L0", ">FVU", "agrees")
     for t in check.trials:
         tried.add_row(escape(t.name), f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
