@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_jax.cli._console import emit, err, note, stages
+from atlas_jax.cli._console import emit, note, stages, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.errors import AtlasError
 
@@ -186,4 +186,4 @@ def _verified(directory: Path | None) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        err.print(f"[bold red]WARNING[/bold red] {warning}", highlight=False)
+        warn(warning)

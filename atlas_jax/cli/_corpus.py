@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from atlas_jax.cli._console import emit, err
@@ -97,7 +96,7 @@ def _weight(text: str) -> tuple[str, float]:
 @contextmanager
 def _rates() -> Iterator[Callable[[int, int], None]]:
     """A line with documents and sentences so far and a second."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err) as line:
         task, start = line.add_task("reading", total=None), time.monotonic()
 
@@ -119,5 +118,5 @@ def _tables(title: str, facts: dict, counts: dict[str, tuple[int, int]]) -> Grou
         others = tuple(sum(pair[side] for _, pair in rest) for side in (0, 1))
         rows = [*rows[:SHOWN], (f"{len(rest)} others", others)]
     for domain, (fit, held_out) in rows:
-        shares.add_row(escape(domain), str(fit), str(held_out))
+        shares.add_row(domain, str(fit), str(held_out))
     return Group(facts_table(title, facts), shares)

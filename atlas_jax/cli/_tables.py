@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -91,7 +90,7 @@ def hits_table(title: str, hits: Sequence[Any]) -> Table:
     """Atlas features found by their labels."""
     made = table(title, ">feature", "label", ">score", ">weight")
     for hit in hits:
-        made.add_row(str(hit.index), escape(hit.label), f"{hit.score:.3f}", f"{hit.weight:.3f}")
+        made.add_row(str(hit.index), hit.label, f"{hit.score:.3f}", f"{hit.weight:.3f}")
     return made
 
 
@@ -115,7 +114,7 @@ def steered_table(title: str, steered: Sequence[Any]) -> Table:
     for s in steered:
         shown = "" if s.prompt == prompt else s.prompt
         prompt = s.prompt
-        made.add_row(escape(shown), f"{s.strength:g}", f"{s.concept:.2f}", escape(" ".join(s.text.split())))
+        made.add_row(shown, f"{s.strength:g}", f"{s.concept:.2f}", " ".join(s.text.split()))
     return made
 
 
@@ -145,14 +144,14 @@ def check_table(title: str, facts: dict[str, Any], check: Any) -> Group:
         made.add_row(name, _shown(value), "" if stated.get(name) is None else f"{stated[name]:.4g}")
     tried = table("The usual mistakes undone", "", ">L0", ">FVU", "agrees")
     for t in check.trials:
-        tried.add_row(escape(t.name), f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
+        tried.add_row(t.name, f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
     return Group(made, tried) if check.trials else Group(made)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(map(_shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _marked(peak: Any) -> Text:
