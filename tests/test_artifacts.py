@@ -5,12 +5,12 @@ import os
 
 import pytest
 
-from atlas_jax.artifacts import RUN, directory_hash, partial_directory, read_json, run_directory, write_json
+from atlas_jax.artifacts import RUN, directory_hash, new_directory, partial_directory, read_json, write_json
 from atlas_jax.errors import AtlasError
 
 
 def _fail(path):
-    with run_directory(path) as directory:
+    with new_directory(path, overwrite=True) as directory:
         write_json(directory / RUN, {"seed": 0})
         raise RuntimeError
 
@@ -23,7 +23,7 @@ def test_a_failing_run_leaves_nothing_behind(tmp_path):
 
 def test_a_failing_run_keeps_the_one_before(tmp_path):
     for seed in (1, 2):
-        with run_directory(tmp_path / "run") as directory:
+        with new_directory(tmp_path / "run", overwrite=True) as directory:
             write_json(directory / RUN, {"seed": seed})
         with pytest.raises(RuntimeError):
             _fail(tmp_path / "run")
@@ -32,8 +32,8 @@ def test_a_failing_run_keeps_the_one_before(tmp_path):
 
 
 def test_only_one_process_at_a_time_makes_a_run(tmp_path):
-    with run_directory(tmp_path / "run") as directory:
-        with pytest.raises(AtlasError, match="another process is making the run"), run_directory(tmp_path / "run"):
+    with new_directory(tmp_path / "run") as directory:
+        with pytest.raises(AtlasError, match="another process is writing to"), new_directory(tmp_path / "run"):
             pass
         write_json(directory / RUN, {"seed": 0})
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
@@ -47,14 +47,14 @@ def test_what_a_killed_process_left_is_cleared_and_checkpoints_are_kept(tmp_path
     with pytest.raises(RuntimeError):
         _fail(tmp_path / "run")
     assert sorted(p.name for p in partial.iterdir()) == ["checkpoints", "lock"]
-    with run_directory(tmp_path / "run") as directory:
+    with new_directory(tmp_path / "run") as directory:
         assert list(directory.iterdir()) == []
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
     sentence = f"run' cannot be written \\({os.strerror(errno.ENOSPC)}\\)"
-    with pytest.raises(AtlasError, match=sentence), run_directory(tmp_path / "run"):
+    with pytest.raises(AtlasError, match=sentence), new_directory(tmp_path / "run"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert list(tmp_path.iterdir()) == []
 
@@ -62,7 +62,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 def test_what_is_no_run_is_never_replaced(tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(AtlasError, match="exists and is not a run"), run_directory(tmp_path / "thesis"):
+    with pytest.raises(AtlasError, match="exists and is not a run"), new_directory(tmp_path / "thesis"):
         pass
     assert (tmp_path / "thesis" / "chapter.tex").exists()
 
@@ -78,5 +78,5 @@ def test_the_hash_sees_names_and_contents(tmp_path):
 
 def test_damaged_json_is_named(tmp_path):
     (tmp_path / "x.json").write_text("{")
-    with pytest.raises(AtlasError, match="x.json cannot be read"):
+    with pytest.raises(AtlasError, match="x.json. is damaged"):
         read_json(tmp_path / "x.json")

@@ -270,4 +270,4 @@ def test_the_command_survives_kill_and_ctrl_c(model, corpus, tmp_path):
     assert json.loads(finished.stdout)["curves"] == straight.curves._asdict()
     again = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (2, "")
-    assert "trained with seed 0, and 1 was given" in again.stderr
+    assert "seed was 0 and is 1" in " ".join(again.stderr.split())

@@ -8,6 +8,7 @@ import typer
 
 from atlas_jax.cli._console import emit, note, stages, warn
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._options import Overwrite, finite
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -33,7 +34,8 @@ def build(
     ] = None,
     sae_format: Annotated[str | None, typer.Option(help="Layout of the SAE; found from its files by default.")] = None,
     norm_scaling_factor: Annotated[
-        float | None, typer.Option(help="What activations were multiplied by in training, if the files omit it.")
+        float | None,
+        typer.Option(help="What activations were multiplied by, if no file says.", callback=finite(above=0)),
     ] = None,
     labels_format: Annotated[str | None, typer.Option(help="json, jsonl, csv or parquet; by suffix.")] = None,
     column: Annotated[
@@ -44,15 +46,18 @@ def build(
     partial_labels: Annotated[bool, typer.Option(help="The labels cover only the first features on purpose.")] = False,
     text: Text = None,
     sentences: Annotated[int, typer.Option(help="Sentences to measure on, given --text.", min=100)] = 4000,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Assemble a model, an SAE and labels into one atlas directory with a manifest of hashes; refuse misfits.
 
     Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
     """
+    from atlas_jax.artifacts import check_place
     from atlas_jax.atlas import assemble, write_atlas
     from atlas_jax.cli._tables import facts_table
 
+    check_place(out, "a Concept Atlas", overwrite=overwrite)
     note("loading the parts")
     label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
     sae_options = {"format": sae_format, "norm_scaling_factor": norm_scaling_factor}

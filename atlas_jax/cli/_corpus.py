@@ -11,6 +11,7 @@ from rich.console import Group
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from atlas_jax.cli._console import emit, err
+from atlas_jax.cli._options import Overwrite
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def build(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; every CPU where the text is long.")] = None,
     seed: Annotated[int, typer.Option(help="Key of the hash that halves the corpus.")] = 0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Split text into filtered, deduplicated sentences in two disjoint halves (Appendix A.2).
@@ -48,8 +50,10 @@ def build(
 
     Example: atlas-jax corpus build my-texts/ --out corpus
     """
+    from atlas_jax.artifacts import check_place
     from atlas_jax.corpus import build_corpus, read_sources
 
+    check_place(out, "a corpus", overwrite=overwrite)
     weights = dict(_weight(text) for text in weight or ())
     documents = read_sources(
         source, column=column, domain_column=domain_column, split=split, subset=subset, limit=limit
