@@ -78,7 +78,7 @@ def align(
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
         if not overwrite and pipeline.is_finished(out_dir, subject, atlas, corpus, settings, chooser, dtype=save_dtype):
-            note(f"'{out_dir}' holds this run already; --overwrite makes it anew")
+            _say_finished(out_dir, as_json=as_json)
             return
         note("loading both models")
         pair = pipeline.load_pair(subject, atlas, settings, mesh)
@@ -105,6 +105,15 @@ def _speak_once(others: ModuleType) -> None:
         silence()
 
 
+def _say_finished(run: Path, *, as_json: bool) -> None:
+    from atlas_jax.artifacts import read_json
+
+    note(f"'{run}' holds this run already; --overwrite makes it anew")
+    table = run / "tables" / "quality.json"
+    if as_json and table.is_file():
+        emit(True, read_json(table), lambda: None)
+
+
 def _show(found: "Measured", *, as_json: bool) -> None:
     """The result, then what is to be known about it."""
     from atlas_jax.cli._tables import certificate_table, quality_table
@@ -113,7 +122,9 @@ def _show(found: "Measured", *, as_json: bool) -> None:
         emit(as_json, found.quality.as_json(), lambda: quality_table(found.quality))
     if not as_json:
         show_choice(found.alignment.choice)
-        out.print(certificate_table(found.alignment.translations))
+        certificates = certificate_table(found.alignment.translations)
+        if certificates.row_count:
+            out.print(certificates)
     warn_of(found)
 
 

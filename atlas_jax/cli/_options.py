@@ -9,7 +9,7 @@ import typer
 from atlas_jax.names import METHOD_NAMES, POINT_NAMES, POOLING_NAMES, USE_NAMES
 
 
-def finite(*, above: float = -math.inf, least: float = -math.inf) -> Callable[[Any], Any]:
+def finite(*, above: float | int = -math.inf, least: float | int = -math.inf) -> Callable[[Any], Any]:
     """A callback for options that are numbers: refuses nan and infinity, and what is not above a limit.
 
     Typer's own ``min`` and ``max`` let nan pass, have no open end, and do not work for several numbers.

@@ -8,7 +8,7 @@ import typer
 
 from atlas_jax import interrupts
 from atlas_jax.cli._align import resumable
-from atlas_jax.cli._console import emit, err, note, stages
+from atlas_jax.cli._console import emit, err, note, stages, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.cli._options import SITES, CheckpointEvery, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
@@ -36,7 +36,9 @@ def train(
         float, typer.Option("--k", help="Active features a token (L0) to reach.", callback=finite(above=0))
     ] = 32.0,
     architecture: Annotated[str, typer.Option(help="batchtopk or jumprelu.")] = "batchtopk",
-    tokens: Annotated[int, typer.Option(help="Activations to train on.", min=1)] = 4_000_000,
+    tokens: Annotated[
+        int, typer.Option("--training-tokens", "--tokens", help="Tokens whose activations are trained on.", min=1)
+    ] = 4_000_000,
     batch: Annotated[int, typer.Option(help="Activations of a step.", min=2)] = 1024,
     buffer: Annotated[int, typer.Option(help="Activations held in memory for shuffling.", min=8)] = 1 << 17,
     learning_rate: Annotated[
@@ -102,6 +104,8 @@ def train(
     facts = {"features": settings.features, **result["measured"], "passes over the text, about": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
     emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
+    if not result["measured"]["fvu"] < 1:
+        warn("it explains nothing of the activations (an FVU of 1 or more): training diverged; lower --learning-rate")
 
 
 @app.command()

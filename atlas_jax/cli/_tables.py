@@ -39,7 +39,8 @@ def certificate_table(translations: Mapping[tuple[Any, str], Any]) -> Table:
     """How far each Procrustes solution may be from the best one, by its own certificate."""
     made = table(
         "Certificates", "site", "method", "solver", ">rank", ">residual", ">gap", "accepted",
-        caption="residual: of orthogonality; gap: to the bound on the best there can be, relative",
+        caption="what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: how "
+        "far, relatively, it can be from the best there is; accepted: both are within their tolerances",
     )  # fmt: skip
     for (site, method), translation in translations.items():
         found = translation.certificate
@@ -55,7 +56,8 @@ def choice_table(choice: Any) -> Table:
     told = "; ".join(f"{use}: {meaning}" for use, meaning in choice.record["uses"].items())
     made = table(
         "Chosen members of the whitened family", "site", "use", ">α", ">β", "rows", "centred", ">ridge", ">score",
-        caption=f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
+        caption="the family is (AsᵀAs)^-α AsᵀAc (AcᵀAc)^-β: α whitens the subject's side, β the atlas's; "
+        f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
     )  # fmt: skip
     for row in choice.record["chosen"]:
         rows, centred = ("unit" if row["normalize_rows"] else "raw"), ("yes" if row["centre"] else "no")

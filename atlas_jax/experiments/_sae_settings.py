@@ -1,6 +1,7 @@
 """What a training run of an SAE is asked for."""
 
 import dataclasses
+from math import inf, isfinite
 from typing import Any
 
 from atlas_jax.errors import AtlasError
@@ -55,6 +56,13 @@ class SAESettings:
         """
         if self.architecture not in ARCHITECTURES:
             raise AtlasError(f"unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}")
+        limits = {"learning_rate": (0, 1), "sparsity_warmup": (0, 1), "dead_after": (1, inf), "norm_limit": (0, inf)}
+        for name, (least, most) in limits.items():
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and least <= value <= most):
+                raise AtlasError(f"{name} is {value}; it must be a number from {least} to {most}")
+        if self.learning_rate == 0:
+            raise AtlasError("a learning_rate of 0 trains nothing; leave it out for 0.1 / sqrt(width)")
         if not 0 < self.k < self.features:
             raise AtlasError(f"k is {self.k:g}; it must be above 0 and below the number of features, {self.features}")
         if self.buffer < 4 * self.batch:
