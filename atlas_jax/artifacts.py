@@ -55,7 +55,7 @@ KINDS = {  # a trained SAE has a run.json too, so it comes first
         ),
     ),
     "a Concept Atlas": Kind(
-        "atlas.json", ("atlas.json", "labels.jsonl", "mean.npy", "sae/sae.*", "index/*.npy", "index/*.json", *_MODEL)
+        "atlas.json", ("atlas.json", "labels.jsonl", "mean.npy", "sae/*", "index/*.npy", "index/*.json", *_MODEL)
     ),
     "a corpus": Kind("corpus.json", _CORPUS),
 }
@@ -100,18 +100,12 @@ def check_place(path: str | Path, kind: str | None = None, *, overwrite: bool = 
       >>> check_place(tmp / "run", "a run")
     """
     path = Path(path)
-    if kind is None:
-        _check_file(path, overwrite)
-    elif (found := kind_at(path)) == kind:
-        if not overwrite:
-            raise AtlasError(f"'{path}' holds {kind} already; choose another place, or replace it with --overwrite")
-    elif found is not None:
-        raise AtlasError(f"'{path}' holds {found}, not {kind}; choose another place")
-    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise AtlasError(f"'{path}' exists and is not {kind}; choose another place")
-    if os.path.ismount(path):
-        raise AtlasError(f"'{path}' is where a disk is mounted; choose a directory in it")
-    _probe(path)
+    with writable(path):
+        if kind is None:
+            _check_file(path, overwrite)
+        else:
+            _check_directory(path, kind, overwrite)
+        _probe(path)
 
 
 def _check_file(path: Path, overwrite: bool) -> None:
@@ -121,18 +115,29 @@ def _check_file(path: Path, overwrite: bool) -> None:
         raise AtlasError(f"'{path}' exists already; choose another name, or replace it with --overwrite")
 
 
+def _check_directory(path: Path, kind: str, overwrite: bool) -> None:
+    found = kind_at(path)
+    if found == kind and not overwrite:
+        raise AtlasError(f"'{path}' holds {kind} already; choose another place, or replace it with --overwrite")
+    if found not in (kind, None):
+        raise AtlasError(f"'{path}' holds {found}, not {kind}; choose another place")
+    if found is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise AtlasError(f"'{path}' exists and is not {kind}; choose another place")
+    if path.is_mount():
+        raise AtlasError(f"'{path}' is where a disk is mounted; choose a directory in it")
+
+
 def _probe(path: Path) -> None:
     """Write where the partial directory goes, and leave nothing behind."""
     partial = partial_directory(path)
     made = [p for p in (partial, *partial.parents) if not os.path.lexists(p)]
-    with writable(path):
-        try:
-            partial.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=partial).close()
-        finally:
-            for directory in made:
-                with contextlib.suppress(OSError):
-                    directory.rmdir()
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=partial).close()
+    finally:
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 @contextlib.contextmanager
@@ -319,7 +324,7 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except FileNotFoundError as e:
         raise DamagedError(path, "missing", remedy) from e
     except (*_DAMAGE, SafetensorError) as e:
-        what = f"it has no {e}" if isinstance(e, KeyError) else str(e) or type(e).__name__
+        what = f"it has no {e}" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
         raise DamagedError(path, f"damaged ({what})", remedy) from e
 
 

@@ -110,16 +110,17 @@ def _say_finished(run: Path, *, as_json: bool) -> None:
 
     note(f"'{run}' holds this run already; --overwrite makes it anew")
     table = run / "tables" / "quality.json"
-    if as_json and table.is_file():
-        emit(True, read_json(table), lambda: None)
+    if as_json:
+        emit(True, read_json(table) if table.is_file() else None, lambda: None)
 
 
 def _show(found: "Measured", *, as_json: bool) -> None:
     """The result, then what is to be known about it."""
     from atlas_jax.cli._tables import certificate_table, quality_table
 
-    if found.quality is not None:
-        emit(as_json, found.quality.as_json(), lambda: quality_table(found.quality))
+    quality = found.quality
+    if as_json or quality is not None:
+        emit(as_json, quality and quality.as_json(), lambda: quality_table(quality))
     if not as_json:
         show_choice(found.alignment.choice)
         certificates = certificate_table(found.alignment.translations)

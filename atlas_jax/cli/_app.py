@@ -16,10 +16,11 @@ app = typer.Typer(
 )
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         typer.echo(f"atlas-jax {importlib.metadata.version('atlas-jax')}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()

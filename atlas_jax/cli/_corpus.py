@@ -86,7 +86,8 @@ def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int) -> "Corpus":
     limits = {"n_fit": n_fit, "n_eval": n_fit // 2, "at_least": FEWEST, "seed": seed}
     if paths:
         return build_corpus(read_sources(paths), **limits)
-    return build_corpus(installed_documentation(max_bytes=n_fit * BYTES_PER_SENTENCE, seed=seed), **limits)
+    enough = max(n_fit, 5 * FEWEST) * BYTES_PER_SENTENCE
+    return build_corpus(installed_documentation(max_bytes=enough, seed=seed), **limits)
 
 
 def _weight(text: str) -> tuple[str, float]:

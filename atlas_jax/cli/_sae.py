@@ -75,8 +75,8 @@ def train(
     from atlas_jax.models import LanguageModel, check_site, resolve
     from atlas_jax.pipeline import Checkpoints
 
-    start, path, overwrite = time.monotonic(), resolve(model).absolute(), overwrite or restart
     check_place(out_dir, SAE, overwrite=True)
+    start, path, overwrite = time.monotonic(), resolve(model).absolute(), overwrite or restart
     lm = LanguageModel.from_pretrained(path, dtype=dtype)
     width = lm.config.width(check_site(lm.config, site).point)
     settings = experiments.SAESettings(

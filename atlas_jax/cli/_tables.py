@@ -39,8 +39,8 @@ def certificate_table(translations: Mapping[tuple[Any, str], Any]) -> Table:
     """How far each Procrustes solution may be from the best one, by its own certificate."""
     made = table(
         "Certificates", "site", "method", "solver", ">rank", ">residual", ">gap", "accepted",
-        caption="what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: how "
-        "far, relatively, it can be from the best there is; accepted: both are within their tolerances",
+        caption="what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: "
+        "how far, relatively, it can be from the best there is; accepted: both are within their tolerances",
     )  # fmt: skip
     for (site, method), translation in translations.items():
         found = translation.certificate
