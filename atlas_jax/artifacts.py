@@ -1,29 +1,23 @@
 """Finished directories: complete under their final name or not there at all, and never overwritten unasked."""
 
 import contextlib
-import errno
 import fcntl
 import fnmatch
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-
-from atlas_jax.errors import AtlasError, DamagedError
+from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading, writable
 from atlas_jax.interrupts import before_leaving
 
 RUN = "run.json"
 LOCK = "lock"
-_FULL = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO"  # their words are looked for in errors of libraries too
-_NO_PLACE = "ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLONG EBUSY"
-_DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RecursionError)
 
 
 class Kind(NamedTuple):
@@ -191,7 +185,7 @@ def _discard(partial: Path, target: Path) -> None:
 def _tidy(partial: Path, target: Path) -> None:
     """Remove what is unfinished, and the directory with it unless there are checkpoints."""
     _discard(partial, target)
-    if partial.is_dir() and [p.name for p in partial.iterdir()] == [LOCK]:
+    if not any(p.is_file() and p.name != LOCK for p in partial.rglob("*")):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -221,8 +215,8 @@ def new_file(path: str | Path) -> Iterator[Path]:
     Example:
       >>> with new_file(tmp / "labels.jsonl") as file:
       ...     _ = file.write_text("{}")
-      >>> [p.name for p in tmp.iterdir()]
-      ['labels.jsonl']
+      >>> (tmp / "labels.jsonl").read_text()
+      '{}'
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -234,42 +228,6 @@ def new_file(path: str | Path) -> Iterator[Path]:
             os.replace(temporary, path)
         finally:
             remove()
-
-
-@contextlib.contextmanager
-def writable(path: str | Path) -> Iterator[None]:
-    """Say in a sentence why nothing can be written to ``path``, when that ends the block.
-
-    Raises:
-      AtlasError: for a full disk, a place that does not exist or may not be written to, and the like.
-    """
-    try:
-        yield
-    except AtlasError:
-        raise
-    except Exception as e:
-        name = e.filename if isinstance(e, OSError) else None
-        elsewhere = isinstance(name, str) and not Path(name).resolve().is_relative_to(Path(path).resolve().parent)
-        if elsewhere or (reason := why_unwritable(e)) is None:
-            raise
-        raise AtlasError(f"'{path}' cannot be written ({reason}); make room or choose another place") from e
-
-
-def why_unwritable(error: Exception) -> str | None:
-    """The system's words for what kept a file from being written, None for a fault of another kind.
-
-    Libraries raise errors of their own, with the system's words or nothing but a count in them.
-
-    Example:
-      >>> why_unwritable(OSError("4096 requested and 512 written"))
-      'No space left on device'
-    """
-    numbers = lambda names: [getattr(errno, name) for name in names.split()]
-    if isinstance(error, OSError) and error.errno in numbers(f"{_FULL} {_NO_PLACE}"):
-        return os.strerror(error.errno)
-    if re.search(r"\d+ requested and \d+ written", str(error)):  # numpy
-        return os.strerror(errno.ENOSPC)
-    return next((words for words in map(os.strerror, numbers(_FULL)) if words in str(error)), None)
 
 
 @contextlib.contextmanager
@@ -298,34 +256,6 @@ def read_json(path: Path) -> Any:
     """
     with reading(path, "run the command that writes it again"):
         return json.loads(path.read_text(encoding="utf-8"))
-
-
-@contextlib.contextmanager
-def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Say in a sentence which file is damaged, when what it holds ends the block.
-
-    Args:
-      path: the file; where the block names one itself, that is the one.
-      remedy: what to do about it.
-
-    Raises:
-      DamagedError: for whatever a missing or damaged file makes its reader raise.
-
-    Example:
-      >>> with reading(Path("rate.npy"), "align again"):
-      ...     np.load("rate.npy")
-      Traceback (most recent call last):
-      atlas_jax.errors.DamagedError: 'rate.npy' is missing; align again
-    """
-    try:
-        yield
-    except DamagedError as e:
-        raise DamagedError(e.path, e.reason, remedy) from e
-    except FileNotFoundError as e:
-        raise DamagedError(path, "missing", remedy) from e
-    except (*_DAMAGE, SafetensorError) as e:
-        what = f"it has no {e}" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
-        raise DamagedError(path, f"damaged ({what})", remedy) from e
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

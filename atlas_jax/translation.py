@@ -15,8 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 
-from atlas_jax.artifacts import reading
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading
 from atlas_jax.mesh import mesh_of, place
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of

@@ -43,7 +43,8 @@ def test_what_a_killed_process_left_is_cleared_and_checkpoints_are_kept(tmp_path
     partial = partial_directory(tmp_path / "run")
     (partial / "run").mkdir(parents=True)
     (partial / "run" / "half.json").write_text("{")
-    (partial / "checkpoints").mkdir()
+    (partial / "checkpoints" / "fit").mkdir(parents=True)
+    (partial / "checkpoints" / "fit" / "manifest.json").write_text("{}")
     with pytest.raises(RuntimeError):
         _fail(tmp_path / "run")
     assert sorted(p.name for p in partial.iterdir()) == ["checkpoints", "lock"]
@@ -126,14 +127,16 @@ def test_a_link_leads_to_where_a_run_is_written(tmp_path):
         (OSError("30000 requested and 512 written"), "No space left on device"),
         (RuntimeError('IoError(Os { code: 28, message: "No space left on device" })'), "No space left on device"),
         (OSError(errno.EROFS, "x", "{}/run.partial/new/rate.npy"), "Read-only file system"),
+        (OSError(errno.ENOSPC, "x", "/elsewhere/model", None, "{}/run.partial/new/model"), "No space left on device"),
         (PermissionError(errno.EACCES, "x", "/elsewhere/model.safetensors"), None),
         (FileNotFoundError(errno.ENOENT, "x", "/elsewhere/text.txt"), None),
         (RuntimeError("of another kind"), None),
     ],
 )
 def test_only_what_concerns_the_place_is_said_of_it(tmp_path, fault, reason):
-    if isinstance(fault, OSError) and fault.filename:
-        fault.filename = fault.filename.format(tmp_path)
+    for name in ("filename", "filename2"):
+        if getattr(fault, name, None):
+            setattr(fault, name, getattr(fault, name).format(tmp_path))
     expected = type(fault) if reason is None else AtlasError
     with pytest.raises(expected, match=reason), new_directory(tmp_path / "run"):
         raise fault

@@ -18,7 +18,7 @@ _UNPAIRED = re.compile(r"[\ud800-\udfff]")
 
 
 def plain(text: str) -> str:
-    """Text that a terminal only shows: without control characters, and halves of surrogate pairs as U+FFFD.
+    r"""Text that a terminal only shows: without control characters, and halves of surrogate pairs as U+FFFD.
 
     Example:
       >>> plain("a \x1b[31mdog\x00")

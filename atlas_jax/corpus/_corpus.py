@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from atlas_jax.artifacts import new_directory, reading
+from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._files import HALVES, ROWS, SUMMARY, Half, HalfWriter, read_half
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading
 
 
 class CorpusStatistics(NamedTuple):

@@ -7,6 +7,13 @@ from typing import Any
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import ARCHITECTURES, TrainConfig
 
+_LIMITS = {
+    "learning_rate": (1e-12, inf),
+    "sparsity_warmup": (0, 1),
+    "dead_after": (1, inf),
+    "norm_limit": (0, inf),
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class SAESettings:
@@ -56,13 +63,10 @@ class SAESettings:
         """
         if self.architecture not in ARCHITECTURES:
             raise AtlasError(f"unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}")
-        limits = {"learning_rate": (0, 1), "sparsity_warmup": (0, 1), "dead_after": (1, inf), "norm_limit": (0, inf)}
-        for name, (least, most) in limits.items():
+        for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and least <= value <= most):
                 raise AtlasError(f"{name} is {value}; it must be a number from {least} to {most}")
-        if self.learning_rate == 0:
-            raise AtlasError("a learning_rate of 0 trains nothing; leave it out for 0.1 / sqrt(width)")
         if not 0 < self.k < self.features:
             raise AtlasError(f"k is {self.k:g}; it must be above 0 and below the number of features, {self.features}")
         if self.buffer < 4 * self.batch:

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from atlas_jax.artifacts import why_unwritable, write_json
+from atlas_jax.artifacts import write_json
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import why_unwritable
 
 MANIFEST, STATE = "manifest.json", "state"
 

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from atlas_jax.artifacts import writable
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import writable
 from atlas_jax.mesh import place
 from atlas_jax.sae import _activation as activation, _formats as formats, _normalize as normalize
 from atlas_jax.sae._config import Kind, SAEConfig
