@@ -178,7 +178,7 @@ def _discard(partial: Path, target: Path) -> None:
     """Remove what is unfinished."""
     if (partial / "old").exists() and not target.exists():  # stopped between the two renames of new_directory
         os.replace(partial / "old", target)
-    for name in ("new", "old", "run"):  # version 0.1 wrote to "run"
+    for name in ("new", "old"):
         shutil.rmtree(partial / name, ignore_errors=True)
 
 

@@ -28,16 +28,19 @@ def writable(path: str | Path) -> Iterator[None]:
     except AtlasError:
         raise
     except Exception as e:
-        if (reason := why_unwritable(e)) is None or _is_elsewhere(e, Path(path).resolve().parent):
+        if (reason := why_unwritable(e)) is None or _is_elsewhere(e, Path(path).resolve()):
             raise
         raise AtlasError(f"'{path}' cannot be written ({reason}); make room or choose another place") from e
 
 
-def _is_elsewhere(error: Exception, folder: Path) -> bool:
-    """Whether an error names files, and none of them in a folder."""
+def _is_elsewhere(error: Exception, place: Path) -> bool:
+    """Whether an error names files, and none of them is the place, above it, or begins with its name."""
     names = [getattr(error, name, None) for name in ("filename", "filename2")]
     files = [Path(name).resolve() for name in names if isinstance(name, str)]
-    return bool(files) and not any(file.is_relative_to(folder) for file in files)
+    ours = lambda file: (
+        file in place.parents or str(file).startswith((str(place), str(place.parent / f".{place.name}")))
+    )
+    return bool(files) and not any(map(ours, files))
 
 
 def why_unwritable(error: Exception) -> str | None:

@@ -153,6 +153,7 @@ def _wait_for_signals(pipe: int) -> None:
         if block is None or block.came.is_set():
             leave()
         block.came.set()
+        _say("stopping as soon as the state is saved; once more to stop at once")
         threading.Thread(target=_leave_late, args=(block,), daemon=True).start()
 
 
@@ -177,7 +178,13 @@ def leave() -> None:
         for cleanup in reversed(_cleanups):
             with contextlib.suppress(OSError):
                 cleanup()
-        cursor = "\x1b[?25h\n" if os.isatty(2) else ""  # a progress bar hides it
-        os.write(2, f"{cursor}atlas-jax: {_farewell()}\n".encode())
+        if os.isatty(2):
+            os.write(2, b"\x1b[?25h\n")  # a progress bar hides the cursor
+        _say(_farewell())
     finally:
         os._exit(128 + _received)
+
+
+def _say(sentence: str) -> None:
+    """Print without Python's own streams, whose locks another thread may hold."""
+    os.write(2, f"atlas-jax: {sentence}\n".encode())

@@ -41,8 +41,8 @@ def test_only_one_process_at_a_time_makes_a_run(tmp_path):
 
 def test_what_a_killed_process_left_is_cleared_and_checkpoints_are_kept(tmp_path):
     partial = partial_directory(tmp_path / "run")
-    (partial / "run").mkdir(parents=True)
-    (partial / "run" / "half.json").write_text("{")
+    (partial / "new").mkdir(parents=True)
+    (partial / "new" / "half.json").write_text("{")
     (partial / "checkpoints" / "fit").mkdir(parents=True)
     (partial / "checkpoints" / "fit" / "manifest.json").write_text("{}")
     with pytest.raises(RuntimeError):
@@ -130,6 +130,7 @@ def test_a_link_leads_to_where_a_run_is_written(tmp_path):
         (OSError(errno.ENOSPC, "x", "/elsewhere/model", None, "{}/run.partial/new/model"), "No space left on device"),
         (PermissionError(errno.EACCES, "x", "/elsewhere/model.safetensors"), None),
         (FileNotFoundError(errno.ENOENT, "x", "/elsewhere/text.txt"), None),
+        (FileNotFoundError(errno.ENOENT, "x", "{}/model/config.json"), None),
         (RuntimeError("of another kind"), None),
     ],
 )

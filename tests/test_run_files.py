@@ -142,10 +142,10 @@ def test_runs_of_before_this_version_are_read(run):
     assert Alignment.load(run).top is None
 
 
-def test_a_finished_run_is_known_again_and_any_other_is_named(whole, corpus, tmp_path):
-    same = lambda settings=SETTINGS, **options: is_finished(whole, SUBJECT, ATLAS, corpus, settings, **options)
+def test_a_finished_run_is_known_again_and_any_other_is_named(whole, pair, corpus, tmp_path):
+    same = lambda settings=SETTINGS, **options: is_finished(whole, pair, corpus, settings, **options)
     assert same()
-    assert not is_finished(tmp_path, SUBJECT, ATLAS, corpus, SETTINGS)
+    assert not is_finished(tmp_path, pair, corpus, SETTINGS)
     for change, words in (
         ({"seed": 5}, "seed was 0 and is 5"),
         ({"pooling": "mean"}, "pooling was max and is mean"),
@@ -155,11 +155,11 @@ def test_a_finished_run_is_known_again_and_any_other_is_named(whole, corpus, tmp
             same(dataclasses.replace(SETTINGS, **change))
     with pytest.raises(AtlasError, match="save dtype was float32 and is bfloat16"):
         same(dtype="bfloat16")
-    with pytest.raises(AtlasError, match="subject was .* and is"):
-        is_finished(whole, ATLAS / "model", ATLAS, corpus, SETTINGS)
-    other = dataclasses.replace(corpus, hash="f00")
+    other = pair._replace(sources=pair.sources | {"subject": {"path": "elsewhere", "sha256": "f00"}})
+    with pytest.raises(AtlasError, match="subject was .* and is f00"):
+        is_finished(whole, other, corpus, SETTINGS)
     with pytest.raises(AtlasError, match="corpus was .* and is f00"):
-        is_finished(whole, SUBJECT, ATLAS, other, SETTINGS)
+        is_finished(whole, pair, dataclasses.replace(corpus, hash="f00"), SETTINGS)
 
 
 def test_a_run_that_cannot_be_measured_is_kept(pair, corpus, whole, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from atlas_jax.experiments import Measured
-    from atlas_jax.pipeline import Checkpoints, Choice
+    from atlas_jax.pipeline import Alignment, Checkpoints, Choice
 
 
 def align(
@@ -72,16 +72,15 @@ def align(
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
-    mesh = mesh_of_all(model_parallel)
     saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note)
     with resumable(saved):
+        note("loading both models")
+        pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
-        if not overwrite and pipeline.is_finished(out_dir, subject, atlas, corpus, settings, chooser, dtype=save_dtype):
+        if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return
-        note("loading both models")
-        pair = pipeline.load_pair(subject, atlas, settings, mesh)
         run = new_directory(out_dir, overwrite=overwrite) if others.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, stages() as stage:
             if restart and others.is_first():
@@ -126,7 +125,7 @@ def _show(found: "Measured", *, as_json: bool) -> None:
         certificates = certificate_table(found.alignment.translations)
         if certificates.row_count:
             out.print(certificates)
-    warn_of(found)
+    warn_of(found.alignment, found.fault)
 
 
 def show_choice(choice: "Choice | None") -> None:
@@ -137,13 +136,12 @@ def show_choice(choice: "Choice | None") -> None:
         out.print(choice_table(choice))
 
 
-def warn_of(found: "Measured") -> None:
+def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
     """What is wrong with a run that was saved all the same."""
-    alignment = found.alignment
-    if isinstance(found.fault, AtlasError):
-        warn(f"the run is saved, but not measured: {found.fault}")
-    if alignment.choice is not None and (fault := alignment.choice.record.get("fault")):
-        warn(f"no member of the whitened family was chosen: {fault}")
+    if isinstance(fault, AtlasError):
+        warn(f"the run is saved, but not measured: {fault}")
+    if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
+        warn(f"no member of the whitened family was chosen: {reason}")
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
     for (site, method), translation in alignment.translations.items():

@@ -28,11 +28,7 @@ def quickstart(
     more_text: Annotated[list[Path] | None, typer.Argument(help="More text files, after --text.")] = None,
     out_dir: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            help="Where the run is written. \\[default: runs/quickstart, with a number where that is taken]",
-            show_default=False,
-        ),
+        typer.Option("--out", help="Where the run is written.", show_default=f"{OUT}, with a number if that is taken"),
     ] = None,
     overwrite: Overwrite = False,
     site: Sites = None,
@@ -93,8 +89,7 @@ def _free(path: Path) -> Path:
 def _show(result: "Result", *, as_json: bool) -> None:
     from atlas_jax.cli._tables import concept_group, quality_table
 
-    found = result.measured
-    choice, quality = found.alignment.choice, found.quality
+    choice, quality = result.alignment.choice, result.quality
     data = {"quality": quality and quality.as_json(), "concepts": [c.as_json() for c in result.concepts]}
     if choice is not None:
         data["chosen"] = choice.record["chosen"]
@@ -106,4 +101,4 @@ def _show(result: "Result", *, as_json: bool) -> None:
         show_choice(choice)
         for concept in result.concepts:
             out.print(concept_group(concept))
-    warn_of(found)
+    warn_of(result.alignment, result.fault)

@@ -9,8 +9,8 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
-from atlas_jax.experiments._measure import Measured, kept, measured
-from atlas_jax.experiments._quality import best_method
+from atlas_jax.experiments._measure import kept, measured
+from atlas_jax.experiments._quality import Quality, best_method
 from atlas_jax.experiments._steering import Steered, steer
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
@@ -100,11 +100,13 @@ def search(atlas: ConceptAtlas, text: str, count: int = ATLAS_FEATURES) -> list[
 
 
 class Result(NamedTuple):
-    """What a quickstart found, and where it was written."""
+    """What a quickstart found, where it was written, and why there is no quality table where there is none."""
 
-    measured: Measured
+    alignment: Alignment
+    quality: Quality | None
     concepts: list[Concept]
     directory: Path
+    fault: Exception | None = None
 
 
 def quickstart(
@@ -147,4 +149,4 @@ def quickstart(
     found.raise_fault()
     for fault in faults:
         raise fault
-    return Result(found, explored, Path(out))
+    return Result(alignment, found.quality, explored, Path(out), found.fault)

@@ -164,12 +164,6 @@ class Pair(NamedTuple):
     sources: dict[str, Any]
 
 
-def sources_of(subject: str | Path, atlas: str | Path) -> dict[str, dict[str, str]]:
-    """Where the two models are, and hashes of what is there."""
-    paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
-    return {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
-
-
 def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, mesh: Mesh | None = None) -> Pair:
     """Load both models and check the settings against them.
 
@@ -182,31 +176,30 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
     Raises:
       AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
     """
-    sources = sources_of(subject, atlas)
-    model = LanguageModel.from_pretrained(sources["subject"]["path"], dtype=settings.dtype, mesh=mesh)
+    paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
+    sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
+    model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
     spaces = Subject.of(model, settings.sites, settings.pooling)
-    loaded = ConceptAtlas.from_pretrained(sources["atlas"]["path"], dtype=settings.dtype, mesh=mesh)
-    return Pair(spaces, loaded, sources)
+    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
 
 
 def is_finished(
     directory: str | Path,
-    subject: str | Path,
-    atlas: str | Path,
+    pair: Pair,
     corpus: Corpus,
     settings: AlignSettings,
     chooser: Chooser | None = None,
     *,
     dtype: str = "float32",
 ) -> bool:
-    """Whether a directory holds the run that these arguments, those of the ``align`` command, would make.
+    """Whether a directory holds the run that :func:`align` would make of these arguments, saved in this dtype.
 
     Raises:
       AtlasError: if it holds another run, naming every difference.
     """
     if kind_at(directory) != "a run":
         return False
-    hashes = {name: source["sha256"] for name, source in sources_of(subject, atlas).items()}
+    hashes = {name: source["sha256"] for name, source in pair.sources.items()}
     names = () if chooser is None else chooser.names
     check_same(Path(directory), asked_for(settings, hashes, corpus.hash, names, dtype))
     return True
