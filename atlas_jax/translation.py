@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading
 from atlas_jax.mesh import mesh_of, place
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
@@ -196,21 +196,19 @@ class Translation:
         Raises:
           AtlasError: if a file is missing, damaged, or does not belong to the other.
         """
-        directory = Path(directory)
-        for name in (RECORD, TENSORS):
-            if not (directory / name).is_file():
-                raise AtlasError(f"'{directory}' holds no translation: {name} is missing")
-        try:
-            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-            tensors = load_file(directory / TENSORS)
-            arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
+        record_file, file, again = Path(directory) / RECORD, Path(directory) / TENSORS, "save it again"
+        with reading(record_file, again):
+            record = json.loads(record_file.read_text(encoding="utf-8"))
             site = None if record["site"] is None else Site.parse(record["site"])
-            known = record["method"], site, record["certificate"], record["metadata"]
-            intact = record["sha256"] == _digest(directory / TENSORS)
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
-            raise AtlasError(f"the translation in '{directory}' is damaged ({error}); save it again") from error
-        if not intact:
-            raise AtlasError(f"{TENSORS} in '{directory}' is not the file that {RECORD} describes; save it again")
+            known = str(record["method"]), site, dict(record["certificate"]), dict(record["metadata"])
+            digest, shape = record["sha256"], tuple(record["shape"])
+        with reading(file, again):
+            tensors = load_file(file)
+            arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
+            if _digest(file) != digest:
+                raise ValueError(f"it is not the file that {RECORD} describes")
+            if [x.shape for x in arrays] != [shape, shape[:1], shape[1:]]:
+                raise ValueError(f"its arrays do not have the shape {shape} of {RECORD}")
         return cls(*arrays, *known)
 
 

@@ -238,7 +238,7 @@ def test_a_failure_while_writing_leaves_the_old_atlas(parts, tmp_path, monkeypat
 def test_what_is_no_atlas_is_not_replaced(parts, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    with pytest.raises(AtlasError, match="exists and is no Concept Atlas"):
+    with pytest.raises(AtlasError, match="exists and is not a Concept Atlas"):
         write_atlas(parts, tmp_path / "notes")
     shutil.copytree(MODEL, tmp_path / "old" / "model")
     (tmp_path / "old" / "atlas.json").write_text("{}")

@@ -109,7 +109,7 @@ def test_bad_questions_are_answered_in_one_sentence(translation):
 
 
 def test_bad_directories(translation, tmp_path):
-    with pytest.raises(AtlasError, match="holds no translation: translation.json is missing"):
+    with pytest.raises(AtlasError, match="translation.json. is missing"):
         Translation.from_pretrained(tmp_path)
     translation.save_pretrained(tmp_path)
     tensors = tmp_path / "translation.safetensors"

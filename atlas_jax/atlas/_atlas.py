@@ -229,7 +229,7 @@ class ConceptAtlas:
         It appears under its name only when complete.
 
         Args:
-          directory: where to; an atlas already there is replaced.
+          directory: where to; the files of an atlas already there are replaced, all others stay.
           metadata: plain values to keep in the manifest.
           dtype: of the stored model parameters, their own by default.
 

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from atlas_jax.artifacts import new_directory
 from atlas_jax.atlas._atlas import ConceptAtlas
 from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of, tuning_note
-from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, new_directory, record
+from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Labels, write_index
 from atlas_jax.models import LanguageModel, resolve
@@ -98,7 +99,7 @@ def write_atlas(
 
     Args:
       parts: from :func:`assemble`.
-      directory: where to; it appears only when complete, and replaces an atlas that is there.
+      directory: where to; it appears only when complete, and replaces the files of an atlas that is there.
       link: refer to the model where it is and copy nothing of it.
       mean: mean pooled activation of every feature on some text.
       metadata: plain values to keep in the manifest.
@@ -109,7 +110,7 @@ def write_atlas(
     atlas, source = parts.atlas, resolve(parts.model)
     if Path(directory).absolute() in (source.absolute(), *source.absolute().parents):
         raise AtlasError(f"the model lies in '{directory}', where the atlas is to be written; choose another place")
-    with new_directory(directory) as new:
+    with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
         if not link:
             copy_files(source, new / "model", MODEL_FILES)
         atlas.sae.save_pretrained(new / "sae", format="native")
@@ -135,7 +136,7 @@ def save_atlas(
     atlas: ConceptAtlas, directory: str | Path, metadata: Mapping[str, Any] | None, dtype: str | None
 ) -> None:
     """Write an atlas from memory: what :meth:`ConceptAtlas.save_pretrained` does."""
-    with new_directory(directory) as new:
+    with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
         atlas.model.save_pretrained(new / "model", dtype=dtype)
         atlas.sae.save_pretrained(new / "sae", format="native")
         atlas.labels.save(new / "labels.jsonl")

@@ -1,13 +1,9 @@
 """``atlas.json``: the parts of an atlas directory, and the size and hash of every file of theirs."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,30 +125,3 @@ def sha256(file: Path) -> str:
     """Hash of a file's bytes."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
-    """A directory that takes its name only when the block ends without an error; an atlas already there is replaced.
-
-    Raises:
-      AtlasError: if something else is at ``path``, or it cannot be written.
-    """
-    target = Path(path).absolute()
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise AtlasError(f"'{path}' exists and is no Concept Atlas; choose another place")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as e:
-        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); choose another place") from e
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(scratch, target)
-    except OSError as e:
-        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); make room or choose another place") from e
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

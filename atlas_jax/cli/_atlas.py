@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_jax.cli._console import emit, err, note, stages
+from atlas_jax.cli._console import emit, note, stages, warn
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._options import Overwrite, finite
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ def build(
     ] = None,
     sae_format: Annotated[str | None, typer.Option(help="Layout of the SAE; found from its files by default.")] = None,
     norm_scaling_factor: Annotated[
-        float | None, typer.Option(help="What activations were multiplied by in training, if the files omit it.")
+        float | None,
+        typer.Option(help="What activations were multiplied by, if no file says.", callback=finite(above=0)),
     ] = None,
     labels_format: Annotated[str | None, typer.Option(help="json, jsonl, csv or parquet; by suffix.")] = None,
     column: Annotated[
@@ -48,15 +50,18 @@ def build(
     partial_labels: Annotated[bool, typer.Option(help="The labels cover only the first features on purpose.")] = False,
     text: Text = None,
     sentences: Annotated[int, typer.Option(help="Sentences to measure on, given --text.", min=100)] = 4000,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Assemble a model, an SAE and labels into one atlas directory with a manifest of hashes; refuse misfits.
 
     Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
     """
+    from atlas_jax.artifacts import check_place
     from atlas_jax.atlas import assemble, write_atlas
     from atlas_jax.cli._tables import facts_table
 
+    check_place(out, "a Concept Atlas", overwrite=overwrite)
     note("loading the parts")
     label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
     label_options["only"] = _columns(only, "--only")
@@ -195,4 +200,4 @@ def _verified(directory: Path | None) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        err.print(f"[bold red]WARNING[/bold red] {warning}", highlight=False)
+        warn(warning)

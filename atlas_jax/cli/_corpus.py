@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from atlas_jax.cli._console import emit, err
+from atlas_jax.cli._options import Overwrite
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ def build(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; every CPU where the text is long.")] = None,
     seed: Annotated[int, typer.Option(help="Key of the hash that halves the corpus.")] = 0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Split text into filtered, deduplicated sentences in two disjoint halves (Appendix A.2).
@@ -49,8 +50,10 @@ def build(
 
     Example: atlas-jax corpus build my-texts/ --out corpus
     """
+    from atlas_jax.artifacts import check_place
     from atlas_jax.corpus import build_corpus, read_sources
 
+    check_place(out, "a corpus", overwrite=overwrite)
     weights = dict(_weight(text) for text in weight or ())
     documents = read_sources(
         source, column=column, domain_column=domain_column, split=split, subset=subset, limit=limit
@@ -83,7 +86,8 @@ def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int) -> "Corpus":
     limits = {"n_fit": n_fit, "n_eval": n_fit // 2, "at_least": FEWEST, "seed": seed}
     if paths:
         return build_corpus(read_sources(paths), **limits)
-    return build_corpus(installed_documentation(max_bytes=n_fit * BYTES_PER_SENTENCE, seed=seed), **limits)
+    enough = max(n_fit, 5 * FEWEST) * BYTES_PER_SENTENCE
+    return build_corpus(installed_documentation(max_bytes=enough, seed=seed), **limits)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -97,7 +101,7 @@ def _weight(text: str) -> tuple[str, float]:
 @contextmanager
 def _rates() -> Iterator[Callable[[int, int], None]]:
     """A line with documents and sentences so far and a second."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err) as line:
         task, start = line.add_task("reading", total=None), time.monotonic()
 
@@ -119,5 +123,5 @@ def _tables(title: str, facts: dict, counts: dict[str, tuple[int, int]]) -> Grou
         others = tuple(sum(pair[side] for _, pair in rest) for side in (0, 1))
         rows = [*rows[:SHOWN], (f"{len(rest)} others", others)]
     for domain, (fit, held_out) in rows:
-        shares.add_row(escape(domain), str(fit), str(held_out))
+        shares.add_row(domain, str(fit), str(held_out))
     return Group(facts_table(title, facts), shares)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +39,8 @@ def certificate_table(translations: Mapping[tuple[Any, str], Any]) -> Table:
     """How far each Procrustes solution may be from the best one, by its own certificate."""
     made = table(
         "Certificates", "site", "method", "solver", ">rank", ">residual", ">gap", "accepted",
-        caption="residual: of orthogonality; gap: to the bound on the best there can be, relative",
+        caption="what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: "
+        "how far, relatively, it can be from the best there is; accepted: both are within their tolerances",
     )  # fmt: skip
     for (site, method), translation in translations.items():
         found = translation.certificate
@@ -56,7 +56,8 @@ def choice_table(choice: Any) -> Table:
     told = "; ".join(f"{use}: {meaning}" for use, meaning in choice.record["uses"].items())
     made = table(
         "Chosen members of the whitened family", "site", "use", ">α", ">β", "rows", "centred", ">ridge", ">score",
-        caption=f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
+        caption="the family is (AsᵀAs)^-α AsᵀAc (AcᵀAc)^-β: α whitens the subject's side, β the atlas's; "
+        f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
     )  # fmt: skip
     for row in choice.record["chosen"]:
         rows, centred = ("unit" if row["normalize_rows"] else "raw"), ("yes" if row["centre"] else "no")
@@ -91,7 +92,7 @@ def hits_table(title: str, hits: Sequence[Any]) -> Table:
     """Atlas features found by their labels."""
     made = table(title, ">feature", "label", ">score", ">weight")
     for hit in hits:
-        made.add_row(str(hit.index), escape(hit.label), f"{hit.score:.3f}", f"{hit.weight:.3f}")
+        made.add_row(str(hit.index), hit.label, f"{hit.score:.3f}", f"{hit.weight:.3f}")
     return made
 
 
@@ -115,7 +116,7 @@ def steered_table(title: str, steered: Sequence[Any]) -> Table:
     for s in steered:
         shown = "" if s.prompt == prompt else s.prompt
         prompt = s.prompt
-        made.add_row(escape(shown), f"{s.strength:g}", f"{s.concept:.2f}", escape(" ".join(s.text.split())))
+        made.add_row(shown, f"{s.strength:g}", f"{s.concept:.2f}", " ".join(s.text.split()))
     return made
 
 
@@ -147,14 +148,14 @@ def check_table(title: str, facts: dict[str, Any], check: Any) -> Group:
         made.add_row(name, _shown(value), *told)
     tried = table("The usual mistakes undone", "", ">L0", ">FVU", "agrees")
     for t in check.trials:
-        tried.add_row(escape(t.name), f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
+        tried.add_row(t.name, f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
     return Group(made, tried) if check.trials else Group(made)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(map(_shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _marked(peak: Any) -> Text:

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._document import Document
-from atlas_jax.corpus._files import HALVES, HalfWriter, new_directory, parent_of, read_half
+from atlas_jax.corpus._files import HALVES, HalfWriter, parent_of, read_half
 from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
 from atlas_jax.corpus._sentences import TRAINING_CHARACTERS, Splitter, published_splitter, train_splitter
 from atlas_jax.corpus._spill import Spill
@@ -91,7 +92,7 @@ def build_corpus(
         if target is None:
             with tempfile.TemporaryFile() as fit, tempfile.TemporaryFile() as evaluation:
                 return _write(chosen, (fit, evaluation), facts)
-        with new_directory(target) as partial, contextlib.ExitStack() as stack:
+        with new_directory(target, "a corpus", overwrite=True) as partial, contextlib.ExitStack() as stack:
             files = [stack.enter_context((partial / name).open("w+b")) for name in HALVES]
             corpus = _write(chosen, (files[0], files[1]), facts)
             corpus.write_summary(partial)

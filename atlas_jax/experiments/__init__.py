@@ -17,6 +17,7 @@ from atlas_jax.experiments._label import (
     label_by_words as label_by_words,
     label_facts as label_facts,
 )
+from atlas_jax.experiments._measure import Measured as Measured, measure as measure, measured as measured
 from atlas_jax.experiments._preference import preference as preference
 from atlas_jax.experiments._quality import (
     Quality as Quality,
@@ -28,7 +29,6 @@ from atlas_jax.experiments._quickstart import (
     METHODS as METHODS,
     Concept as Concept,
     explore as explore,
-    measure as measure,
     quickstart as quickstart,
 )
 from atlas_jax.experiments._retrieval import (

@@ -23,7 +23,8 @@ class Choice(NamedTuple):
 
     Attributes:
       members: by site and by the name of the translation that each becomes.
-      record: the grid and its scores on the held-out part, as plain values.
+      record: the grid and its scores on the held-out part, as plain values; where nothing could be chosen, why, under
+        ``"fault"``.
     """
 
     members: Mapping[tuple[Site, str], Member]
@@ -89,7 +90,10 @@ def fit_and_choose(
     options = {"top_k": top_k, "checkpoints": checkpoints}
     fitted = fit_statistics(most, needs, progress=stage("align"), **options)
     rest = fit_statistics(held, needs | {"top_k"}, name="held-out", progress=stage("held out"), **options)
-    choice = chooser(held, fitted, rest, stage)
+    try:
+        choice = chooser(held, fitted, rest, stage)
+    except AtlasError as fault:  # the pass is not lost by it
+        choice = Choice({}, {"fault": str(fault), "chosen": []})
     return merge_fitted(fitted, rest), choice
 
 
