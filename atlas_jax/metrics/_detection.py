@@ -5,12 +5,13 @@ The work is done where the data is. Numpy arrays and concrete arrays on CPU devi
 trace take the float32 path of ``_detection_device``.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, Shaped
+from jaxtyping import Array, Float, Int
 
+from atlas_jax.checks import as_numbers, on_host, refuse
+from atlas_jax.errors import AtlasError
 from atlas_jax.metrics import _detection_device, _detection_host
 
 AnyArray = Array | np.ndarray
@@ -30,9 +31,7 @@ class Detection(NamedTuple):
     n_positive: Int[AnyArray, "*q"]
 
 
-def auroc(
-    scores: Num[AnyArray, "*q n"], labels: Shaped[AnyArray, "*l n"], weights: Num[AnyArray, "*w n"] | None = None
-) -> Float[AnyArray, "*q"]:
+def auroc(scores: Any, labels: Any, weights: Any = None) -> Float[AnyArray, "*q"]:
     r"""Area under the ROC curve, the AUROC of Table 3.
 
     The weighted share of (positive, negative) pairs in which the positive scores higher, ties counting one half:
@@ -40,7 +39,7 @@ def auroc(
 
     Args:
       scores: ``[*q, n]``, any real dtype; -0.0 equals 0.0.
-      labels: boolean (numbers count as positive above 0), ``[n]`` for all queries or broadcastable to ``[*q, n]``.
+      labels: boolean, or numbers: 0 and 1, or -1 and 1, ``[n]`` for all queries or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable; a weight of 0 removes the sample.
 
     Returns:
@@ -48,8 +47,8 @@ def auroc(
       rounding, for data on the host; a float32 jax array within 1e-6 on an accelerator or inside ``jit``.
 
     Raises:
-      ValueError: for no samples, shapes that do not broadcast, or (outside ``jit``)
-        negative weights.
+      AtlasError: for no samples, shapes that do not broadcast, what is no array of real numbers, and (where values are
+        on the host) other labels, or weights that are negative or not finite.
 
     Example:
       >>> float(auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True])))
@@ -58,9 +57,7 @@ def auroc(
     return _measure(scores, labels, weights, ("auroc",)).auroc
 
 
-def average_precision(
-    scores: Num[AnyArray, "*q n"], labels: Shaped[AnyArray, "*l n"], weights: Num[AnyArray, "*w n"] | None = None
-) -> Float[AnyArray, "*q"]:
+def average_precision(scores: Any, labels: Any, weights: Any = None) -> Float[AnyArray, "*q"]:
     r"""Average precision, the AP of Table 3.
 
     :math:`\sum_t (R_t - R_{t-1}) P_t` over the distinct scores t from the highest down, with precision P and recall
@@ -68,14 +65,14 @@ def average_precision(
 
     Args:
       scores: ``[*q, n]``, any real dtype; -0.0 equals 0.0.
-      labels: boolean (numbers count as positive above 0), ``[n]`` for all queries or broadcastable to ``[*q, n]``.
+      labels: boolean, or numbers: 0 and 1, or -1 and 1, ``[n]`` for all queries or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable; a weight of 0 removes the sample.
 
     Returns:
       ``[*q]``; nan where there are no positives or a score that counts is NaN. Dtypes as in :func:`auroc`.
 
     Raises:
-      ValueError: as :func:`auroc`.
+      AtlasError: as :func:`auroc`.
 
     Example:
       >>> float(average_precision(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True])))
@@ -84,21 +81,19 @@ def average_precision(
     return _measure(scores, labels, weights, ("average_precision",)).average_precision
 
 
-def detection(
-    scores: Num[AnyArray, "*q n"], labels: Shaped[AnyArray, "*l n"], weights: Num[AnyArray, "*w n"] | None = None
-) -> Detection:
+def detection(scores: Any, labels: Any, weights: Any = None) -> Detection:
     """AUROC and AP of Table 3 together, for little more than the time of one: they share the sort.
 
     Args:
       scores: ``[*q, n]``, as in :func:`auroc`.
-      labels: boolean (numbers count as positive above 0), ``[n]`` or broadcastable to ``[*q, n]``.
+      labels: boolean, or numbers: 0 and 1, or -1 and 1, ``[n]`` or broadcastable to ``[*q, n]``.
       weights: sample weights >= 0, ``[n]`` or broadcastable.
 
     Returns:
       A :class:`Detection`, which also counts the positives behind each number.
 
     Raises:
-      ValueError: as :func:`auroc`.
+      AtlasError: as :func:`auroc`.
 
     Example:
       >>> result = detection(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), np.array([False, False, True]))
@@ -108,32 +103,24 @@ def detection(
     return _measure(scores, labels, weights, ("auroc", "average_precision"))
 
 
-def _measure(
-    scores: Num[AnyArray, "*q n"],
-    labels: Shaped[AnyArray, "*l n"],
-    weights: Num[AnyArray, "*w n"] | None,
-    wanted: tuple[str, ...],
-) -> Detection:
-    labels = labels if labels.dtype == bool else labels > 0
-    if scores.shape[-1] == 0:
-        raise ValueError(f"scores of shape {scores.shape} have no samples")
-    for name, array in (("labels", labels), ("weights", weights)):
-        if array is not None and not _fits(array.shape, scores.shape):
-            raise ValueError(f"{name} of shape {array.shape} do not broadcast to scores of shape {scores.shape}")
-    inputs = [scores, labels] if weights is None else [scores, labels, weights]
-    if not all(map(_on_host, inputs)):
-        return Detection(*_detection_device.measure(scores, labels, weights))
-    if weights is not None and np.any(np.asarray(weights) < 0):
-        raise ValueError("weights must not be negative")
+def _measure(scores: Any, labels: Any, weights: Any, wanted: tuple[str, ...]) -> Detection:
+    scores, labels = as_numbers(scores, "scores"), as_numbers(labels, "labels")
+    if scores.ndim == 0 or scores.shape[-1] == 0:
+        raise AtlasError(f"scores of shape {scores.shape} have no samples")
+    arrays = {"labels": labels} | ({} if weights is None else {"weights": as_numbers(weights, "weights")})
+    for name, array in arrays.items():
+        if not _fits(array.shape, scores.shape):
+            raise AtlasError(f"{name} of shape {array.shape} do not broadcast to scores of shape {scores.shape}")
+    if labels.dtype != bool and on_host(labels):
+        values = np.asarray(labels)
+        refuse(~np.isin(values, (-1, 0, 1)), values, "a label", "true and false, 0 and 1, or -1 and 1")
+    inputs = [scores, labels if labels.dtype == bool else labels > 0, *list(arrays.values())[1:]]
+    if not all(map(on_host, inputs)):
+        return Detection(*_detection_device.measure(*inputs, *[None] * (3 - len(inputs))))
+    if weights is not None:
+        weight = np.asarray(inputs[2])
+        refuse(~(np.isfinite(weight) & (weight >= 0)), weight, "a weight", "finite numbers that may not be negative")
     return Detection(*_detection_host.measure(*map(np.asarray, inputs), wanted=wanted))
-
-
-def _on_host(array: Shaped[AnyArray, "..."]) -> bool:
-    if not isinstance(array, jax.Array):
-        return True
-    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
-        return False
-    return all(device.platform == "cpu" for device in array.devices())
 
 
 def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:

@@ -10,6 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from atlas_jax.checks import as_numbers, on_host, refuse
+from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
 from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_peak
 from atlas_jax.statistics._top import top_merge, top_update
@@ -20,9 +22,9 @@ Matrix = Array | np.ndarray
 
 def update_pass(
     state: PassStatistics,
-    acts: Mapping[Any, Float[Matrix, "b _"]],
-    a_c: Float[Matrix, "b d_c"],
-    weight: Float[Matrix, " b"] | None = None,
+    acts: Mapping[Any, Any],
+    a_c: Any,
+    weight: Any = None,
     index: Int[Matrix, " b"] | None = None,
     positions: Mapping[Any, Int[Matrix, "b _"]] | None = None,
     *,
@@ -45,7 +47,8 @@ def update_pass(
       mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
 
     Raises:
-      ValueError: if a site of the state is missing or an array has the wrong width.
+      AtlasError: if a site of the state is missing, an array has the wrong width or no rows, is no array of real
+        numbers, or a weight is negative or not finite (where weights can be looked at without waiting for a device).
 
     Example:
       >>> state = PassStatistics.init(["cross"], {"a": 2}, 2)
@@ -53,7 +56,11 @@ def update_pass(
       >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
       [[0.5, -0.5], [-0.5, 0.5]]
     """
-    return _update_pass(state, dict(acts), a_c, weight, index, positions, mesh or mesh_of(state))
+    acts = {site: as_numbers(x, f"the activations at '{site}'") for site, x in dict(acts).items()}
+    a_c = as_numbers(a_c, "the atlas activations")
+    weight = None if weight is None else as_numbers(weight, "the weights")
+    _check(state, acts, a_c, weight, positions)
+    return _update_pass(state, acts, a_c, weight, index, positions, mesh or mesh_of(state))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=6)
@@ -66,7 +73,6 @@ def _update_pass(
     positions: Mapping[Any, Int[Matrix, "b _"]] | None,
     mesh: Mesh | None,
 ) -> PassStatistics:
-    _check(state, acts, a_c, positions)
     a_c = _whole_rows(a_c, mesh, "model").astype(jnp.float32)
     acts = {site: _whole_rows(acts[site], mesh, "data").astype(jnp.float32) for site in state.sites}
     weight = jnp.ones(a_c.shape[0]) if weight is None else weight
@@ -105,13 +111,24 @@ def _merge_pass(a: PassStatistics, b: PassStatistics, mesh: Mesh | None) -> Pass
 
 def update(
     stats: Statistics,
-    a_s: Float[Matrix, "b d_s"],
-    a_c: Float[Matrix, "b d_c"],
-    weight: Float[Matrix, " b"] | None = None,
+    a_s: Any,
+    a_c: Any,
+    weight: Any = None,
     index: Int[Matrix, " b"] | None = None,
     position: Int[Matrix, "b d_s"] | None = None,
 ) -> Statistics:
     """Add a batch of pooled activations of one subject site and of the atlas; as :func:`update_pass`.
+
+    Args:
+      stats: the statistics so far, donated.
+      a_s: subject activations ``[b, d_s]``, any float dtype; a list of rows is taken too.
+      a_c: atlas activations ``[b, d_c]``.
+      weight: weights of the rows ``[b]``, one each by default.
+      index: sentence ids of the rows.
+      position: numbers to carry beside the top-k values ``[b, d_s]``.
+
+    Raises:
+      AtlasError: as :func:`update_pass`.
 
     Example:
       >>> stats = Statistics.init(["cross"], 2, 2)
@@ -183,20 +200,33 @@ def _chunk(
     return chunk, low
 
 
-def _check(state: PassStatistics, acts: Mapping[Any, Any], a_c: Any, positions: Mapping[Any, Any] | None) -> None:
+def _check(
+    state: PassStatistics,
+    acts: Mapping[Any, Shaped[Matrix, "..."]],
+    a_c: Shaped[Matrix, "..."],
+    weight: Shaped[Matrix, "..."] | None,
+    positions: Mapping[Any, Any] | None,
+) -> None:
     widths = {site: side.raw.mean.shape[0] for site, side in state.sums.subjects.items()}
     if missing := sorted(map(str, widths.keys() - acts.keys())):
-        raise ValueError(
+        raise AtlasError(
             f"no activations for site {', '.join(missing)}; these statistics hold every site given to init"
         )
+    rows = a_c.shape[0] if a_c.ndim else 0
     found = {"the atlas": (a_c, state.sums.atlas.raw.mean.shape[0])}
     found |= {f"site '{site}'": (acts[site], width) for site, width in widths.items()}
     for name, (a, width) in found.items():
-        if a.shape != (a_c.shape[0], width):
-            raise ValueError(f"{name} needs activations {(a_c.shape[0], width)}, got {tuple(a.shape)}")
+        if a.shape != (rows, width):
+            raise AtlasError(f"{name} needs activations {(rows, width)}, got {tuple(a.shape)}")
+    if not rows:
+        raise AtlasError("a batch without rows adds nothing; give at least one")
+    if weight is not None and weight.shape != (rows,):
+        raise AtlasError(f"{rows} rows need as many weights, got an array of shape {tuple(weight.shape)}")
+    if weight is not None and on_host(weight):
+        refuse(~np.isfinite(weight) | (np.asarray(weight) < 0), weight, "the weight", "finite numbers from 0 up")
     peaks = [] if state.top is None else [site for site, top in state.top.items() if top.position is not None]
     if peaks and (positions is None or set(peaks) - set(positions)):
-        raise ValueError(
+        raise AtlasError(
             "these statistics were made with peaks=True, so every update needs the positions of every site"
         )
 

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
-from atlas_jax.translators._solution import Solution, solution, total
+from atlas_jax.translators._solution import Solution, centred_cross, check_rows, solution
 from atlas_jax.types_statistics import Moments, Statistics
 
 
@@ -23,7 +23,7 @@ def covariance(stats: Statistics) -> Solution:
       ``matrix`` float32 ``[d_s, d_c]``.
 
     Raises:
-      AtlasError: if the need is missing.
+      AtlasError: if the need is missing, or nothing was added to the statistics.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, update
@@ -31,7 +31,7 @@ def covariance(stats: Statistics) -> Solution:
       >>> covariance(update(Statistics.init(["cross"], 1, 1), x, 2 * x)).matrix.tolist()
       [[2.0]]
     """
-    return solution(_cross(stats) / total(stats), solver="moments")
+    return solution(centred_cross(stats, "raw") / stats.weight, solver="moments")
 
 
 def correlation(stats: Statistics) -> Solution:
@@ -47,7 +47,7 @@ def correlation(stats: Statistics) -> Solution:
       ``matrix`` float32 ``[d_s, d_c]``.
 
     Raises:
-      AtlasError: if the need is missing.
+      AtlasError: if the need is missing, or nothing was added to the statistics.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, update
@@ -55,8 +55,9 @@ def correlation(stats: Statistics) -> Solution:
       >>> correlation(update(Statistics.init(["cross"], 1, 1), x, -2 * x)).matrix.round(5).tolist()
       [[-1.0]]
     """
+    cross = centred_cross(stats, "raw")
     scale_s, scale_c = _inverse_root(stats.subject.raw, stats), _inverse_root(stats.atlas.raw, stats)
-    matrix = jnp.clip((_cross(stats) * scale_s[:, None]) * scale_c[None, :], -1.0, 1.0)
+    matrix = jnp.clip((cross * scale_s[:, None]) * scale_c[None, :], -1.0, 1.0)
     constant = {"constant_subject": int(jnp.sum(scale_s == 0)), "constant_atlas": int(jnp.sum(scale_c == 0))}
     return solution(matrix, solver="moments", **constant)
 
@@ -74,7 +75,7 @@ def semantic_lens(stats: Statistics) -> Solution:
       ``matrix`` float32 ``[d_s, d_c]``.
 
     Raises:
-      AtlasError: if the second pass is missing or did not meet every selected sample.
+      AtlasError: if the second pass is missing or did not meet every selected sample, or the statistics are empty.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, lens_init, lens_update, update
@@ -86,6 +87,7 @@ def semantic_lens(stats: Statistics) -> Solution:
     """
     if stats.lens is None:
         raise AtlasError("semantic_lens needs a second pass: fill Statistics.lens with lens_init and lens_update")
+    check_rows(stats)
     wanted = jnp.sum(stats.lens.index >= 0, axis=1, dtype=jnp.int32)
     if missing := int(jnp.sum(wanted - stats.lens.found)):
         raise AtlasError(f"the second pass of semantic_lens missed {missing} selected samples; offer each exactly once")
@@ -110,12 +112,6 @@ def random_like(stats: Statistics, *, seed: int = 0) -> Solution:
     draw = lambda key: random(key, *shape).matrix
     to = spread(shape, mesh_of(stats), "data", "model")
     return solution(jax.jit(draw, out_shardings=to)(jax.random.key(seed)), solver="random")
-
-
-def _cross(stats: Statistics) -> Float[Array, "d_s d_c"]:
-    if stats.cross.raw is None:
-        raise AtlasError("these statistics lack 'cross'; name it in Statistics.init")
-    return stats.cross.raw
 
 
 def _inverse_root(moments: Moments, stats: Statistics) -> Float[Array, " d"]:

@@ -57,7 +57,7 @@ def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred = _cross(stats, view)
+    centred = centred_cross(stats, view)
     _, atlas, subject, cross = stats.low
     product = to_host(centred).astype(np.float64)
     product += to_host(getattr(cross, view))
@@ -75,7 +75,7 @@ def cross_on_devices(stats: Statistics, *, unit: bool, centre: bool) -> Float[Ar
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred = jnp.asarray(_cross(stats, view))
+    centred = jnp.asarray(centred_cross(stats, view))
     weight, atlas, subject, cross = stats.low
     means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
     low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
@@ -159,16 +159,27 @@ def gram_on_devices(stats: Statistics, side: str, *, unit: bool) -> tuple[Float[
         return _uncentred(gram, low.gram, None, gram.sharding), np.sqrt(_weight(stats)) * _mean(moments, low)
 
 
-def total(stats: Statistics) -> float:
-    """The total weight, at least the smallest positive number so that empty statistics give zeros."""
-    return max(float(stats.weight), float(np.finfo(np.float32).tiny))
+def check_rows(stats: Statistics) -> None:
+    """Refuse statistics that nothing was added to.
+
+    Raises:
+      AtlasError: if their weight is zero.
+    """
+    if not isinstance(stats.weight, jax.core.Tracer) and not float(stats.weight) > 0:
+        raise AtlasError("these statistics are empty; add activations with update before solving")
 
 
-def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
+def centred_cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
+    """The centred cross product of the "raw" or "unit" rows.
+
+    Raises:
+      AtlasError: if the statistics do not hold it, or are empty.
+    """
     centred = getattr(stats.cross, view)
     if centred is None:
         name = "unit_cross" if view == "unit" else "cross"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
+    check_rows(stats)
     return centred
 
 
@@ -179,6 +190,7 @@ def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments
     if moments is None or moments.gram is None:
         name = f"{'unit_' if unit else ''}{side}_gram"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
+    check_rows(stats)
     _, atlas, subject, _ = stats.low
     return moments, getattr(atlas if side == "atlas" else subject, view)
 
