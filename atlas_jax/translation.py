@@ -54,6 +54,8 @@ class Translation:
       site: the subject site, None where there is none.
       certificate: how the matrix was found and how good it is.
       metadata: anything else worth keeping, as plain JSON values.
+      token_norm: mean L2 norm of the site's activation at a token of the fitting corpus (BOS, special tokens and
+        padding left out), the unit of steering strengths; None where it is not known.
 
     Example:
       >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
@@ -68,6 +70,7 @@ class Translation:
     site: Site | None = dataclasses.field(default=None, metadata={"static": True})
     certificate: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
+    token_norm: float | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "certificate", _Record(self.certificate))
@@ -81,6 +84,7 @@ class Translation:
         *,
         site: Site | None = None,
         metadata: Mapping[str, Any] | None = None,
+        token_norm: float | None = None,
         **options: Any,
     ) -> "Translation":
         """Solve by a method of the registry, its options included, and keep the means of the corpus.
@@ -95,7 +99,7 @@ class Translation:
         if mesh := mesh_of(stats):
             matrix = place(matrix, mesh, "data", "model")
         means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
-        return cls(matrix, *means, method, site, certificate, metadata or {})
+        return cls(matrix, *means, method, site, certificate, metadata or {}, token_norm)
 
     @property
     def d_s(self) -> int:
@@ -181,6 +185,7 @@ class Translation:
                 "shape": [self.d_s, self.d_c],
                 "certificate": self.certificate,
                 "metadata": self.metadata,
+                "token_norm": self.token_norm,
                 "sha256": digest,
             }
             text = json.dumps(record, indent=2, sort_keys=True) + "\n"
@@ -205,7 +210,7 @@ class Translation:
             tensors = load_file(directory / TENSORS)
             arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
             site = None if record["site"] is None else Site.parse(record["site"])
-            known = record["method"], site, record["certificate"], record["metadata"]
+            known = record["method"], site, record["certificate"], record["metadata"], record.get("token_norm")
             intact = record["sha256"] == _digest(directory / TENSORS)
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
             raise AtlasError(f"the translation in '{directory}' is damaged ({error}); save it again") from error

@@ -17,12 +17,18 @@ from atlas_jax.experiments._label import (
     label_by_words as label_by_words,
     label_facts as label_facts,
 )
+from atlas_jax.experiments._perplexity import perplexities as perplexities
 from atlas_jax.experiments._preference import preference as preference
 from atlas_jax.experiments._quality import (
     Quality as Quality,
     QualityRow as QualityRow,
     choose_features as choose_features,
     translation_quality as translation_quality,
+)
+from atlas_jax.experiments._query import (
+    ConceptQuery as ConceptQuery,
+    concept_query as concept_query,
+    weakness as weakness,
 )
 from atlas_jax.experiments._quickstart import (
     METHODS as METHODS,
@@ -55,6 +61,7 @@ from atlas_jax.experiments._sae_train import (
 from atlas_jax.experiments._sae_trials import Trial as Trial, trials as trials
 from atlas_jax.experiments._steering import (
     Steered as Steered,
+    Unit as Unit,
     expression_rates as expression_rates,
     steer as steer,
 )

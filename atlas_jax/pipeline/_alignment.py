@@ -227,7 +227,7 @@ def align(
         fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
     translations = solve(stream, fitted, settings.methods, stage=stage, checkpoints=checkpoints)
     if choice is not None:
-        translations |= solve_choice(fitted.statistics, choice)
+        translations |= solve_choice(fitted, choice)
     sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
     rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
     left_out = tuple(fitted.faulty)
