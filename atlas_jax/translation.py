@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of, place
+from atlas_jax.labels import Labels
+from atlas_jax.mesh import mesh_of, place, row_blocks
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
@@ -32,6 +33,14 @@ class Ranked(NamedTuple):
 
     features: Int[Array, "*q k"]
     scores: Float[Array, "*q k"]
+
+
+class Named(NamedTuple):
+    """Atlas feature ids, their scores and their labels ("" where there is none), best first."""
+
+    features: Int[Array, " k"]
+    scores: Float[Array, " k"]
+    labels: list[str]
 
 
 class _Record(dict):
@@ -139,20 +148,51 @@ class Translation:
         """
         return _ranked(self.similarity(q), k)
 
-    def name_feature(self, feature: int, k: int = 10) -> Ranked:
+    def name_feature(self, feature: int, k: int = 10, labels: Labels | None = None) -> Ranked | Named:
         """The k atlas features that weigh most in a subject feature's row of T, scaled to unit norm.
 
+        Args:
+          feature: the subject feature.
+          k: atlas features to return.
+          labels: of the atlas; with them the result is :class:`Named`, which tells the labels too.
+
         Raises:
-          AtlasError: if there is no such feature, or k is not between 1 and ``d_c``.
+          AtlasError: if there is no such feature, k is not between 1 and ``d_c``, or the labels are of another width.
 
         Example:
           >>> t = Translation(jnp.array([[3.0, 0.0, 4.0]]), jnp.zeros(1), jnp.zeros(3), "covariance")
           >>> t.name_feature(0, k=1).features.tolist()
           [2]
+          >>> from atlas_jax.labels import Label
+          >>> t.name_feature(0, k=1, labels=Labels.from_rows([Label(2, "dogs")])).labels
+          ['dogs']
         """
         if not 0 <= feature < self.d_s:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
-        return _ranked(_unit(self.matrix[feature]), k)
+        ranked = _ranked(_unit(self.matrix[feature]), k)
+        return ranked if labels is None else _named(ranked, self._fitting(labels))
+
+    def name_features(self, k: int = 10, labels: Labels | None = None) -> Iterator[Named]:
+        """:meth:`name_feature` of every subject feature in order, a block of rows at a time.
+
+        Raises:
+          AtlasError: if k is not between 1 and ``d_c``, or the labels are of another width.
+
+        Example:
+          >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
+          >>> [named.features.tolist() for named in t.name_features(k=1)]
+          [[0], [1]]
+        """
+        labels = Labels.empty(self.d_c) if labels is None else self._fitting(labels)
+        for block in row_blocks(self.matrix):
+            ranked = jax.tree.map(np.asarray, _ranked(_unit(jnp.asarray(block)), k))
+            for features, scores in zip(*ranked, strict=True):
+                yield _named(Ranked(features, scores), labels)
+
+    def _fitting(self, labels: Labels) -> Labels:
+        if len(labels) != self.d_c:
+            raise AtlasError(f"these labels are of {len(labels)} features, and this atlas has {self.d_c}")
+        return labels
 
     def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "float32") -> Path:
         """Write ``translation.safetensors`` and ``translation.json``; neither is ever seen half-written.
@@ -246,6 +286,10 @@ def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:
         raise AtlasError(f"asked for the top {k} of {scores.shape[-1]} features")
     best, features = lax.top_k(scores, k)
     return Ranked(features, best)
+
+
+def _named(ranked: Ranked, labels: Labels) -> Named:
+    return Named(*ranked, [labels[i] or "" for i in ranked.features.tolist()])
 
 
 def _replace(path: Path, write: Any) -> str:

@@ -14,7 +14,7 @@ from atlas_jax.errors import AtlasError
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
 CONCEPTS = ("attention", "font", "file")
 PROMPTS = ("This function", "The", "When")
-STRENGTHS = (0.0, 20.0, 40.0, 80.0)
+STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 
 
 def quickstart(
@@ -26,14 +26,16 @@ def quickstart(
     choose: Choose = None,
     concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept in words; may be repeated.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
-    strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
+    strength: Annotated[
+        list[float] | None, typer.Option("--strength", help="In mean token norms of a site; may be repeated.")
+    ] = None,
     sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many measure.", min=2)] = 20000,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """The whole job offline on the bundled pair: align, measure, search, identify and steer.
 
-    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 40
+    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 0.5
     """
     start = time.monotonic()
     if more_text and not text:

@@ -10,6 +10,11 @@ from atlas_jax.experiments._choose import USES as USES, Chooser as Chooser, whit
 from atlas_jax.experiments._evidence import Evidence as Evidence, gather_evidence as gather_evidence
 from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
 from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
+from atlas_jax.experiments._inspect import (
+    Traced as Traced,
+    token_features as token_features,
+    token_projections as token_projections,
+)
 from atlas_jax.experiments._label import (
     Estimate as Estimate,
     estimate_requests as estimate_requests,
@@ -42,6 +47,7 @@ from atlas_jax.experiments._retrieval import (
     RetrievalRow as RetrievalRow,
     semantic_retrieval as semantic_retrieval,
 )
+from atlas_jax.experiments._run_facts import RunFacts as RunFacts, run_facts as run_facts
 from atlas_jax.experiments._sae_check import (
     Advertised as Advertised,
     SAECheck as SAECheck,

@@ -1,5 +1,6 @@
 """How likely continuations are under a model, one number each."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -13,14 +14,14 @@ from atlas_jax.models import Generation, LanguageModel, run
 CELLS = 2**26  # logits that are held at a time
 
 
-def perplexities(model: LanguageModel, prompts: Sequence[str], generation: Generation) -> list[float | None]:
+def perplexities(model: LanguageModel, prompts: Sequence[Sequence[int]], generation: Generation) -> list[float | None]:
     """Perplexity of each continuation after its prompt, under a model without edits.
 
     Every row is read once; the end-of-text token that ends a continuation does not count.
 
     Args:
       model: the language model.
-      prompts: what was continued, a text a row.
+      prompts: the token ids that were continued, a row each.
       generation: the continuations.
 
     Returns:
@@ -28,25 +29,23 @@ def perplexities(model: LanguageModel, prompts: Sequence[str], generation: Gener
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
-      >>> made = generate(lm, ["Return the"], max_new_tokens=4)
-      >>> len(perplexities(lm, ["Return the"], made))
+      >>> from atlas_jax.models import generate
+      >>> prompts = lm.tokenizer.encode(["Return the"])
+      >>> len(perplexities(lm, prompts, generate(lm, prompts, max_new_tokens=4)))
       1
     """
-    before = model.tokenizer.encode(prompts)
     after = [new[:n].tolist() for new, n in zip(generation.ids, generation.lengths.tolist(), strict=True)]
-    rows = [[*ids, *new] for ids, new in zip(before, after, strict=True)]
-    tokens = model.tokenizer.pad(rows, -(-max(map(len, rows)) // 8) * 8, range(len(rows)))
+    rows = [[*ids, *new] for ids, new in zip(prompts, after, strict=True)]
+    tokens = model.tokenizer.pad(rows, max(map(len, rows)), range(len(rows)))
     place = np.arange(tokens.ids.shape[1])[None, :]
-    begin, end = (np.array([len(row) for row in x])[:, None] for x in (before, rows))
+    begin, end = (np.array([len(row) for row in x])[:, None] for x in (prompts, rows))
     new = (place >= begin) & (place < end)
     height = max(1, CELLS // (tokens.ids.shape[1] * model.config.vocab_size))
-    nats = [
-        _mean_nats(run(model, part).logits, part.ids, jnp.asarray(new[at : at + height]))
-        for at in range(0, len(rows), height)
-        for part in [jax.tree.map(lambda x: x[at : at + height], tokens)]  # noqa: B023 - used at once
-    ]
-    found = np.exp(np.concatenate(nats).astype(np.float64)).tolist()
-    return [x if new else None for x, new in zip(found, after, strict=True)]
+    nats: list[float] = []
+    for at in range(0, len(rows), height):
+        part, chosen = jax.tree.map(lambda x: x[at : at + height], (tokens, jnp.asarray(new)))  # noqa: B023 - used here
+        nats += _mean_nats(run(model, part).logits, part.ids, chosen).tolist()
+    return [math.exp(x) if new else None for x, new in zip(nats, after, strict=True)]
 
 
 @jax.jit

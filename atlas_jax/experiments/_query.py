@@ -31,8 +31,8 @@ def concept_query(
     *,
     concept: str | None = None,
     features: Mapping[int, float] | None = None,
-    like: Sequence[str] = (),
-    unlike: Sequence[str] = (),
+    like: str | Sequence[str] = (),
+    unlike: str | Sequence[str] = (),
     k: int = 5,
     mean: Float[Array | np.ndarray, " d_c"] | None = None,
 ) -> ConceptQuery:
@@ -58,6 +58,7 @@ def concept_query(
       >>> concept_query(atlas, concept="dog").warning
       "no label of the features found has a word of 'dog', so they may mean something else"
     """
+    like, unlike = ([x] if isinstance(x, str) else list(x) for x in (like, unlike))
     if (concept is not None) + bool(features) + bool(like) != 1 or (unlike and not like):
         raise AtlasError("give a concept in words, or features, or texts it is in (and perhaps texts it is not in)")
     if concept is not None:
@@ -70,6 +71,8 @@ def concept_query(
         vector = atlas.query(list(features), list(features.values()))
         hits = [Hit(i, atlas.labels[i] or "", w, w) for i, w in sorted(features.items(), key=lambda f: -abs(f[1]))]
     else:
+        if any(not text.strip() for text in [*like, *unlike]):
+            raise AtlasError("a text to take the concept from is blank; give some words")
         vector = atlas.query_from(like, unlike or None, mean=mean)
         hits = atlas.top_features(vector, k)
     check_query(vector)

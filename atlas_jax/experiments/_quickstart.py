@@ -10,7 +10,7 @@ from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
 from atlas_jax.experiments._quality import BAND, Quality, best_method, choose_features, translation_quality
-from atlas_jax.experiments._steering import Steered, steer
+from atlas_jax.experiments._steering import Steered, Unit, steer
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
 from atlas_jax.types import Site
@@ -29,6 +29,7 @@ class Concept(NamedTuple):
       method: the translation used.
       identified: the subject features.
       steered: continuations by prompt and strength.
+      unit: of the strengths, see :func:`steer`.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Concept(NamedTuple):
     method: str
     identified: list[Identified]
     steered: list[Steered]
+    unit: Unit = "raw"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -46,6 +48,7 @@ class Concept(NamedTuple):
             "site": str(self.site),
             "method": self.method,
             "identified": [i.as_json() for i in self.identified],
+            "unit": self.unit,
             "steered": [s._asdict() for s in self.steered],
         }
 
@@ -69,6 +72,7 @@ def explore(
     strengths: Sequence[float],
     atlas_features: int = 3,
     max_new_tokens: int = 40,
+    unit: Unit = "raw",
 ) -> Concept:
     """One concept through the whole chain: label search, query, identification, steering at some sites.
 
@@ -91,8 +95,9 @@ def explore(
         strengths,
         max_new_tokens=max_new_tokens,
         seed=alignment.settings.seed,
+        unit=unit,
     )
-    return Concept(text, hits, site, method, found, steered)
+    return Concept(text, hits, site, method, found, steered, unit)
 
 
 class Result(NamedTuple):
@@ -120,7 +125,7 @@ def quickstart(
     """Align a subject to an atlas, measure every method, and take concepts through identification and steering.
 
     Concepts use the method of highest AP. Steering acts on the sites of the residual stream, or on all sites where
-    there is none.
+    there is none; strengths are in mean token norms of a site.
 
     Raises:
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
@@ -132,7 +137,7 @@ def quickstart(
         sites = residual or alignment.subject.sites
         note("searching, identifying and steering")
         explored = [
-            explore(alignment, text, method, steer_sites=sites, prompts=prompts, strengths=strengths)
+            explore(alignment, text, method, steer_sites=sites, prompts=prompts, strengths=strengths, unit="norm")
             for text in concepts
         ]
         alignment.save(directory)

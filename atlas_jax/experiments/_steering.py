@@ -1,7 +1,7 @@
 """Steering: baseline beside steered text, for several strengths, in one batch (section 4.4)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +12,13 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._perplexity import perplexities
 from atlas_jax.experiments._query import check_finite, check_query
 from atlas_jax.models import LanguageModel, generate
+from atlas_jax.pipeline import encode_batch
 from atlas_jax.steering import Steer
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
 Unit = Literal["norm", "raw"]
+UNITS = get_args(Unit)
 
 
 class Steered(NamedTuple):
@@ -49,6 +51,7 @@ def steer(
     temperature: float = 0.5,
     seed: int = 0,
     unit: Unit = "raw",
+    chat: bool = False,
 ) -> list[Steered]:
     """Steer along a concept at every site of ``translations`` at once; all rows decode as one batch.
 
@@ -67,13 +70,14 @@ def steer(
       unit: what a strength of 1 is. "raw" is λ of Eq. 4 along the similarity vector ``s_c`` of Eq. 3, unnormalised as
         in the paper. "norm" is one mean token norm of the site along ``s_c`` of unit length, which means the same at
         every site of every model.
+      chat: each prompt is a user's message in the model's own chat template.
 
     Returns:
       One entry a prompt and strength, prompts outermost.
 
     Raises:
-      AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site, or
-        translations that do not know the token norm of their site and ``unit="norm"``.
+      AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site,
+        translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
     """
     check_query(query)
     check_finite(strengths, "steering strengths")
@@ -81,10 +85,10 @@ def steer(
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
     edits = {site: Steer(direction(t, query, unit), strength) for site, t in translations.items()}
     seeds = [seed + prompts.index(p) for p, _ in grid]
-    found = generate(
-        model, [p for p, _ in grid], max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds
-    )
-    measured = concept_activation(atlas, query, found.texts), perplexities(model, [p for p, _ in grid], found)
+    ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
+    rows = [ids[p] for p, _ in grid]
+    found = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
+    measured = concept_activation(atlas, query, found.texts), perplexities(model, rows, found)
     return [
         Steered(p, float(s), text, concept, perplexity)
         for (p, s), text, concept, perplexity in zip(grid, found.texts, *measured, strict=True)
@@ -97,11 +101,11 @@ def direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, 
     Raises:
       AtlasError: for an unknown unit, a token norm that is not known, or a query without a direction here.
     """
+    if unit not in UNITS:
+        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
     similarity = translation.similarity(query)
     if unit == "raw":
         return similarity
-    if unit != "norm":
-        raise AtlasError(f"unknown unit of strength '{unit}'; known are norm and raw")
     if translation.token_norm is None:
         raise AtlasError(
             f"this run does not know the mean token norm of {translation.site}, the unit of strengths; "
@@ -113,9 +117,17 @@ def direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, 
     return similarity * (translation.token_norm / length)
 
 
+def _as_chat(model: LanguageModel, prompt: str) -> list[int]:
+    return model.chat([{"role": "user", "content": prompt}])
+
+
 def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) -> list[float]:
-    """How active the features of a concept query are on each text: ``a_c · q / sum |q|`` of pooled activations."""
-    acts = np.asarray(atlas.activations(texts))
+    """How active the features of a concept query are on each text: ``a_c · q / sum |q|`` of pooled activations.
+
+    Texts are cut to the atlas's context.
+    """
+    tokens = atlas.tokenize(texts, max_length=atlas.model.config.max_positions)
+    acts = np.asarray(encode_batch(atlas, tokens)[atlas.site])
     q = np.asarray(query)
     return (acts @ q / np.abs(q).sum()).tolist()
 
