@@ -146,3 +146,11 @@ class FeatureSpace(Protocol):
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
         """Pooled activations of every site."""
+
+
+@runtime_checkable
+class NormedSpace(FeatureSpace, Protocol):
+    """A feature space that also tells how large its activations are, the unit of steering strengths."""
+
+    def encode_norms(self, tokens: Tokens) -> tuple[dict[Site, Float[Array, "b d"]], dict[Site, Float[Array, " b"]]]:
+        """Pooled activations of every site, and the sums of its token norms over the tokens that count."""

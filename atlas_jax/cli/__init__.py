@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 from atlas_jax import interrupts
@@ -16,6 +17,7 @@ def main() -> None:
     from atlas_jax.cli._app import app
 
     _keep_compiled_programs()
+    warnings.showwarning = _show_warning
     try:
         app()
     except AtlasError as e:
@@ -26,6 +28,12 @@ def main() -> None:
         _end(f"{e.strerror}: '{e.filename}'" if e.filename else e.strerror)
     except KeyboardInterrupt:
         interrupts.leave()
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    from atlas_jax.cli._console import warn
+
+    warn(str(message))
 
 
 def _end(sentence: str) -> None:

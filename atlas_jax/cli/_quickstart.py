@@ -20,7 +20,7 @@ OUT = Path("runs/quickstart")
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
 CONCEPTS = ("attention", "font", "file")
 PROMPTS = ("This function", "The", "When")
-STRENGTHS = (0.0, 20.0, 40.0, 80.0)
+STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 
 
 def quickstart(
@@ -37,7 +37,8 @@ def quickstart(
     concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept in words; may be repeated.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
     strength: Annotated[
-        list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.", callback=finite())
+        list[float] | None,
+        typer.Option("--strength", help="In mean token norms of a site; may be repeated.", callback=finite()),
     ] = None,
     sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many measure.", min=2)] = 20000,
     seed: Seed = 0,
@@ -45,7 +46,7 @@ def quickstart(
 ) -> None:
     """The whole job offline on the bundled pair: align, measure, search, identify and steer.
 
-    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 40
+    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 0.5
     """
     start = time.monotonic()
     if more_text and not text:

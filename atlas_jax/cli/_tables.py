@@ -100,23 +100,32 @@ def identified_table(title: str, found: Sequence[Any]) -> Table:
     """Subject features with their maximally activating sentences, the peak token marked."""
     made = table(title, ">feature", ">similarity", ">activation", "maximally activating held-out sentences")
     for item in found:
-        for i, peak in enumerate(item.peaks):
-            head = (str(item.feature), f"{item.similarity:.3f}") if i == 0 else ("", "")
-            made.add_row(*head, f"{peak.activation:.2f}", _marked(peak), end_section=i == len(item.peaks) - 1)
+        head = (str(item.feature), f"{item.similarity:.3f}")
+        for peak in item.peaks:
+            made.add_row(*head, f"{peak.activation:.2f}", _marked(peak))
+            head = ("", "")
+        if not item.peaks:
+            made.add_row(*head, "", "none known")
+        made.add_section()
     return made
 
 
-def steered_table(title: str, steered: Sequence[Any]) -> Table:
+def steered_table(title: str, steered: Sequence[Any], unit: str) -> Table:
     """Baseline beside steered text."""
+    told = {"norm": "in mean token norms of the site", "raw": "λ of Eq. 4"}[unit]
     made = table(
-        title, "prompt", ">strength", ">concept", "continuation",
-        caption="concept: activation of the query's atlas features on the continuation; strength 0 is the baseline",
+        title, "prompt", ">strength", ">concept", ">perplexity", "continuation",
+        caption=f"strength: {told}, 0 is the baseline; concept: activation of the query's atlas features on the "
+        "continuation; perplexity: of the continuation under the unsteered subject, sense is lost where it soars",
     )  # fmt: skip
     prompt = None
     for s in steered:
+        if prompt not in (None, s.prompt):
+            made.add_section()
         shown = "" if s.prompt == prompt else s.prompt
         prompt = s.prompt
-        made.add_row(shown, f"{s.strength:g}", f"{s.concept:.2f}", " ".join(s.text.split()))
+        numbers = f"{s.strength:g}", f"{s.concept:.2f}", "" if s.perplexity is None else f"{s.perplexity:.3g}"
+        made.add_row(shown, *numbers, " ".join(s.text.split()))
     return made
 
 
@@ -126,7 +135,7 @@ def concept_group(concept: Any) -> Group:
     return Group(
         hits_table(f"Concept '{concept.text}': atlas features", concept.hits),
         identified_table(f"Concept '{concept.text}': subject features at {where}", concept.identified),
-        steered_table(f"Concept '{concept.text}': steering", concept.steered),
+        steered_table(f"Concept '{concept.text}': steering", concept.steered, concept.unit),
     )
 
 

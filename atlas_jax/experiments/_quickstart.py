@@ -11,7 +11,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
 from atlas_jax.experiments._measure import kept, measured
 from atlas_jax.experiments._quality import Quality, best_method
-from atlas_jax.experiments._steering import Steered, steer
+from atlas_jax.experiments._steering import Steered, Unit, steer
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
 from atlas_jax.types import Site
@@ -30,6 +30,7 @@ class Concept(NamedTuple):
       method: the translation used.
       identified: the subject features.
       steered: continuations by prompt and strength.
+      unit: of the strengths, see :func:`steer`.
     """
 
     text: str
@@ -38,6 +39,7 @@ class Concept(NamedTuple):
     method: str
     identified: list[Identified]
     steered: list[Steered]
+    unit: Unit = "raw"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -47,6 +49,7 @@ class Concept(NamedTuple):
             "site": str(self.site),
             "method": self.method,
             "identified": [i.as_json() for i in self.identified],
+            "unit": self.unit,
             "steered": [s._asdict() for s in self.steered],
         }
 
@@ -61,6 +64,7 @@ def explore(
     strengths: Sequence[float],
     atlas_features: int = ATLAS_FEATURES,
     max_new_tokens: int = 40,
+    unit: Unit = "raw",
 ) -> Concept:
     """One concept through the whole chain: label search, query, identification, steering at some sites.
 
@@ -84,8 +88,9 @@ def explore(
         strengths,
         max_new_tokens=max_new_tokens,
         seed=alignment.settings.seed,
+        unit=unit,
     )
-    return Concept(text, hits, site, method, found, steered)
+    return Concept(text, hits, site, method, found, steered, unit)
 
 
 def search(atlas: ConceptAtlas, text: str, count: int = ATLAS_FEATURES) -> list[Hit]:
@@ -126,8 +131,8 @@ def quickstart(
     """Align a subject to an atlas, measure every method, and take concepts through identification and steering.
 
     Concepts use the method of highest AP, the first where none could be measured. Steering acts on the sites of the
-    residual stream, or on all sites where there is none. The run is written when its translations are there, whatever
-    fails after them.
+    residual stream, or on all sites where there is none; strengths are in mean token norms of a site. The run is
+    written when its translations are there, whatever fails after them.
 
     Raises:
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
@@ -143,7 +148,7 @@ def quickstart(
         note("searching, identifying and steering")
         explored, faults = [], []
         with kept(faults):
-            explored = [explore(alignment, text, method, **options) for text in concepts]
+            explored = [explore(alignment, text, method, unit="norm", **options) for text in concepts]
         found.save(directory)
         write_json(directory / "tables" / "concepts.json", [c.as_json() for c in explored])
     found.raise_fault()

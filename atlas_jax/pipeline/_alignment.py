@@ -70,8 +70,10 @@ class Alignment:
         """
         key = (Site.parse(site), method)
         if key not in self.translations:
-            known = ", ".join(f"{s} {m}" for s, m in self.translations)
-            raise AtlasError(f"this run has no translation of {key[0]} by {method}; it has {known}")
+            sites, methods = (
+                ", ".join(dict.fromkeys(map(str, names))) for names in zip(*self.translations, strict=True)
+            )
+            raise AtlasError(f"this run has no translation of {key[0]} by {method}; it has {sites}, each by {methods}")
         return self.translations[key]
 
     def strongest(self, site: str | Site) -> TopK:
@@ -245,8 +247,9 @@ def align(
         fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
     translations = solve(stream, fitted, settings.methods, stage=stage, checkpoints=checkpoints)
     if choice is not None:
-        translations |= solve_choice(fitted.statistics, choice)
-    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
+        translations |= solve_choice(fitted, choice)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "atlas-jax")}
+    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, **versions}
     rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
     left_out = tuple(fitted.faulty)
     return Alignment(subject, atlas, corpus, settings, sources, translations, rate, left_out=left_out, choice=choice)

@@ -92,7 +92,7 @@ def read_state(path: Path, record: Record, like: Any) -> Any:
     """A saved state, every array where that of ``like`` is.
 
     Raises:
-      DamagedError: if a file of it is missing, or is not what was written.
+      DamagedError: if a file of it is missing or is not what was written, or it has not the arrays of ``like``.
     """
     import orbax.checkpoint as ocp
 
@@ -103,6 +103,8 @@ def read_state(path: Path, record: Record, like: Any) -> Any:
     if wrong := sorted(name for name in record.files if found.get(name) != record.files[name]):
         raise DamagedError(f"{STATE}/{wrong[0]}")
     named = _named(like)
+    if ocp.PyTreeCheckpointer().metadata(path / STATE).item_metadata.tree.keys() != named.keys():
+        raise DamagedError("its state is that of another version of atlas-jax")
     options = ocp.checkpoint_utils.construct_restore_args(named)
     restored = ocp.PyTreeCheckpointer().restore(path / STATE, item=named, restore_args=options)
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in named])

@@ -97,8 +97,9 @@ def fit_and_choose(
     return merge_fitted(fitted, rest), choice
 
 
-def solve_choice(statistics: PassStatistics, choice: Choice) -> dict[tuple[Site, str], Translation]:
+def solve_choice(fitted: Fitted, choice: Choice) -> dict[tuple[Site, str], Translation]:
     """The chosen members, solved from the statistics of the whole fit half."""
+    statistics = fitted.statistics
     wanted = {site: [m for (s, _), m in choice.members.items() if s == site] for site in statistics.sites}
     solved = {
         (site, member): whitening.solve(member)
@@ -109,7 +110,7 @@ def solve_choice(statistics: PassStatistics, choice: Choice) -> dict[tuple[Site,
     for (site, name), member in choice.members.items():
         at, (matrix, certificate) = statistics.statistics(site), solved[site, member]
         means = jnp.array(at.subject.raw.mean), jnp.array(at.atlas.raw.mean)
-        found[site, name] = Translation(matrix, *means, name, site, certificate)
+        found[site, name] = Translation(matrix, *means, name, site, certificate, token_norm=fitted.token_norm(site))
     return found
 
 
