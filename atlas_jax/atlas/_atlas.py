@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from atlas_jax.atlas._manifest import INDEX, Manifest
 from atlas_jax.atlas._query import as_texts, feature_query, finite_vector
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
-from atlas_jax.models import LanguageModel, check_site, forward, resolve
+from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, resolve
 from atlas_jax.pooling import POOLINGS, Pooled, spoil
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site, Tokens
@@ -54,7 +55,7 @@ class ConceptAtlas:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, verify: bool = False
     ) -> "ConceptAtlas":
         """Load an atlas directory: ``atlas.json`` names the model, the SAE, its site and the labels.
 
@@ -65,6 +66,7 @@ class ConceptAtlas:
           directory: where it is.
           dtype: of the model's parameters and activations.
           mesh: a mesh with an axis "model" to shard the parameters over.
+          verify: compute the forward pass on a fixed text, and warn if it is not the one the atlas was built with.
 
         Raises:
           AtlasError: for a missing, damaged or exchanged part, or parts that do not fit each other.
@@ -81,7 +83,10 @@ class ConceptAtlas:
             manifest.pooling,
         )
         mean = None if manifest.mean is None else _read_mean(at("mean"), atlas.width)
-        return dataclasses.replace(atlas, mean=mean, home=directory)
+        atlas = dataclasses.replace(atlas, mean=mean, home=directory)
+        if verify and manifest.fingerprint and (changed := fingerprint_difference(manifest.fingerprint, atlas)):
+            warnings.warn(f"the atlas {directory} no longer computes what it was built with: {changed}", stacklevel=2)
+        return atlas
 
     @classmethod
     def of(

@@ -1,10 +1,12 @@
 """Putting an atlas together from parts that come from different places."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -14,7 +16,7 @@ from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_o
 from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Labels, write_index
-from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.models import LanguageModel, numerical_fingerprint, resolve
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site
 
@@ -127,6 +129,7 @@ def write_atlas(
             mean=None if mean is None else "mean.npy",
             pooling=atlas.pooling,
             metadata={**parts.metadata, **(metadata or {})},
+            fingerprint=numerical_fingerprint(atlas),
         )
         manifest.write(new)
     return manifest
@@ -143,8 +146,17 @@ def save_atlas(
         if atlas.mean is not None:
             np.save(new / "mean.npy", np.asarray(atlas.mean, np.float32))
         files, mean = _recorded(new, new / "model"), None if atlas.mean is None else "mean.npy"
-        site = str(atlas.site)
-        Manifest(site, files, mean=mean, pooling=atlas.pooling, metadata=metadata or {}).write(new)
+        site, checksums = str(atlas.site), numerical_fingerprint(_as_stored(atlas, dtype))
+        options = {"mean": mean, "pooling": atlas.pooling, "metadata": metadata or {}, "fingerprint": checksums}
+        Manifest(site, files, **options).write(new)
+
+
+def _as_stored(atlas: ConceptAtlas, dtype: str | None) -> ConceptAtlas:
+    """The atlas with its model's parameters rounded as they are stored."""
+    if dtype is None:
+        return atlas
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), atlas.model)
+    return dataclasses.replace(atlas, model=rounded)
 
 
 def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:

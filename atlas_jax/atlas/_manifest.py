@@ -35,6 +35,7 @@ class Manifest:
       mean: file of the mean activation of every feature on the atlas's own text, None where it was not measured.
       pooling: over the tokens of a text.
       metadata: plain values, such as where the parts came from and what was measured.
+      fingerprint: of the forward pass (:func:`atlas_jax.models.numerical_fingerprint`), None in older atlases.
     """
 
     site: str
@@ -45,6 +46,7 @@ class Manifest:
     mean: str | None = None
     pooling: str = "max"
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":

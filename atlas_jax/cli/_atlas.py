@@ -101,7 +101,7 @@ def info(
         count = _verified(directory)
         emit(as_json, {"verified": count}, lambda: facts_table("Concept Atlas", {"files as built": count}))
         return
-    atlas = _load(directory)
+    atlas = _load(directory, verify=True)
     facts, check = _examined(atlas, text, sentences)
     emit(as_json, facts | {"check": check.as_json()}, lambda: check_table("Concept Atlas", facts, check))
     _warn(check.warnings)
@@ -141,11 +141,11 @@ def search(
     emit(as_json, [h._asdict() for h in hits], lambda: hits_table(title, hits))
 
 
-def _load(directory: Path | None) -> "ConceptAtlas":
+def _load(directory: Path | None, verify: bool = False) -> "ConceptAtlas":
     from atlas_jax.atlas import ConceptAtlas
     from atlas_jax.bundled import ATLAS
 
-    return ConceptAtlas.from_pretrained(directory or ATLAS)
+    return ConceptAtlas.from_pretrained(ATLAS if directory is None else directory, verify=verify)
 
 
 def _found(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":

@@ -9,11 +9,14 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from atlas_jax.mesh import to_host
+from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.models._run import forward
 from atlas_jax.types import FeatureSpace, Tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog; 7 of the 12 sorted lists (a, b, ...) were empty."
 PROJECTIONS = 16
+SMALL = 10**9  # parameters
 # Relative differences that rounding explains: other devices, other fusions, a token more or less at an SAE's threshold.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
@@ -37,8 +40,19 @@ def numerical_fingerprint(space: FeatureSpace) -> dict[str, Any]:
       ['logits', 'mlp_act.1']
     """
     tokens = space.tokenize([TEXT], max_length=space.model.config.max_positions)
-    values = {name: np.asarray(x).tolist() for name, x in _checksums(space, tokens).items()}
+    tokens = jax.tree.map(np.asarray, tokens)  # the same on every process, whatever mesh the parameters are on
+    values = {name: to_host(x).tolist() for name, x in _checksums(space, tokens).items()}
     return {"dtype": str(jax.tree.leaves(nnx.state(space.model.decoder))[0].dtype), "values": values}
+
+
+def is_small(model: LanguageModel) -> bool:
+    """Whether a fingerprint is so quickly computed that artifacts of the model are checked whenever they are loaded.
+
+    Example:
+      >>> is_small(LanguageModel.from_pretrained(SUBJECT))
+      True
+    """
+    return sum(x.size for x in jax.tree.leaves(model)) <= SMALL
 
 
 def fingerprint_difference(recorded: Mapping[str, Any], space: FeatureSpace) -> str | None:

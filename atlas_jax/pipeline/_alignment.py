@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import reading
 from atlas_jax.mesh import mesh_of
-from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
 from atlas_jax.pipeline._pass import BLOCK, Pass, Stage, silent
@@ -30,7 +31,7 @@ from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
 from atlas_jax.translators import needs_of
-from atlas_jax.types import Site
+from atlas_jax.types import FeatureSpace, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +101,8 @@ class Alignment:
           directory: where to.
           dtype: of the stored translations, "float32" or "bfloat16".
         """
+        spaces = {"subject": self.subject, "atlas": self.atlas}
+        fingerprints = {name: numerical_fingerprint(space) for name, space in spaces.items()}
         for (site, method), translation in self.translations.items():
             translation.save_pretrained(directory / "translations" / str(site) / method, dtype=dtype)
         if not is_first():
@@ -119,12 +122,18 @@ class Alignment:
             "chosen": chosen,
             "top": self.top is not None,
             "dtype": dtype,
+            "fingerprints": fingerprints,
         }
         write_json(directory / RUN, record)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Alignment":
+    def load(cls, directory: str | Path, *, verify: bool | None = None) -> "Alignment":
         """Read a run directory, and its models from where they were.
+
+        Args:
+          directory: where it is.
+          verify: compute the forward pass of both models on a fixed text, and warn if it is no longer the one the run
+            was made with; None for models of up to a billion parameters.
 
         Raises:
           AtlasError: if it is no run, is damaged, or a model is not where it was or not what it was.
@@ -138,6 +147,8 @@ class Alignment:
         if changed := [k for k in ("subject", "atlas") if pair.sources[k]["sha256"] != sources[k]["sha256"]]:
             path = sources[changed[0]]["path"]
             raise AtlasError(f"the {changed[0]} at {path} is not what this run was made with; align again")
+        for name, space in {"subject": pair.subject, "atlas": pair.atlas}.items():
+            _verify(name, space, record.fingerprints.get(name), verify)
         with reading(directory / "corpus", AGAIN):
             corpus = Corpus.load(directory / "corpus")
         width = pair.atlas.width
@@ -150,6 +161,17 @@ class Alignment:
         if record.top:
             top = {site: read_top(directory, site, d_s, corpus) for site, d_s in pair.subject.widths.items()}
         return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top, record.left_out)
+
+
+def _verify(name: str, space: FeatureSpace, recorded: Mapping[str, Any] | None, verify: bool | None) -> None:
+    """Warn if a forward pass is no longer the recorded one."""
+    wanted = is_small(space.model) if verify is None else verify
+    if wanted and recorded and (changed := fingerprint_difference(recorded, space)):
+        warnings.warn(
+            f"the {name} no longer computes what this run was made with: {changed}; align again, or go back to the "
+            "versions in run.json",
+            stacklevel=3,
+        )
 
 
 class Pair(NamedTuple):

@@ -32,6 +32,7 @@ class Record(NamedTuple):
       chosen: names of the translations chosen from the whitened family.
       top: whether the maximally activating sentences were looked for.
       dtype: of the stored translations, None in runs that do not say.
+      fingerprints: of the forward passes of subject and atlas, empty in runs that have none.
     """
 
     settings: AlignSettings
@@ -40,6 +41,7 @@ class Record(NamedTuple):
     chosen: tuple[str, ...]
     top: bool
     dtype: str | None
+    fingerprints: Mapping[str, Any]
 
     @classmethod
     def read(cls, directory: Path) -> "Record":
@@ -59,7 +61,7 @@ class Record(NamedTuple):
             top = bool(raw.get("top", (directory / "top").is_dir()))
             return cls(
                 AlignSettings(**settings), sources, tuple(map(int, left_out)), tuple(map(str, chosen)), top,
-                raw.get("dtype"),
+                raw.get("dtype"), dict(raw.get("fingerprints", {})),
             )  # fmt: skip
 
     @property
