@@ -3,14 +3,17 @@
 An edit is a pytree called as ``edit(x, where) -> x`` with ``x[b, t, d]``. Its arrays may carry a leading row axis, so
 that every row of a batch is edited in its own way; they are traced, so changing them never compiles again. Where an
 edit has the properties ``width`` and ``rows``, both are checked before a pass: the features of the sites it fits, and
-the rows its arrays are for (1: any number).
+the rows its arrays are for (1: any number). Before that its method ``check``, if it has one, refuses values and shapes
+that make no sense.
 """
 
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from atlas_jax.checks import as_numbers, finite_numbers, known, refuse
+from atlas_jax.errors import AtlasError
 from atlas_jax.types import Where
 
 
@@ -32,6 +35,14 @@ class Steer(NamedTuple):
 
     direction: Any
     strength: Any
+
+    def check(self) -> None:
+        """Refuse values that are not finite numbers, and other shapes.
+
+        Raises:
+          AtlasError: naming the field.
+        """
+        _check(self, direction=1, strength=0)
 
     @property
     def width(self) -> int:
@@ -60,6 +71,14 @@ class Add(NamedTuple):
     direction: Any
     strength: Any = 1.0
 
+    def check(self) -> None:
+        """Refuse values that are not finite numbers, and other shapes.
+
+        Raises:
+          AtlasError: naming the field.
+        """
+        _check(self, direction=1, strength=0)
+
     @property
     def width(self) -> int:
         """Features of the sites this fits."""
@@ -79,6 +98,14 @@ class Replace(NamedTuple):
     """The activation becomes ``value``: ``[d]`` or ``[b, d]``."""
 
     value: Any
+
+    def check(self) -> None:
+        """Refuse values that are not finite numbers, and other shapes.
+
+        Raises:
+          AtlasError: naming the field.
+        """
+        _check(self, value=1)
 
     @property
     def width(self) -> int:
@@ -106,6 +133,17 @@ class Ablate(NamedTuple):
     features: Any
     value: Any = 0.0
 
+    def check(self) -> None:
+        """Refuse features that are no mask, values that are not finite numbers, and other shapes.
+
+        Raises:
+          AtlasError: naming the field.
+        """
+        _check(self, features=1, value=min(jnp.ndim(self.value), 1))
+        mask = as_numbers(self.features, "the mask of Ablate")
+        if known(mask) and mask.dtype != bool:
+            refuse((mask != 0) & (mask != 1), mask, "the mask of Ablate", "a mask, true where a feature is ablated")
+
     @property
     def width(self) -> int:
         """Features of the sites this fits."""
@@ -129,6 +167,14 @@ class ProjectOut(NamedTuple):
     """The component along ``direction`` (``[d]`` or ``[b, d]``, any length) is removed."""
 
     direction: Any
+
+    def check(self) -> None:
+        """Refuse values that are not finite numbers, and other shapes.
+
+        Raises:
+          AtlasError: naming the field.
+        """
+        _check(self, direction=1)
 
     @property
     def width(self) -> int:
@@ -164,6 +210,15 @@ class At(NamedTuple):
     last: Any
     from_prompt_end: Any
 
+    def check(self) -> None:
+        """Check the edit.
+
+        Raises:
+          AtlasError: as the edit does.
+        """
+        if check := getattr(self.edit, "check", None):
+            check()
+
     @property
     def width(self) -> int | None:
         """Features of the sites the edit fits, None where it does not say."""
@@ -196,7 +251,8 @@ def at(edit: Any, positions: "str | tuple[ArrayLike, ArrayLike] | ArrayLike | li
         a list or array of single positions, ``[p]`` for all rows or ``[b, p]``.
 
     Raises:
-      ValueError: for an unknown name.
+      AtlasError: for an unknown name, positions that are not whole numbers from 0 up, a range that ends before it
+        begins, or an edit that is none.
 
     Example:
       >>> x = jnp.ones((1, 4, 2))
@@ -206,16 +262,38 @@ def at(edit: Any, positions: "str | tuple[ArrayLike, ArrayLike] | ArrayLike | li
       >>> at(Replace(jnp.zeros(2)), [0, 3])(x, where)[0, :, 0].tolist()
       [0.0, 1.0, 1.0, 0.0]
     """
+    if not callable(edit):
+        raise AtlasError(f"at() restricts an edit, such as Steer(direction, 2.0), and {type(edit).__name__} is none")
     if isinstance(positions, str):
         if positions not in _NAMED:
-            raise ValueError(f"unknown positions '{positions}'; use {', '.join(_NAMED)}, (first, last) or a list")
+            raise AtlasError(f"unknown positions '{positions}'; use {', '.join(_NAMED)}, (first, last) or a list")
         first, last, relative = _NAMED[positions]
         return At(edit, jnp.full((1, 1), first), jnp.full((1, 1), last), jnp.bool_(relative))
     if isinstance(positions, tuple):
-        first, last = (jnp.reshape(jnp.asarray(p, jnp.int32), (-1, 1)) for p in positions)
+        if len(positions) != 2:
+            raise AtlasError(
+                f"a range of positions is (first, last), not {len(positions)} numbers; a list is of places"
+            )
+        first, last = (jnp.reshape(_places(p), (-1, 1)) for p in positions)
+        if known(first) and known(last):
+            refuse(
+                first > last, jnp.broadcast_to(first, (first > last).shape), "the first position", "one up to the last"
+            )
         return At(edit, first, last, jnp.bool_(False))
-    single = jnp.atleast_2d(jnp.asarray(positions, jnp.int32))
+    single = jnp.atleast_2d(_places(positions))
     return At(edit, single, single, jnp.bool_(False))
+
+
+def _places(positions: ArrayLike | list[int]) -> Int[Array, "..."]:
+    """Positions of the text, counted from 0."""
+    places = finite_numbers(positions, "a position")
+    wanted = "whole numbers from 0 up, or a name such as 'last'"
+    if places.dtype == bool:
+        raise AtlasError(f"positions are a mask; give {wanted}")
+    if known(places):
+        part = jnp.issubdtype(places.dtype, jnp.floating) and places % 1 != 0
+        refuse((places < 0) | part, places, "a position", wanted)
+    return jnp.asarray(places, jnp.int32)
 
 
 _FAR = 2**30
@@ -226,6 +304,22 @@ def _norm(x: Float[Array, "*b d"]) -> Float[Array, "*b 1"]:
     """Euclidean norm along the last axis, with gradient zero at zero."""
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+
+
+def _check(edit: Any, **axes: int) -> None:
+    """Refuse fields that are not finite numbers with so many axes and perhaps one of rows in front."""
+    rows = {}
+    for name, number in axes.items():
+        what = f"the {name} of {type(edit).__name__}"
+        shape = finite_numbers(getattr(edit, name), what).shape
+        if len(shape) - number not in (0, 1):
+            wanted = ("a number, or one a row", "[d], or [b, d] with a row axis")[number]
+            raise AtlasError(f"{what} has shape {tuple(shape)}; give {wanted}")
+        if len(shape) > number:
+            rows[name] = shape[0]
+    if len(set(rows.values()) - {1}) > 1:
+        told = " and ".join(f"{name} {count}" for name, count in rows.items())
+        raise AtlasError(f"the fields of {type(edit).__name__} are for different rows: {told}")
 
 
 def _row_count(*fields: tuple[ArrayLike, int]) -> int:

@@ -6,11 +6,12 @@ Axis letters used throughout: ``b`` rows of a batch, ``t`` token positions, ``d`
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Array, Bool, Float, Int
 
+from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 
 POINTS: dict[str, str] = {
@@ -26,7 +27,7 @@ POINTS: dict[str, str] = {
     "mlp_act": "input of the down projection: act(gate) * up",
     "mlp_out": "output of the down projection, before any post-MLP norm",
     "mlp_out_post": "what the MLP adds to the residual stream (after the post-norm where there is one)",
-    "resid_post": "residual stream leaving the block (= hidden_states[layer + 1] in transformers)",
+    "resid_post": "residual stream leaving the block (= hidden_states[layer + 1] in transformers, except in the last)",
 }
 
 _TRANSFORMER_LENS = {
@@ -46,10 +47,11 @@ _TRANSFORMER_LENS = {
 class Site:
     """A named place in a decoder: ``point`` of block ``layer`` (0-based), written ``mlp_act.19``.
 
-    Layer k means block k, so ``resid_post.k`` is ``hidden_states[k + 1]`` in transformers.
+    Layer k means block k, so ``resid_post.k`` is ``hidden_states[k + 1]`` in transformers. The last block is the
+    exception: there transformers returns the state after the final norm, and ``resid_post`` is the one before it.
 
     Raises:
-      AtlasError: from :meth:`parse`, for an unknown point or a malformed name.
+      AtlasError: for an unknown point, a layer that is no whole number from 0 up, or a malformed name.
 
     Example:
       >>> Site.parse("mlp_act.19")
@@ -61,11 +63,18 @@ class Site:
     point: str
     layer: int
 
+    def __post_init__(self) -> None:
+        if self.point not in POINTS:
+            raise AtlasError(f"unknown point '{self.point}' of a site; known are {', '.join(POINTS)}")
+        object.__setattr__(self, "layer", as_count(self.layer, "the layer of a site", least=0))
+
     @classmethod
     def parse(cls, name: "str | Site") -> "Site":
         """Read ``point.layer`` or a TransformerLens hook name."""
         if isinstance(name, Site):
             return name
+        if not isinstance(name, str):
+            raise AtlasError(f"a site is text such as mlp_act.3, or a Site, not {name!r}")
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", name):
             point = _TRANSFORMER_LENS.get(match[2])
             if point is None:
@@ -81,6 +90,45 @@ class Site:
 
     def __repr__(self) -> str:
         return f"Site('{self}')"
+
+
+def sites_of(names: "Iterable[str | Site] | str | Site") -> tuple[Site, ...]:
+    """Sites by name, each once, in their order; one name alone is one site.
+
+    Raises:
+      AtlasError: as :meth:`Site.parse`.
+
+    Example:
+      >>> sites_of("mlp_act.3"), sites_of(["mlp_act.3", Site("mlp_act", 3), "z.0"])
+      ((Site('mlp_act.3'),), (Site('mlp_act.3'), Site('z.0')))
+    """
+    if isinstance(names, str | Site):
+        names = (names,)
+    if not isinstance(names, Iterable):
+        raise AtlasError(f"sites are a list of names such as mlp_act.3, not {names!r}")
+    return tuple(dict.fromkeys(map(Site.parse, names)))
+
+
+def edits_by_site(edits: "Mapping[str | Site, Any] | None") -> dict[Site, Any]:
+    """Edits by site; several at one site are a list under one name.
+
+    Raises:
+      AtlasError: for anything but a mapping, a site that is named twice, or as :meth:`Site.parse`.
+
+    Example:
+      >>> edits_by_site({"mlp_act.3": "an edit"})
+      {Site('mlp_act.3'): 'an edit'}
+    """
+    if not isinstance(edits, Mapping | None):
+        kind = type(edits).__name__
+        raise AtlasError(f"edits are a mapping from sites to edits, such as {{'mlp_act.3': edit}}, not a {kind}")
+    found: dict[Site, Any] = {}
+    for name, edit in (edits or {}).items():
+        site = Site.parse(name)
+        if site in found:
+            raise AtlasError(f"{site} is named twice among the edits; give its edits as one list, in their order")
+        found[site] = edit
+    return found
 
 
 class Tokens(NamedTuple):

@@ -165,13 +165,55 @@ def test_splitting_joins_lines_and_respects_blank_lines():
 
 def test_too_few_sentences_say_how_many_were_found_and_needed():
     documents = _documents(_sentences(40))
-    available = build_corpus(documents).statistics.fit_available
-    with pytest.raises(AtlasError, match=rf"fit half has {available} and needs 1000"):
+    found = build_corpus(documents).statistics
+    left = (
+        f"leaves {found.fit_available} to fit on and {found.eval_available} held out where 1,000 and 1,000 are needed"
+    )
+    with pytest.raises(AtlasError, match=f"{left}; give more text$"):
         build_corpus(documents, at_least=1000)
+    with pytest.raises(AtlasError, match="where 1,000 and 1 are needed; give more text, or ask for fewer sentences"):
+        build_corpus(documents, n_fit=1000, at_least=(1000, 1))
     with pytest.raises(AtlasError, match="no usable text"):
         build_corpus([])
     with pytest.raises(AtlasError, match="too few sentences"):
         build_corpus([Document("1 2 3.", "numbers", "x")])
+
+
+@pytest.mark.parametrize(
+    ("text", "found", "dropped"),
+    [
+        ("The very same line stands here.\n\n" * 3000, 3000, (0, 0, 2999)),
+        ("\U0001f600 \U0001f389\U0001f389\n\n" * 500, 500, (0, 500, 0)),
+        ("<p>" + "<td>a</td>" * 500 + "</p>\n\nOne line.\n\nOne more line.", 3, (2, 0, 0)),
+        ("x = 1\n\n" * 40 + "y = 1\n\n" * 40 + "1234567890123456\n\n", 81, (1, 0, 78)),
+        ("1 2 3\n\n4 5 6\n\n7 8 9\n\nab cd", 4, (0, 3, 0)),
+    ],
+)
+def test_what_fell_at_which_filter_is_said(text, found, dropped):
+    names = ("too short or too long", "without a letter", "duplicates")
+    told = ", ".join(f"{count:,} {name}" for count, name in zip(dropped, names, strict=True))
+    with pytest.raises(AtlasError, match=f"of {found:,} found, {told} "):
+        build_corpus([Document(text, "a", "b")], at_least=1000)
+    statistics = build_corpus([Document(text, "a", "b")], at_least=0).statistics
+    assert statistics.dropped == dict(zip(names, dropped, strict=True))
+    assert statistics.split - sum(dropped) == statistics.unique
+
+
+def test_the_head_of_a_corpus():
+    corpus = build_corpus(_documents(_sentences(200)))
+    head = corpus.head(30, 7)
+    assert (list(head.fit), list(head.eval)) == (list(corpus.fit[:30]), list(corpus.eval[:7]))
+    split = len(corpus.fit)
+    assert list(head.domains) == [*corpus.domains[:30], *corpus.domains[split : split + 7]]
+    assert head.hash != corpus.hash
+    with pytest.raises(AtlasError, match=f"eval half of this corpus has {len(corpus.eval)} sentences, not 5,000"):
+        corpus.head(30, 5000)
+
+
+def test_documents_are_documents():
+    for wrong in ("A text.", ["A text."], [{"text": "A text."}], [None]):
+        with pytest.raises(AtlasError, match="built of Document.text, domain, source., not of"):
+            build_corpus(wrong)
 
 
 def test_saving_and_loading(tmp_path):
@@ -231,6 +273,8 @@ def test_loading_refuses_what_was_not_saved(tmp_path):
         build_corpus(_documents(_sentences(50)), directory=tmp_path)
     with pytest.raises(AtlasError, match="no sentence 99999"):
         corpus.sentence(99999)
+    with pytest.raises(AtlasError, match="no sentence 1.5"):
+        corpus.sentence(1.5)
 
 
 @pytest.mark.parametrize("half", ["fit", "eval", "domains"])

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from collections import Counter
 
 import datasets
 import pyarrow
@@ -69,7 +70,7 @@ def test_columns_may_have_other_names(tmp_path):
     (tmp_path / "b.jsonl").write_text('{"body": "A row.", "topic": 3}\n{"body": "B row."}\n')
     found = list(read_documents([tmp_path], column="body", domain_column="topic"))
     assert [(d.text, d.domain) for d in found] == [("A cell.", "x"), ("B cell.", "a"), ("A row.", "3"), ("B row.", "b")]
-    with pytest.raises(AtlasError, match='line 1 of .* no "text" string; it has body, topic'):
+    with pytest.raises(AtlasError, match='no line of .*b.jsonl. has "text"; name the column of the text: body, topic'):
         list(read_documents([tmp_path / "b.jsonl"]))
 
 
@@ -114,11 +115,23 @@ def _parquet_without_text(path):
         ("blank.txt", b" \n\n ", "no usable text"),
         ("table.csv", b"a,b", "unknown kind"),
         ("f.parquet.gz", b"x", "unknown kind"),
-        ("latin.txt", "Café au lait.".encode("latin-1"), "not UTF-8 .byte 0xe9.*iconv"),
+        ("latin.txt", "Café au lait.".encode("latin-1"), "not UTF-8 .byte 0xe9: .*such as latin-1 .* --encoding"),
         ("latin.jsonl", b'{"text": "Caf\xe9"}', "not UTF-8"),
         ("broken.jsonl", b'{"text": "x"}\n{"text": \n', "line 2 of .* is not JSON"),
-        ("list.jsonl", b"[1]\n", 'line 1 of .* no "text"'),
-        ("other.jsonl", b'{"body": "x"}\n', 'line 1 of .* no "text"'),
+        ("list.jsonl", b"[1]\n", "line 1 of .* is not an object such as"),
+        ("number.jsonl", b'{"text": "x"}\n\n{"text": 5}\n', '"text" in line 3 of .* is a number, not text'),
+        ("float.jsonl", b'{"text": 0.5}\n', '"text" in line 1 of .* is a number, not text'),
+        ("texts.jsonl", b'{"text": ["x"]}\n', '"text" in line 1 of .* is a list, not text'),
+        ("false.jsonl", b'{"text": false}\n', '"text" in line 1 of .* is true or false, not text'),
+        ("object.jsonl", b'{"text": {}}\n', '"text" in line 1 of .* is an object, not text'),
+        ("deep.jsonl", b'{"text": ' + b"[" * 100_000, "line 1 of .* is not JSON"),
+        ("long.jsonl", b'{"text": ' + b"1" * 5000 + b"}", "line 1 of .* is not JSON"),
+        ("other.jsonl", b'{"body": "x"}\n', 'no line of .* has "text"; name the column of the text: body'),
+        ("nulls.jsonl", b'{"text": null}\n{}\n', "no usable text"),
+        ("utf16le.txt", "Plain words.".encode("utf-16-le"), "UTF-16 without a byte order mark.*--encoding"),
+        ("utf16be.jsonl", '{"text": "Wörter"}'.encode("utf-16-be"), "UTF-16 without a byte order mark.*--encoding"),
+        ("cut.txt", "Words".encode("utf-16")[:-1], "not UTF-16 .byte .*truncated data"),
+        ("latin.jsonl.gz", gzip.compress('{"text": "Café"}'.encode("latin-1"), mtime=0), "not UTF-8 .byte 0xe9"),
         ("plain.txt.gz", b"not zipped at all", "not a whole gzip file"),
         ("cut.txt.gz", gzip.compress(b"some words here " * 500, mtime=0)[:-12], "not a whole gzip file"),
         ("bad.parquet", b"PAR1 no", "not a readable Parquet file"),
@@ -146,6 +159,84 @@ def test_bad_files_are_named_with_the_fix(tmp_path, name, content, message):
     assert "\n" not in str(caught.value)
 
 
+TEXT = "Café au lait.\r\nA naïve rôle.\r\n\r\nThe end.\r\n"
+UNIX = TEXT.replace("\r", "")
+
+
+@pytest.mark.parametrize("wrap", [lambda content: content, gzip.compress, _zstd], ids=["plain", "gz", "zst"])
+@pytest.mark.parametrize("kind", ["txt", "md", "jsonl"])
+@pytest.mark.parametrize(
+    ("stored", "encoding"),
+    [("utf-8", None), ("utf-8-sig", None), ("utf-16", None), ("utf-16-be", None), ("utf-32", None)]
+    + [("latin-1", "latin-1"), ("cp1252", "cp1252"), ("utf-16-le", "utf-16-le"), ("utf-16", "latin-1")],
+)
+def test_every_encoding_is_read_right_or_refused(tmp_path, stored, encoding, kind, wrap):
+    """With a byte order mark the file says it itself, whatever the caller says of the others."""
+    told = "\ufeff" if stored == "utf-16-be" else ""
+    content = (
+        "\r\n".join(json.dumps({"text": t}, ensure_ascii=False) for t in (UNIX, UNIX)) if kind == "jsonl" else TEXT
+    )
+    path = tmp_path / f"a.{kind}{ {gzip.compress: '.gz', _zstd: '.zst'}.get(wrap, '') }"
+    path.write_bytes(wrap((told + content).encode(stored)))
+    found = [document.text for document in read_documents(tmp_path, encoding=encoding)]
+    expected = {"txt": [UNIX], "jsonl": [UNIX, UNIX], "md": ["Café au lait. A naïve rôle."]}[kind]
+    assert found == (expected if kind != "md" else found)
+    assert "\r" not in "".join(found)
+    assert "\ufeff" not in "".join(found)
+
+
+def test_marks_inside_are_left_out(tmp_path):
+    """As files put one after the other have them, and exports of spreadsheets."""
+    (tmp_path / "a.txt").write_text("\ufeffOne.\n\ufeffTwo.\n", "utf-8")
+    (tmp_path / "b.jsonl").write_text(
+        '\ufeff{"text": "\ufeffOne."}\n\ufeff{"text": "\ufeff", "domain": "x"}\n', "utf-8"
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["\ufeffTwo.", "\ufeff "]}), tmp_path / "c.parquet")
+    skipped = Counter()
+    assert [d.text for d in read_documents(tmp_path, skipped=skipped)] == ["One.\nTwo.\n", "One.", "Two."]
+    assert skipped == {"b.jsonl": 1, "c.parquet": 1}
+
+
+def test_records_without_text_are_skipped_and_counted(tmp_path):
+    rows = [{"text": "One."}, {"text": None}, {"other": "x"}, {"text": " "}, {"text": "Two."}]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "b.parquet")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "code.md").write_text("```\nx = 1\n```\n")
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
+    for source, expected in {
+        tmp_path / "a.jsonl": {"a.jsonl": 3},
+        tmp_path / "b.parquet": {"b.parquet": 3},
+        tmp_path / "saved": {"saved": 3},
+        tmp_path: {"a.jsonl": 3, "b.parquet": 3, "empty.txt": 1, "code.md": 1},
+    }.items():
+        skipped = Counter()
+        found = [document.text for document in read_sources(source, skipped=skipped)]
+        assert found == ["One.", "Two."] * (2 if source == tmp_path else 1)
+        assert skipped == expected
+
+
+def test_a_column_that_no_record_has_is_not_looked_for_long(tmp_path):
+    with (tmp_path / "a.jsonl").open("w") as file:
+        file.writelines('{"body": "x"}\n' for _ in range(2000))
+        file.write("not JSON\n")
+    with pytest.raises(AtlasError, match='no line of .* has "text"; .*: body'):
+        list(read_documents(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "hex", "rot13"])
+def test_unknown_encodings_are_refused_before_reading(tmp_path, encoding):
+    with pytest.raises(AtlasError, match=f"unknown encoding '{encoding}'; .*latin-1"):
+        read_documents(tmp_path / "gone", encoding=encoding)
+
+
+def test_text_of_a_parquet_file_that_is_not_utf8(tmp_path):
+    broken = pyarrow.array([b"Caf\xe9"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": broken}), tmp_path / "a.parquet")
+    with pytest.raises(AtlasError, match="a.parquet' is not a readable Parquet file .*; write it again"):
+        list(read_documents(tmp_path))
+
+
 def test_paths_are_checked_before_reading(tmp_path):
     (tmp_path / "a.txt").write_text("Text.")
     with pytest.raises(AtlasError, match="does not exist"):
@@ -158,9 +249,9 @@ def test_paths_are_checked_before_reading(tmp_path):
 
 
 def test_lone_surrogates_are_made_encodable(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "Half \\ud83d a pair."}\n')
-    (document,) = read_documents([tmp_path / "a.jsonl"])
-    assert document.text == "Half ? a pair."
+    (tmp_path / "a.jsonl").write_text('{"text": "Half \\ud83d a pair.", "domain": "\\ud83d"}\n')
+    (document,) = read_documents(str(tmp_path / "a.jsonl"))
+    assert (document.text, document.domain) == ("Half ? a pair.", "?")
 
 
 DOCSTRING = """

@@ -247,6 +247,10 @@ def test_weights_in_a_corpus():
         ({"workers": 0}, "at least 1 worker, not 0"),
         ({"percentiles": (95, 5)}, "are no range"),
         ({"percentiles": (0, 101)}, "are no range"),
+        ({"percentiles": (float("nan"), 95)}, "are no range"),
+        ({"weights": {"a": float("nan")}}, "weight nan of 'a' is no positive number"),
+        ({"n_fit": -5}, "a half cannot have -5 sentences"),
+        ({"n_eval": -1}, "a half cannot have -1 sentences"),
     ],
 )
 def test_options_out_of_range(options, message):

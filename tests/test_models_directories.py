@@ -518,9 +518,12 @@ def test_prompts_of_other_kinds_are_refused(prompts, message):
         ({"top_p": 0.0}, "top_p 0.0 must be above 0 and at most 1"),
         ({"top_p": float("nan")}, "top_p nan must be above 0"),
         ({"top_k": -3}, "top_k -3 must be not negative"),
-        ({"edits": [5]}, "edits map a site to its edit"),
+        ({"edits": [5]}, "edits are a mapping from sites to edits"),
         ({"edits": {"z.1": 5.0}}, "the edit at z.1 must be Steer"),
-        ({"edits": {"z.1": Steer(np.ones(32), 1.0), Site("z", 1): Steer(np.ones(32), 1.0)}}, "z.1 is edited twice"),
+        (
+            {"edits": {"z.1": Steer(np.ones(32), 1.0), Site("z", 1): Steer(np.ones(32), 1.0)}},
+            "z.1 is named twice among the edits",
+        ),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):

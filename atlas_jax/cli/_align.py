@@ -10,7 +10,7 @@ import typer
 
 from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, silence, stages, warn
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 
@@ -29,7 +29,10 @@ def align(
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
     method: Methods = None,
     choose: Choose = None,
-    sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many are held out.", min=2)] = 20000,
+    sentences: Annotated[
+        int | None,
+        typer.Option(help="Sentences for fitting; half as many are held out.", min=2, show_default="up to 20000"),
+    ] = None,
     pooling: Annotated[str, typer.Option(help=f"Over the tokens of a sentence, {POOLINGS}.")] = "max",
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
@@ -77,7 +80,7 @@ def align(
         note("loading both models")
         pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
         note("reading text")
-        corpus = read_corpus(text, n_fit=sentences, seed=seed)
+        corpus = read_corpus(text, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return

@@ -1,6 +1,7 @@
 """``atlas-jax corpus``."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Group
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from atlas_jax.cli._console import emit, err
 from atlas_jax.cli._options import Overwrite
+from atlas_jax.cli._tables import facts_table, table
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -19,8 +22,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Sentences to align on.", no_args_is_help=True)
 FEWEST = 100
+SENTENCES = 20000  # to fit on, where no number is given
 BYTES_PER_SENTENCE = 210  # of installed documentation, for one unique sentence of the fit half
 SHOWN = 20
+COUNTED = ("split", "after_length", "after_letters", "unique")  # which the table of filters tells
 
 
 @app.command()
@@ -30,16 +35,21 @@ def build(
         typer.Argument(help="txt, md, jsonl (also .gz, .zst), parquet, directories of them, or datasets of the hub."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Where the corpus is written.")],
-    sentences: Annotated[int | None, typer.Option(help="Sentences for fitting; as many are held out.")] = None,
+    sentences: Annotated[
+        int | None, typer.Option(help="Sentences for fitting; as many are held out. All where not given.", min=1)
+    ] = None,
     column: Annotated[str, typer.Option(help="Name of the text in jsonl, parquet and datasets.")] = "text",
     domain_column: Annotated[str, typer.Option(help="Their domain, if any: domain, meta.pile_set_name.")] = "domain",
+    encoding: Annotated[
+        str | None, typer.Option(help="Of text files without a byte order mark, such as latin-1; UTF-8 by default.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Split of a dataset; train where not given.")] = None,
     subset: Annotated[str | None, typer.Option(help="Configuration of a dataset.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Most documents to read of each source.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most documents to read of each source.", min=1)] = None,
     weight: Annotated[
         list[str] | None, typer.Option(help="DOMAIN=2 doubles the share of a domain; may be given again.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Processes; every CPU where the text is long.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; every CPU where the text is long.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Key of the hash that halves the corpus.")] = 0,
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -55,14 +65,17 @@ def build(
 
     check_place(out, "a corpus", overwrite=overwrite)
     weights = dict(_weight(text) for text in weight or ())
+    skipped: Counter[str] = Counter()
     documents = read_sources(
-        source, column=column, domain_column=domain_column, split=split, subset=subset, limit=limit
-    )
+        source, column=column, domain_column=domain_column, split=split, subset=subset, limit=limit,
+        encoding=encoding, skipped=skipped,
+    )  # fmt: skip
     with _rates() as progress:
         corpus = build_corpus(
             documents,
             n_fit=sentences,
             n_eval=sentences,
+            at_least=sentences or 1,
             seed=seed,
             weights=weights,
             workers=workers,
@@ -70,24 +83,45 @@ def build(
             progress=progress,
         )
     facts = {"fit": len(corpus.fit), "eval": len(corpus.eval), "hash": corpus.hash, **corpus.statistics._asdict()}
-    counts = corpus.domain_counts()
-    emit(as_json, facts | {"domains": counts}, lambda: _tables(f"Corpus written to {out}", facts, counts))
+    shown = {name: value for name, value in facts.items() if name not in COUNTED}
+    counts, dropped = corpus.domain_counts(), corpus.statistics.dropped
+    emit(
+        as_json,
+        facts | {"domains": counts, "dropped": dropped, "skipped": skipped},
+        lambda: Group(facts_table(f"Corpus written to {str(out)}", shown), _filters(corpus, skipped), _domains(counts)),
+    )
 
 
-def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int) -> "Corpus":
+def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int, exact: bool = False) -> "Corpus":
     """A saved corpus, one from the user's files, or one from installed documentation.
 
-    At most ``n_fit`` sentences to fit on and half as many held out, at least :data:`FEWEST` each.
+    At most ``n_fit`` sentences to fit on and half as many held out, at least :data:`FEWEST` each. A saved corpus comes
+    whole.
+
+    Args:
+      paths: a corpus, or files and directories; None for installed documentation.
+      n_fit: sentences to fit on.
+      seed: of the halves.
+      exact: whether the user asked for so many: then no fewer will do, and a saved corpus is cut to them.
+
+    Raises:
+      AtlasError: if there are too few sentences, saying how many there are.
     """
     from atlas_jax.corpus import Corpus, build_corpus, installed_documentation, read_sources
 
+    n_eval = n_fit // 2
     if paths and len(paths) == 1 and (paths[0] / "corpus.json").is_file():
-        return Corpus.load(paths[0])
-    limits = {"n_fit": n_fit, "n_eval": n_fit // 2, "at_least": FEWEST, "seed": seed}
+        saved = Corpus.load(paths[0])
+        return saved.head(n_fit, n_eval) if exact else saved
+    at_least = (max(FEWEST, n_fit), max(FEWEST, n_eval)) if exact else FEWEST
+    limits = {"n_fit": n_fit, "n_eval": n_eval, "seed": seed}
     if paths:
-        return build_corpus(read_sources(paths), **limits)
+        return build_corpus(read_sources(paths), at_least=at_least, **limits)
     enough = max(n_fit, 5 * FEWEST) * BYTES_PER_SENTENCE
-    return build_corpus(installed_documentation(max_bytes=enough, seed=seed), **limits)
+    corpus = build_corpus(installed_documentation(max_bytes=enough, seed=seed), at_least=FEWEST, **limits)
+    if not exact or (len(corpus.fit), len(corpus.eval)) == (n_fit, n_eval):
+        return corpus
+    return build_corpus(installed_documentation(seed=seed), at_least=at_least, **limits)
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -113,9 +147,26 @@ def _rates() -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
-def _tables(title: str, facts: dict, counts: dict[str, tuple[int, int]]) -> Group:
-    from atlas_jax.cli._tables import facts_table, table
+def _filters(corpus: "Corpus", skipped: Counter[str]) -> Table:
+    """What became of all that was read."""
+    found = corpus.statistics
+    low, high = found.length_bounds
+    caption = f"kept are {low:g} to {high:g} characters"
+    if skipped:
+        caption += f"; {skipped.total():,} records without text were skipped, in {', '.join(skipped)}"
+    made = table("Sentences by filter", "", ">sentences", caption=caption)
+    left_out = found.unique - len(corpus)
+    for name, count in {
+        "found": found.split,
+        **found.dropped,
+        "left out": left_out,
+        "in the corpus": len(corpus),
+    }.items():
+        made.add_row(name, f"{count:,}")
+    return made
 
+
+def _domains(counts: dict[str, tuple[int, int]]) -> Table:
     shares = table("Sentences by domain", "domain", ">fit", ">eval")
     rows = list(counts.items())
     rest = rows[SHOWN:]
@@ -124,4 +175,4 @@ def _tables(title: str, facts: dict, counts: dict[str, tuple[int, int]]) -> Grou
         rows = [*rows[:SHOWN], (f"{len(rest)} others", others)]
     for domain, (fit, held_out) in rows:
         shares.add_row(domain, str(fit), str(held_out))
-    return Group(facts_table(title, facts), shares)
+    return shares

@@ -9,7 +9,7 @@ import typer
 
 from atlas_jax.cli._align import show_choice, warn_of
 from atlas_jax.cli._console import emit, err, note, out, stages
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import Choose, Methods, Overwrite, Seed, Sites, finite
 from atlas_jax.errors import AtlasError
 
@@ -40,7 +40,9 @@ def quickstart(
         list[float] | None,
         typer.Option("--strength", help="In mean token norms of a site; may be repeated.", callback=finite()),
     ] = None,
-    sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many measure.", min=2)] = 20000,
+    sentences: Annotated[
+        int | None, typer.Option(help="Sentences for fitting; half as many measure.", min=2, show_default="up to 20000")
+    ] = None,
     seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -69,7 +71,8 @@ def quickstart(
         )  # detection never wants the atlas whitened
     pair = load_pair(SUBJECT, ATLAS, settings)
     note("reading text")
-    corpus = read_corpus([*(text or ()), *(more_text or ())], n_fit=sentences, seed=seed)
+    paths = [*(text or ()), *(more_text or ())]
+    corpus = read_corpus(paths, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
     note(f"{len(corpus.fit)} sentences to fit on, {len(corpus.eval)} held out")
     with stages() as stage:
         result = experiment(

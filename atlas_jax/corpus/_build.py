@@ -4,6 +4,7 @@ import contextlib
 import errno
 import itertools
 import math
+import operator
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,7 +16,7 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from atlas_jax.artifacts import new_directory
-from atlas_jax.corpus._corpus import Corpus, CorpusStatistics
+from atlas_jax.corpus._corpus import Corpus, CorpusStatistics, dropped
 from atlas_jax.corpus._document import Document
 from atlas_jax.corpus._files import HALVES, HalfWriter, parent_of, read_half
 from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
@@ -33,7 +34,7 @@ def build_corpus(
     *,
     n_fit: int | None = None,
     n_eval: int | None = None,
-    at_least: int = 1,
+    at_least: int | tuple[int, int] = 1,
     percentiles: tuple[float | int, float | int] = (5, 95),
     seed: int = 0,
     weights: Mapping[str, float | int] | None = None,
@@ -59,7 +60,7 @@ def build_corpus(
       documents: the texts.
       n_fit: most sentences to keep for fitting; None keeps the whole half.
       n_eval: most sentences to keep for evaluation; None keeps the whole half.
-      at_least: fewest sentences of either half.
+      at_least: fewest sentences of either half, or of the fit half and of the eval half.
       percentiles: shortest and longest length kept, as percentiles of length.
       seed: key of the hash.
       weights: for some domains, how many times their share of the text they get where a half is cut.
@@ -72,7 +73,8 @@ def build_corpus(
 
     Raises:
       AtlasError: if there is no text, a half has fewer than ``at_least`` sentences, an option is out of range,
-        ``directory`` is something else than a corpus, or the disk is full.
+        ``directory`` is something else than a corpus, or the disk is full. Too few sentences come with how many each
+        filter took away.
 
     Example:
       >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
@@ -80,14 +82,15 @@ def build_corpus(
       >>> len(corpus.fit) + len(corpus.eval)
       5
     """
-    _check(percentiles, weights or {}, workers)
+    fewest = (at_least, at_least) if isinstance(at_least, int) else at_least
+    _check(percentiles, weights or {}, workers, (n_fit, n_eval, *fewest))
     target = None if directory is None else Path(directory).absolute()
     folder = None if target is None else parent_of(target)
-    splitter, stream = _splitter(iter(documents))
+    splitter, stream = _splitter(map(_document, documents))
     with _room(folder), Spill(folder) as spill:
         found = _collect(spill, split_documents(splitter, stream, seed, workers), progress)
         bounds = percentile(found.lengths, percentiles[0]), percentile(found.lengths, percentiles[1])
-        chosen = _choose(found, bounds, (n_fit, n_eval), at_least, weights or {})
+        chosen = _choose(found, bounds, (n_fit, n_eval), fewest, weights or {})
         facts = {"percentiles": tuple(map(float, percentiles)), "punkt": splitter.source, "seed": seed}
         if target is None:
             with tempfile.TemporaryFile() as fit, tempfile.TemporaryFile() as evaluation:
@@ -114,6 +117,12 @@ class _Found(NamedTuple):
         rank = np.empty(len(self.domains), np.int64)
         rank[sorted(range(len(rank)), key=self.domains.__getitem__)] = np.arange(len(rank))
         return rank
+
+    def after(self, bounds: tuple[float, float]) -> tuple[int, int, int]:
+        """How many sentences there are, are left after the length bounds, and after those without a letter go."""
+        within = lambda lengths: sum(count for length, count in lengths.items() if bounds[0] <= length <= bounds[1])
+        after_length = within(self.lengths)
+        return self.lengths.total(), after_length, after_length - within(self.unlettered)
 
 
 class _Chosen(NamedTuple):
@@ -148,7 +157,7 @@ def _choose(
     found: _Found,
     bounds: tuple[float, float],
     wanted: tuple[int | None, int | None],
-    at_least: int,
+    fewest: tuple[int, int],
     weights: Mapping[str, float | int],
 ) -> _Chosen:
     if unknown := sorted(set(weights) - set(found.domains)):
@@ -158,9 +167,8 @@ def _choose(
     available = np.zeros((SIDES, width), np.int64)
     for bucket in found.spill.buckets():
         available += Unique.of(bucket, rank, *bounds).counts(width)
-    for name, size in zip(("fit", "eval"), available.sum(axis=1).tolist(), strict=True):
-        if size < at_least:
-            raise AtlasError(f"too few sentences: the {name} half has {size} and needs {at_least}; give more text")
+    if any(size < least for size, least in zip(available.sum(axis=1).tolist(), fewest, strict=True)):
+        raise AtlasError(_too_few(found, bounds, available, wanted, fewest))
     shares = available.copy()
     for side, number in enumerate(wanted):
         if number is not None:
@@ -168,6 +176,23 @@ def _choose(
             share = quotas(counts, number, weights)
             shares[side] = [share[name] for name in found.domains]
     return _Chosen(found, bounds, available, shares)
+
+
+def _too_few(
+    found: _Found,
+    bounds: tuple[float, float],
+    available: Int[np.ndarray, "2 d"],
+    wanted: tuple[int | None, int | None],
+    fewest: tuple[int, int],
+) -> str:
+    """What became of the sentences where too few are left."""
+    steps = found.after(bounds)
+    there = available.sum(axis=1).tolist()
+    told = ", ".join(f"{count:,} {name}" for name, count in dropped(*steps, sum(there)).items())
+    fix = "give more text" + ", or ask for fewer sentences" * any(map(operator.eq, wanted, fewest))
+    kept = f"shortest {bounds[0]:g} and longest {bounds[1]:g} characters"
+    left = f"{there[0]:,} to fit on and {there[1]:,} held out where {fewest[0]:,} and {fewest[1]:,} are needed"
+    return f"too few sentences: of {steps[0]:,} found, {told} ({kept}), which leaves {left}; {fix}"
 
 
 def _write(chosen: _Chosen, files: tuple[IO[bytes], IO[bytes]], facts: dict) -> Corpus:
@@ -190,17 +215,15 @@ def _write(chosen: _Chosen, files: tuple[IO[bytes], IO[bytes]], facts: dict) -> 
 
 
 def _statistics(chosen: _Chosen, kept: Counter[int], facts: dict) -> CorpusStatistics:
-    found, (low, high) = chosen.found, chosen.bounds
-    within = lambda lengths: sum(count for length, count in lengths.items() if low <= length <= high)
-    after_length = within(found.lengths)
+    split, after_length, after_letters = chosen.found.after(chosen.bounds)
     n, total = kept.total(), sum(length * count for length, count in kept.items())
     squares = sum(length**2 * count for length, count in kept.items())
     fit_available, eval_available = chosen.available.sum(axis=1).tolist()
     return CorpusStatistics(
-        documents=found.documents,
-        split=found.lengths.total(),
+        documents=chosen.found.documents,
+        split=split,
         after_length=after_length,
-        after_letters=after_length - within(found.unlettered),
+        after_letters=after_letters,
         unique=fit_available + eval_available,
         fit_available=fit_available,
         eval_available=eval_available,
@@ -209,6 +232,13 @@ def _statistics(chosen: _Chosen, kept: Counter[int], facts: dict) -> CorpusStati
         std_chars=math.sqrt(n * squares - total**2) / n if n else 0.0,
         **facts,
     )
+
+
+def _document(document: Document) -> Document:
+    if not isinstance(document, Document):
+        kind = type(document).__name__
+        raise AtlasError(f"a corpus is built of Document(text, domain, source), not of {kind}; make documents of it")
+    return document
 
 
 def _splitter(documents: Iterator[Document]) -> tuple[Splitter, Iterator[Document]]:
@@ -225,12 +255,17 @@ def _splitter(documents: Iterator[Document]) -> tuple[Splitter, Iterator[Documen
 
 
 def _check(
-    percentiles: tuple[float | int, float | int], weights: Mapping[str, float | int], workers: int | None
+    percentiles: tuple[float | int, float | int],
+    weights: Mapping[str, float | int],
+    workers: int | None,
+    sizes: tuple[int | None, ...],
 ) -> None:
     if not 0 <= percentiles[0] <= percentiles[1] <= 100:
         raise AtlasError(f"percentiles {percentiles} are no range; give two ascending numbers between 0 and 100")
     if wrong := [name for name, weight in weights.items() if not 0 < weight < math.inf]:
         raise AtlasError(f"the weight {weights[wrong[0]]} of '{wrong[0]}' is no positive number; leave its text out")
+    if wrong := [size for size in sizes if size is not None and size < 0]:
+        raise AtlasError(f"a half cannot have {wrong[0]} sentences; give a number from 0 up")
     if workers is not None and workers < 1:
         raise AtlasError(f"there must be at least 1 worker, not {workers}")
 

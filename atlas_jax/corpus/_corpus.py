@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import numbers
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +50,23 @@ class CorpusStatistics(NamedTuple):
     std_chars: float
     punkt: str
     seed: int
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """How many sentences each filter of Appendix A.2 took away, in its order."""
+        return dropped(self.split, self.after_length, self.after_letters, self.unique)
+
+
+def dropped(split: int, after_length: int, after_letters: int, unique: int) -> dict[str, int]:
+    """How many sentences each filter took away, from how many were left after each.
+
+    Example:
+      >>> dropped(100, 90, 88, 60)
+      {'too short or too long': 10, 'without a letter': 2, 'duplicates': 28}
+    """
+    left = itertools.pairwise((split, after_length, after_letters, unique))
+    names = ("too short or too long", "without a letter", "duplicates")
+    return {name: before - after for name, (before, after) in zip(names, left, strict=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +115,31 @@ class Corpus:
         Raises:
           AtlasError: if there is no such id.
         """
-        if not 0 <= index < len(self):
+        if not isinstance(index, numbers.Integral) or not 0 <= index < len(self):
             raise AtlasError(f"there is no sentence {index}; the corpus has ids 0 to {len(self) - 1}")
         return self.fit[index] if index < len(self.fit) else self.eval[index - len(self.fit)]
+
+    def head(self, n_fit: int, n_eval: int) -> "Corpus":
+        """The corpus of the first sentences of each half; the statistics stay those of the whole.
+
+        Raises:
+          AtlasError: if a half holds fewer.
+
+        Example:
+          >>> from atlas_jax.corpus import Document, build_corpus
+          >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All are real."
+          >>> corpus = build_corpus([Document(text, "matrices", "doctest")], percentiles=(0, 100))
+          >>> len(corpus.head(1, 1))
+          2
+        """
+        halves = []
+        for name, half, first, wanted in (("fit", self.fit, 0, n_fit), ("eval", self.eval, len(self.fit), n_eval)):
+            if not 0 <= wanted <= len(half):
+                raise AtlasError(
+                    f"the {name} half of this corpus has {len(half):,} sentences, not {wanted:,}; ask for fewer"
+                )
+            halves.append(Half(half[:wanted], self.domains[first : first + wanted]))
+        return Corpus.of_halves(*halves, self.statistics)
 
     def domain_counts(self) -> dict[str, tuple[int, int]]:
         """Sentences of each domain for fitting and for evaluating, the largest domain first.

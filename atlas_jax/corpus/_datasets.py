@@ -1,12 +1,13 @@
 """Documents of the ``datasets`` library: hub names, streamed, and datasets in local directories."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import Document, columns_read, domain_of
+from atlas_jax.corpus._document import Document, columns_read, domain_of, text_of
 from atlas_jax.corpus._read import check_text_column, first_line
 from atlas_jax.errors import AtlasError
 
@@ -28,6 +29,7 @@ def read_dataset(
     subset: str | None = None,
     column: str = "text",
     domain_column: str = "domain",
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
     """Documents of a dataset, one a row, streamed and in its order.
 
@@ -40,6 +42,7 @@ def read_dataset(
       subset: the configuration, where a dataset has several.
       column: name of the text.
       domain_column: name of the domain; optional in the data. ``meta.pile_set_name`` is a field of the column ``meta``.
+      skipped: counts the rows without text.
 
     Returns:
       An iterator of documents; the dataset is opened before the first is asked for.
@@ -58,7 +61,7 @@ def read_dataset(
     label = directory.name if directory.is_dir() else str(name)
     saved = directory.is_dir() and is_saved_dataset(directory)
     dataset = _saved(directory, split, subset) if saved else _streamed(str(name), split or "train", subset)
-    return _documents(dataset, str(name), label, column, domain_column)
+    return _documents(dataset, str(name), label, (column, domain_column), Counter() if skipped is None else skipped)
 
 
 def _saved(directory: Path, split: str | None, subset: str | None) -> "Dataset":
@@ -103,27 +106,27 @@ def _streamed(name: str, split: str, subset: str | None) -> "IterableDataset":
 
 
 def _documents(
-    dataset: "Dataset | IterableDataset", name: str, label: str, column: str, domain_column: str
+    dataset: "Dataset | IterableDataset", name: str, label: str, columns: tuple[str, str], skipped: Counter[str]
 ) -> Iterator[Document]:
     """Rows as documents; columns are checked now, rows are read later."""
     if dataset.features is not None:
-        check_text_column(dataset.features.arrow_schema, column, f"'{name}'")
-        dataset = dataset.select_columns(columns_read(dataset.features, column, domain_column))
-    return _rows(dataset, name, label, column, domain_column)
+        check_text_column(dataset.features.arrow_schema, columns[0], f"'{name}'")
+        dataset = dataset.select_columns(columns_read(dataset.features, *columns))
+    return _rows(dataset, name, label, columns, skipped)
 
 
 def _rows(
-    dataset: "Dataset | IterableDataset", name: str, label: str, column: str, domain_column: str
+    dataset: "Dataset | IterableDataset", name: str, label: str, columns: tuple[str, str], skipped: Counter[str]
 ) -> Iterator[Document]:
     usable = False
-    rows = _guarded(dataset, name)
-    for row in rows:
+    column, domain_column = columns
+    for number, row in enumerate(_guarded(dataset, name), 1):
         if column not in row:
             raise AtlasError(f"'{name}' has no column '{column}'; it has {', '.join(row)}")
-        text = row[column]
-        if text is not None and not isinstance(text, str):
-            raise AtlasError(f"column '{column}' of '{name}' holds {type(text).__name__}, not text")
-        if text and text.strip():
+        text = text_of(row, column, f"row {number} of '{name}'")
+        if text is None:
+            skipped[label] += 1
+        else:
             usable = True
             yield Document(text, domain_of(row, domain_column) or label, label)
     if not usable:

@@ -1,16 +1,15 @@
 """A user's own text: txt, Markdown, jsonl and Parquet files, plain or compressed, and directories of them."""
 
-import gzip
-import io
 import json
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import Document, columns_read, domain_of
+from atlas_jax.corpus._decode import check_encoding, lines
+from atlas_jax.corpus._document import Document, columns_read, domain_of, text_of
 from atlas_jax.corpus._prose import prose
 from atlas_jax.errors import AtlasError
 
@@ -18,37 +17,49 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _COMPRESSED = (".gz", ".zst")
 _CHUNK_CHARACTERS = 1_000_000
 _PARQUET_ROWS = 256
+_HEAD = 1000  # records without the column, after which it is not looked for in the rest of a file
+_Record = tuple[str | None, str | None]
 
 
-class Columns(NamedTuple):
-    """Where records keep their text and, if they have one, their domain."""
+class Format(NamedTuple):
+    """Where records keep their text and, if they have one, their domain; and how files without a mark are encoded."""
 
     text: str = "text"
     domain: str = "domain"
+    encoding: str | None = None
 
 
 def read_documents(
-    paths: Iterable[str | Path], *, column: str = "text", domain_column: str = "domain"
+    paths: Iterable[str | Path] | str | Path,
+    *,
+    column: str = "text",
+    domain_column: str = "domain",
+    encoding: str | None = None,
+    skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
     """Documents of text files, streamed; a large file is never held whole.
 
     ``.txt`` is taken as it is, ``.md`` without code, tables and markup, in documents of about a million characters;
     ``.jsonl`` holds ``{"text": ..., "domain": ...}`` a line, ``.parquet`` these columns; ``domain`` is optional. All
     but Parquet may be compressed (``.gz``, ``.zst``). A directory stands for all such files below it, in sorted order.
-    The domain defaults to the first directory below the one given, or to the file's name. Text is UTF-8; nothing is
-    replaced.
+    The domain defaults to the first directory below the one given, or to the file's name. Text is in the encoding that
+    its byte order mark (UTF-8, UTF-16, UTF-32) or else ``encoding`` says; nothing is guessed or replaced. Records whose
+    text is missing, null or blank are skipped, as are files of a directory that have no text.
 
     Args:
-      paths: files and directories.
+      paths: files and directories, or one.
       column: name of the text in jsonl and Parquet files.
       domain_column: name of the domain there; ``meta.pile_set_name`` is a field of the column ``meta``.
+      encoding: of files without a byte order mark, such as ``latin-1``; UTF-8 by default.
+      skipped: counts, by file, what was skipped.
 
     Returns:
       An iterator of documents; the paths are checked before the first is asked for.
 
     Raises:
-      AtlasError: for a missing path, an unknown extension, an empty, binary or damaged file, one that is not UTF-8,
-        one without the column, or one without usable text. Damage is found when reading reaches it.
+      AtlasError: for a missing path, an unknown extension, an empty, binary or damaged file, one in another encoding,
+        one without the column or with something else than text in it, a path without usable text, or an unknown
+        encoding. Damage is found when reading reaches it.
 
     Example:
       >>> import tempfile
@@ -57,11 +68,13 @@ def read_documents(
       ...     [document.domain for document in read_documents([directory])]
       ['poems']
     """
-    files = [file for path in paths for file in _files(Path(path))]
-    if not files:
+    given = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if not given:
         raise AtlasError("no text was given; name at least one file or directory")
-    columns = Columns(column, domain_column)
-    return (document for path, name in files for document in _documents(path, name, columns))
+    check_encoding(encoding)
+    form, skipped = Format(column, domain_column, encoding), Counter() if skipped is None else skipped
+    files = [(path, _files(path)) for path in given]
+    return (document for path, found in files for document in _documents(path, found, form, skipped))
 
 
 def _kind(path: Path) -> str | None:
@@ -90,110 +103,84 @@ def _files(path: Path) -> list[tuple[Path, str]]:
     return [(path, path.name)]
 
 
-def _documents(path: Path, name: str, columns: Columns) -> Iterator[Document]:
-    parents = name.split("/")[:-1]
-    domain = parents[0] if parents else path.name.split(".")[0]
+def _documents(path: Path, files: list[tuple[Path, str]], form: Format, skipped: Counter[str]) -> Iterator[Document]:
+    """What is in the files of one path a user gave."""
     usable = False
-    try:
-        for text, own_domain in _RECORDS[_kind(path)](path, columns):
-            if text.strip():
-                usable = True
+    for file, name in files:
+        parents = name.split("/")[:-1]
+        domain = parents[0] if parents else file.name.split(".")[0]
+        before = skipped[name]
+        found = False
+        for text, own_domain in _RECORDS[_kind(file)](file, form):
+            if text is None:
+                skipped[name] += 1
+            elif text.strip():
+                found = True
                 yield Document(text, own_domain or domain, name)
-    except UnicodeDecodeError as error:
-        raise AtlasError(_not_utf8(path, error)) from error
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise AtlasError(f"'{path}' is not a whole gzip file; fetch or compress it again") from error
+        if not found and skipped[name] == before:
+            skipped[name] += 1
+        usable |= found
     if not usable:
         raise AtlasError(f"'{path}' has no usable text; give a file with sentences in it")
 
 
-def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
-    if b"\0" in error.object:
-        return _binary(path)
-    byte = error.object[error.start]
-    return f"'{path}' is not UTF-8 (byte 0x{byte:02x}); convert it, for example with 'iconv -f latin-1 -t utf-8'"
-
-
-def _binary(path: Path) -> str:
-    return f"'{path}' is a binary file, not text; give the text itself"
-
-
-class _Zstandard(io.BufferedIOBase):
-    """A zstd file, decompressed as it is read."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._stream = pa.input_stream(path, compression="zstd")
-
-    def readable(self) -> bool:
-        return True
-
-    def read1(self, size: int = -1) -> bytes:
-        try:
-            return self._stream.read(size if size >= 0 else io.DEFAULT_BUFFER_SIZE)
-        except OSError as error:
-            raise AtlasError(f"'{self._path}' is not a whole zstd file; fetch or compress it again") from error
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
-def _open(path: Path) -> io.TextIOBase:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    if suffix == ".zst":
-        return io.TextIOWrapper(_Zstandard(path), encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
-
-
-def _text_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | None]]:
+def _text_records(path: Path, form: Format) -> Iterator[_Record]:
     """Pieces of about a million characters that end where a paragraph does, if one ends within four million."""
-    lines: list[str] = []
+    held: list[str] = []
     size = 0
-    with _open(path) as file:
-        for line in file:
-            if "\0" in line:
-                raise AtlasError(_binary(path))
-            lines.append(line)
-            size += len(line)
-            if size >= _CHUNK_CHARACTERS and (not line.strip() or size >= 4 * _CHUNK_CHARACTERS):
-                yield "".join(lines), None
-                lines, size = [], 0
-    yield "".join(lines), None
+    for line in lines(path, form.encoding):
+        held.append(line)
+        size += len(line)
+        if size >= _CHUNK_CHARACTERS and (not line.strip() or size >= 4 * _CHUNK_CHARACTERS):
+            yield "".join(held), None
+            held, size = [], 0
+    yield "".join(held), None
 
 
-def _markdown_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | None]]:
-    return ((prose(text), domain) for text, domain in _text_records(path, columns))
+def _markdown_records(path: Path, form: Format) -> Iterator[_Record]:
+    return ((prose(text), domain) for text, domain in _text_records(path, form))
 
 
-def _jsonl_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | None]]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise AtlasError(f"line {number} of '{path}' is not JSON ({error.msg}); mend or delete it") from error
-            if not isinstance(row, dict) or not isinstance(row.get(columns.text), str):
-                names = f"; it has {', '.join(row)}" if isinstance(row, dict) else ""
-                raise AtlasError(f"line {number} of '{path}' has no \"{columns.text}\" string{names}")
-            yield row[columns.text].encode("utf-8", "replace").decode(), domain_of(row, columns.domain)
+def _jsonl_records(path: Path, form: Format) -> Iterator[_Record]:
+    names: dict[str, None] = {}
+    rows = 0
+    for number, line in enumerate(lines(path, form.encoding), 1):
+        if not line.strip():
+            continue
+        where = f"line {number} of '{path}'"
+        row = _object(line, where)
+        rows += 1
+        if form.text not in names:
+            names |= dict.fromkeys(row)
+            if form.text not in names and rows == _HEAD:
+                break
+        yield text_of(row, form.text, where), domain_of(row, form.domain)
+    if names and form.text not in names:
+        raise AtlasError(f"no line of '{path}' has \"{form.text}\"; name the column of the text: {', '.join(names)}")
 
 
-def _parquet_records(path: Path, columns: Columns) -> Iterator[tuple[str, str | None]]:
+def _object(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else first_line(error)
+        raise AtlasError(f"{where} is not JSON ({reason}); mend or delete it") from error
+    if not isinstance(row, dict):
+        raise AtlasError(f'{where} is not an object such as {{"text": "A sentence."}}; mend or delete it')
+    return row
+
+
+def _parquet_records(path: Path, form: Format) -> Iterator[_Record]:
     import pyarrow.parquet
 
     try:
         with pyarrow.parquet.ParquetFile(path, pre_buffer=False) as file:
-            check_text_column(file.schema_arrow, columns.text, f"'{path}'")
-            names = columns_read(file.schema_arrow.names, *columns)
+            check_text_column(file.schema_arrow, form.text, f"'{path}'")
+            names = columns_read(file.schema_arrow.names, form.text, form.domain)
             for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
                 for row in batch.to_pylist():
-                    yield row[columns.text] or "", domain_of(row, columns.domain)
-    except (pa.ArrowInvalid, OSError) as error:
+                    yield text_of(row, form.text, f"'{path}'"), domain_of(row, form.domain)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise AtlasError(f"'{path}' is not a readable Parquet file ({first_line(error)}); write it again") from error
 
 

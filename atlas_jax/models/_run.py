@@ -17,7 +17,7 @@ from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.models._partition import shard_rows
 from atlas_jax.models._taps import Pool, Taps
 from atlas_jax.models._tokenizer import check_ids
-from atlas_jax.types import Run, Site, Tokens, Where
+from atlas_jax.types import Run, Site, Tokens, Where, edits_by_site, sites_of
 
 
 def run(
@@ -59,8 +59,7 @@ def run(
         raise AtlasError(f"run needs Tokens, not {type(tokens).__name__}; make them with tokenize(texts)")
     if isinstance(tokens.ids, np.ndarray) or (concrete(tokens.ids) and tokens.ids.is_fully_addressable):
         check_ids(np.asarray(tokens.ids), config.vocab_size)
-    one = isinstance(capture, str | Site)
-    sites = tuple(dict.fromkeys(check_site(config, s) for s in ((capture,) if one else capture)))
+    sites = tuple(check_site(config, site) for site in sites_of(capture))
     edits = check_edits(config, edits, tokens.ids.shape[0])
     if tokens.ids.shape[1] > config.max_positions:
         raise AtlasError(
@@ -149,20 +148,16 @@ def check_edits(config: ModelConfig, edits: Any, rows: int) -> dict[Site, Any]:
       AtlasError: as :func:`check_site`, if edits are no mapping, for a site under two names, for an edit of another
         width than its site, for other rows than the batch, or at a point that can only be read.
     """
-    if not isinstance(edits, Mapping | None):
-        raise AtlasError(
-            f"edits map a site to its edit, as in {{'mlp_act.3': Steer(...)}}; this is {type(edits).__name__}"
-        )
     checked = {}
-    for name, edit in (edits or {}).items():
-        site = check_site(config, name)
-        if site in checked:
-            raise AtlasError(f"{site} is edited twice; give it a sequence of edits, applied in order")
+    for site, edit in edits_by_site(edits).items():
+        check_site(config, site)
         if site.point == "head_norm":
             raise AtlasError(
                 f"{site} can only be read; edit z.{site.layer}, where a head has {config.head_dim} features"
             )
         for one in _sequence(site, edit):
+            if check := getattr(one, "check", None):
+                check()
             width, there = getattr(one, "width", None), config.width(site.point)
             if width not in (None, there):
                 raise AtlasError(f"an edit of width {width} cannot go to {site}, which is {there} wide")
