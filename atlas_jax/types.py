@@ -69,7 +69,7 @@ class Site:
         object.__setattr__(self, "layer", as_count(self.layer, "the layer of a site", least=0))
 
     @classmethod
-    def parse(cls, name: "str | Site") -> "Site":
+    def parse(cls, name: Any) -> "Site":
         """Read ``point.layer`` or a TransformerLens hook name."""
         if isinstance(name, Site):
             return name
@@ -92,7 +92,7 @@ class Site:
         return f"Site('{self}')"
 
 
-def sites_of(names: "Iterable[str | Site] | str | Site") -> tuple[Site, ...]:
+def sites_of(names: Any) -> tuple[Site, ...]:
     """Sites by name, each once, in their order; one name alone is one site.
 
     Raises:
@@ -109,7 +109,7 @@ def sites_of(names: "Iterable[str | Site] | str | Site") -> tuple[Site, ...]:
     return tuple(dict.fromkeys(map(Site.parse, names)))
 
 
-def edits_by_site(edits: "Mapping[str | Site, Any] | None") -> dict[Site, Any]:
+def edits_by_site(edits: Any) -> dict[Site, Any]:
     """Edits by site; several at one site are a list under one name.
 
     Raises:

@@ -30,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 def build_corpus(
-    documents: Iterable[Document],
+    documents: Any,
     *,
     n_fit: int | None = None,
     n_eval: int | None = None,

@@ -8,7 +8,7 @@ import numbers
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -109,7 +109,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.fit) + len(self.eval)
 
-    def sentence(self, index: int) -> str:
+    def sentence(self, index: Any) -> str:
         """The sentence with this id.
 
         Raises:
