@@ -14,6 +14,7 @@ from atlas_jax.statistics import (
     PassStatistics,
     Statistics,
     TopK,
+    _top,
     lens_init,
     lens_update,
     merge,
@@ -309,3 +310,23 @@ def test_wrong_shapes_are_named_before_anything_is_traced():
         update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 6))
     with pytest.raises(ValueError, match="needs the positions of every site"):
         update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 5))
+
+
+@pytest.mark.parametrize("pairs", [0, 10**9])  # by bisection, by comparing all pairs
+@pytest.mark.parametrize(("kept", "new"), [(7, 3), (50, 50), (300, 20), (1, 40)])
+def test_merging_keeps_the_largest_of_both_and_settles_ties_by_sentence(pairs, kept, new, rng, monkeypatch):
+    monkeypatch.setattr(_top, "PAIRS", pairs)
+
+    def sorted_top(k, ids):
+        values = rng.integers(0, 5, (4, k)).astype(np.float32)
+        values[:, k // 2 :] = np.where(rng.random((4, k - k // 2)) < 0.2, -np.inf, values[:, k // 2 :])
+        index = np.stack([rng.permutation(ids)[:k] for _ in range(4)]).astype(np.int32)
+        order = np.lexsort((index, -values))
+        return TopK(*(np.take_along_axis(x, order, axis=1) for x in (values, index, 7 * index)))
+
+    a, b = sorted_top(kept, np.arange(0, 2 * kept, 2)), sorted_top(new, np.arange(1, 2 * new, 2))
+    merged = _top.top_merge(*jax.tree.map(jnp.asarray, (a, b)))
+    both = TopK(*(np.concatenate(pair, axis=1) for pair in zip(a, b, strict=True)))
+    order = np.lexsort((both.index, -both.values))[:, :kept]
+    for found, expected in zip(merged, both, strict=True):
+        np.testing.assert_array_equal(found, np.take_along_axis(expected, order, axis=1))

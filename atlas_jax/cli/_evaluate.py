@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, stages
+from atlas_jax.cli._console import emit, note, stages
 
 app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
 
@@ -49,6 +49,8 @@ def retrieval(
         found = experiments.semantic_retrieval(
             alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
         )
+    if found.sentences < sentences:
+        note(f"queries are averaged over {found.sentences} sentences: {found.held_out} are held out")
     emit(as_json, found.as_json(), lambda: retrieval_table(found))
 
 

@@ -27,6 +27,7 @@ from atlas_jax.translation import Translation
 from atlas_jax.types import Site, Tokens
 
 SENTENCES = 20  # a feature, as many as the paper generates
+CELLS = 2**26  # strongest activations that are kept, of all features of a site: a quarter of a gigabyte
 
 
 class Averaged(NamedTuple):
@@ -103,13 +104,15 @@ def semantic_retrieval(
     Args:
       stream: the evaluation half.
       translations: by site and method.
-      sentences: how many a query is averaged over.
+      sentences: how many a query is averaged over; fewer where the pass does not hold so many, or memory for the
+        strongest of every feature would not do (:data:`CELLS`). The result says how many it was.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
       stage: makes a progress callback for each pass.
 
     Raises:
       AtlasError: if no feature of a site is activated most by its own sentences.
     """
+    sentences = min(sentences, stream.size, max(1, CELLS // max(stream.spaces[0].widths.values())))
     averaged = averaged_queries(stream, _strongest(stream, sentences, stage), sentences, stage=stage)
     rows = []
     for (site, method), t in translations.items():

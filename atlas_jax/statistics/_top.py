@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from atlas_jax.types_statistics import TopK
 
+PAIRS = 2**15  # up to so many pairs of activations of a feature, comparing all of them is quicker than bisection
+
 
 def top_update(
     top: TopK,
@@ -30,17 +32,45 @@ def top_update(
 
 def top_merge(a: TopK, b: TopK) -> TopK:
     """The k largest of two, k being that of ``a``; both sorted, and so is the result."""
-    later = (b.values[:, None, :] > a.values[:, :, None]) | (
-        (b.values[:, None, :] == a.values[:, :, None]) & (b.index[:, None, :] < a.index[:, :, None])
+    k = a.values.shape[1]
+    count = _before(a, b) if k * b.values.shape[1] > PAIRS else _before_by_pairs(a, b)
+    rank_b = jnp.arange(b.values.shape[1])[None, :] + count
+    rank_a = (
+        jnp.arange(k)[None, :] + jnp.cumsum(jax.vmap(lambda c: jnp.bincount(c, length=k + 1))(count), axis=1)[:, :k]
     )
-    rank_a = jnp.arange(a.values.shape[1])[None, :] + jnp.sum(later, axis=2)
-    rank_b = jnp.arange(b.values.shape[1])[None, :] + jnp.sum(~later, axis=1)
     rank = jnp.concatenate([rank_a, rank_b], axis=1)
 
     def place(x: Array | None, y: Array | None) -> Array | None:
         return None if x is None else _scatter_rows(x, rank, jnp.concatenate([x, y], axis=1))
 
     return TopK(*map(place, a, b))
+
+
+def _before_by_pairs(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
+    """How many of ``a`` stay before each of ``b``: all pairs are compared, which is quick where these are few."""
+    return jnp.sum(~_earlier(b.values[:, None], b.index[:, None], a.values[:, :, None], a.index[:, :, None]), axis=1)
+
+
+def _before(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
+    """The same by bisection, in memory that does not grow with the number of pairs."""
+    k = a.values.shape[1]
+
+    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bounds
+        middle = jnp.minimum((low + high) // 2, k - 1)
+        value, index = (jnp.take_along_axis(x, middle, axis=1) for x in (a.values, a.index))
+        stays = ~_earlier(b.values, b.index, value, index) & (low < high)
+        return jnp.where(stays, middle + 1, low), jnp.where(stays, high, jnp.where(low < high, middle, high))
+
+    start = jnp.zeros(b.values.shape, jnp.int32)
+    return lax.fori_loop(0, k.bit_length(), halve, (start, jnp.full_like(start, k)))[0]
+
+
+def _earlier(
+    value: Float[Array, "*s"], index: Int[Array, "*s"], other: Float[Array, "*s"], other_index: Int[Array, "*s"]
+) -> Bool[Array, "*s"]:
+    """Whether an activation comes before another: it is larger, or as large and of a lower sentence id."""
+    return (value > other) | ((value == other) & (index < other_index))
 
 
 def _top_rows(values: Float[Array, "b d"], k: int) -> tuple[Float[Array, "d k"], Int[Array, "d k"]]:
