@@ -1,6 +1,7 @@
 """Streaming top-k of every subject feature, with a total order: larger value first, then the lower sentence id."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def _before(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
     """The same by bisection, in memory that does not grow with the number of pairs."""
     k = a.values.shape[1]
 
-    def halve(_: int, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
         middle = jnp.minimum((low + high) // 2, k - 1)
         value, index = (jnp.take_along_axis(x, middle, axis=1) for x in (a.values, a.index))
