@@ -68,8 +68,8 @@ def _before(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
 
 
 def _earlier(
-    value: Float[Array, "*s"], index: Int[Array, "*s"], other: Float[Array, "*s"], other_index: Int[Array, "*s"]
-) -> Bool[Array, "*s"]:
+    value: Float[Array, "*s"], index: Int[Array, "*s"], other: Float[Array, "*r"], other_index: Int[Array, "*r"]
+) -> Bool[Array, "..."]:
     """Whether an activation comes before another: it is larger, or as large and of a lower sentence id."""
     return (value > other) | ((value == other) & (index < other_index))
 
