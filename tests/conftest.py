@@ -30,3 +30,13 @@ def rng():
     import numpy as np
 
     return np.random.default_rng(0)
+
+
+@pytest.fixture
+def as_for_users():
+    """Annotations unchecked, as outside of the tests, so that wrong input reaches the checks it would reach there."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -53,16 +53,16 @@ def test_empty_statistics_have_no_translation(method):
 @pytest.mark.parametrize(
     ("scores", "labels", "weights", "message"),
     [
-        ([0.1, 0.2, 0.3], [0, 2, 0], None, r"a label is 2 at \[1\]; give true and false"),
-        ([0.1, 0.2, 0.3], [0, 0.5, 1], None, "a label is 0.5"),
-        ([0.1, 0.2, 0.3], [0, np.nan, 1], None, "a label is nan"),
-        ([0.1, 0.2, 0.3], ["a", "b", "c"], None, "labels must be an array of real numbers"),
-        ([0.1j, 0.2, 0.3], [0, 1, 0], None, "scores must be an array of real numbers"),
+        ([0.1, 0.2, 0.3], [0, 2, 0], None, r"the label is 2 at \[1\]; give booleans"),
+        ([0.1, 0.2, 0.3], [0, 0.5, 1], None, "the label is 0.5"),
+        ([0.1, 0.2, 0.3], [0, np.nan, 1], None, "the label is nan"),
+        ([0.1, 0.2, 0.3], ["a", "b", "c"], None, "the label must be an array of real numbers"),
+        ([0.1j, 0.2, 0.3], [0, 1, 0], None, "the score must be an array of real numbers"),
         ([], [], None, r"scores of shape \(0,\) have no samples"),
         (0.5, True, None, r"scores of shape \(\) have no samples"),
         ([0.1, 0.2, 0.3], [True, False], None, r"labels of shape \(2,\) do not broadcast"),
-        ([0.1, 0.2, 0.3], [1, 0, 1], [1.0, np.nan, 1.0], "a weight is nan"),
-        ([0.1, 0.2, 0.3], [1, 0, 1], [1.0, np.inf, 1.0], "a weight is inf"),
+        ([0.1, 0.2, 0.3], [1, 0, 1], [1.0, np.nan, 1.0], "the weight is nan"),
+        ([0.1, 0.2, 0.3], [1, 0, 1], [1.0, np.inf, 1.0], "the weight is inf"),
     ],
 )
 def test_what_cannot_be_scored_is_refused(measure, scores, labels, weights, message):

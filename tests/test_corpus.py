@@ -210,10 +210,14 @@ def test_the_head_of_a_corpus():
         corpus.head(30, 5000)
 
 
-def test_documents_are_documents():
+def test_documents_and_ids_of_other_kinds_are_refused(as_for_users):
     for wrong in ("A text.", ["A text."], [{"text": "A text."}], [None]):
         with pytest.raises(AtlasError, match="built of Document.text, domain, source., not of"):
             build_corpus(wrong)
+    corpus = build_corpus(_documents(_sentences(50)))
+    for wrong in (1.5, "a", -1, None):
+        with pytest.raises(AtlasError, match=f"no sentence {wrong}"):
+            corpus.sentence(wrong)
 
 
 def test_saving_and_loading(tmp_path):
@@ -273,8 +277,6 @@ def test_loading_refuses_what_was_not_saved(tmp_path):
         build_corpus(_documents(_sentences(50)), directory=tmp_path)
     with pytest.raises(AtlasError, match="no sentence 99999"):
         corpus.sentence(99999)
-    with pytest.raises(AtlasError, match="no sentence 1.5"):
-        corpus.sentence(1.5)
 
 
 @pytest.mark.parametrize("half", ["fit", "eval", "domains"])

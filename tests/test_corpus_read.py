@@ -180,7 +180,7 @@ def test_every_encoding_is_read_right_or_refused(tmp_path, stored, encoding, kin
     path.write_bytes(wrap((told + content).encode(stored)))
     found = [document.text for document in read_documents(tmp_path, encoding=encoding)]
     expected = {"txt": [UNIX], "jsonl": [UNIX, UNIX], "md": ["Café au lait. A naïve rôle."]}[kind]
-    assert found == (expected if kind != "md" else found)
+    assert found == expected
     assert "\r" not in "".join(found)
     assert "\ufeff" not in "".join(found)
 

@@ -112,10 +112,15 @@ def test_one_class_rows_are_nan_and_leave_the_others(rng, measure):
 
 
 @pytest.mark.parametrize("measure", [metrics.detection, on_device])
-def test_nan_scores_give_nan_unless_their_weight_is_zero(measure):
+def test_nan_scores_are_refused_and_nan_inside_jit_unless_their_weight_is_zero(measure):
     scores, labels = np.array([[0.1, np.nan, 0.3], [0.1, 0.2, 0.3]], np.float32), np.array([False, False, True])
-    np.testing.assert_array_equal(np.isnan(measure(scores, labels).auroc), [True, False])
-    np.testing.assert_array_equal(np.isnan(measure(scores, labels).average_precision), [True, False])
+    if measure is on_device:
+        np.testing.assert_array_equal(np.isnan(measure(scores, labels).auroc), [True, False])
+        np.testing.assert_array_equal(np.isnan(measure(scores, labels).average_precision), [True, False])
+    else:
+        for array in (scores, jnp.asarray(scores)):
+            with pytest.raises(AtlasError, match=r"the score is nan at \[0, 1\]; give numbers, or a weight of 0"):
+                measure(array, labels)
     assert measure(scores, labels, np.array([1.0, 0.0, 1.0], np.float32)).auroc[0] == 1
 
 
@@ -160,20 +165,71 @@ def test_device_path_traces_once(rng):
     assert _detection_device.measure._cache_size() == 1
 
 
-def test_numbers_above_zero_are_positive(rng):
+def test_labels_are_booleans_or_two_numbers(rng):
     scores, labels = rng.random((2, 50)), rng.integers(0, 2, 50)
-    np.testing.assert_array_equal(metrics.auroc(scores, labels), metrics.auroc(scores, labels == 1))
-    np.testing.assert_array_equal(metrics.auroc(scores, 2 * labels - 1), metrics.auroc(scores, labels == 1))
+    expected = metrics.auroc(scores, labels == 1)
+    for same in (labels, 2 * labels - 1, labels.astype(float), jnp.asarray(labels), labels.tolist()):
+        np.testing.assert_array_equal(metrics.auroc(scores, same), expected)
+    np.testing.assert_array_equal(metrics.auroc(scores.tolist(), labels.tolist(), [1.0] * 50), expected)
 
 
-def test_detection_refuses_bad_input(rng):
-    scores = rng.random((2, 5))
-    with pytest.raises(ValueError, match="do not broadcast"):
-        metrics.auroc(scores, np.ones((3, 5), bool))
-    with pytest.raises(ValueError, match="not be negative"):
-        metrics.auroc(scores, np.ones(5, bool), np.array([1.0, 1.0, -1.0, 1.0, 1.0]))
-    with pytest.raises(ValueError, match="no samples"):
-        metrics.auroc(scores[:, :0], np.ones(0, bool))
+S = np.array([0.1, 0.4, 0.4, 0.8])
+Y = np.array([False, False, True, True])
+ROW = np.array([0.1, 0.9, 0.5, 0.5], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.auroc(S, np.ones((3, 4), bool)), "labels of shape .3, 4. do not broadcast to scores of shape .4,"),
+        (lambda m: m.auroc(S, Y[:3]), "labels of shape .3,. do not broadcast"),
+        (lambda m: m.average_precision(S, Y, np.ones(3)), "weights of shape .3,. do not broadcast"),
+        (lambda m: m.auroc(S[:0], Y[:0]), "no samples"),
+        (lambda m: m.detection(5.0, True), "no samples"),
+        (lambda m: m.auroc(S, [0, 2, 2, 0]), r"the label is 2 at \[1\]; give booleans, 0 and 1, or -1 and 1"),
+        (lambda m: m.auroc(S, jnp.array([0.0, 1.0, 0.5, 1.0])), r"the label is 0.5 at \[2\]"),
+        (lambda m: m.auroc(S, [-1, 0, 1, 1]), r"the label is 0 at \[1\]"),
+        (lambda m: m.auroc(S, [0, 1, np.nan, 1]), r"the label is nan at \[2\]"),
+        (lambda m: m.auroc(S, ["no", "no", "yes", "yes"]), "the label must be an array of real numbers"),
+        (lambda m: m.auroc("scores", Y), "the score must be an array of real numbers, not 'scores'"),
+        (lambda m: m.auroc([[1, 2], [3]], Y), "the score must be an array of real numbers"),
+        (lambda m: m.auroc(S * 1j, Y), "the score must be an array of real numbers, not an array of complex128"),
+        (lambda m: m.average_precision(jnp.array([0.1, jnp.nan]), Y[1:3]), r"the score is nan at \[1\]"),
+        (lambda m: m.auroc(S, Y, np.array([1, 1, -1, 1])), r"the weight is -1 at \[2\]; .*not negative"),
+        (lambda m: m.auroc(S, Y, np.array([1, np.nan, 1, 1])), r"the weight is nan at \[1\]; give finite"),
+        (lambda m: m.detection(S, Y, np.array([1, np.inf, 1, 1])), r"the weight is inf at \[1\]; give finite"),
+        (lambda m: m.reciprocal_rank(ROW, 4), "the target is 4; give features from 0 to 3"),
+        (lambda m: m.predicted_probability(ROW, -1), "the target is -1; give features from 0 to 3"),
+        (
+            lambda m: m.reciprocal_rank(ROW[None], [0, 1]),
+            "targets of shape .2,. do not fit similarities of shape .1, 4",
+        ),
+        (lambda m: m.predicted_probability(ROW, 1.5), "targets are feature ids, whole numbers, not float"),
+        (lambda m: m.reciprocal_rank(ROW * np.nan, 1), r"the similarity is nan at \[0\]"),
+        (lambda m: m.predicted_probability(np.array([0.1, np.inf], "f"), 0), r"the similarity is inf at \[1\]"),
+        (lambda m: m.reciprocal_rank("text", 1), "the similarity must be an array of real numbers"),
+        (lambda m: m.reciprocal_rank(ROW, 1, ties="best"), "unknown rule for ties 'best'; use favour or mid"),
+        (
+            lambda m: m.faithfulness([[20.0, 40.0]], [0, 1]),
+            r"the rate is 20.0 at \[0, 0\]; give shares between 0 and 1",
+        ),
+        (lambda m: m.faithfulness([0.5, np.nan], [0, 1]), r"the rate is nan at \[1\]"),
+        (lambda m: m.faithfulness(jnp.array([0.5, -0.1]), [0, 1]), r"the rate is -0.1\d* at \[1\]"),
+        (lambda m: m.faithfulness([0.5, 0.6], [0, np.inf]), r"the strength is inf at \[1\]"),
+        (lambda m: m.faithfulness([0.5, 0.6], [0, 1, 2]), "strengths of shape .3,. do not fit"),
+        (lambda m: m.faithfulness([0.5, 0.6], "ab"), "the strength must be an array of real numbers"),
+        (lambda m: m.bootstrap_mean([0.5, np.inf]), r"the value is inf at \[1\]"),
+        (lambda m: m.bootstrap_mean([[0.5]]), "one row of values"),
+        (lambda m: m.bootstrap_mean("text"), "the value must be an array of real numbers"),
+        (lambda m: m.bootstrap_mean([0.5], n_resamples=2.5), "n_resamples must be a whole number from 1 up, not 2.5"),
+        (lambda m: m.bootstrap_mean([0.5], n_resamples=0), "n_resamples must be a whole number from 1 up, not 0"),
+        (lambda m: m.bootstrap_mean([0.5], level=float("nan")), "lies between 0 and 1, not nan"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_sentence(as_for_users, call, message):
+    with pytest.raises(AtlasError, match=message) as caught:
+        call(metrics)
+    assert "\n" not in str(caught.value)
 
 
 def test_reciprocal_rank_by_definition(rng):
@@ -219,11 +275,11 @@ def test_retrieval_of_constant_vectors():
     np.testing.assert_allclose(metrics.reciprocal_rank(similarity, target, ties="mid"), 2 / 65, rtol=1e-6)
 
 
-def test_retrieval_is_nan_for_nan_and_foreign_targets():
+def test_retrieval_inside_jit_is_nan_for_nan_and_foreign_targets():
     similarity = jnp.array([[1.0, jnp.nan, 2.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])
     target = jnp.array([0, 3, -1, 2])
-    np.testing.assert_array_equal(np.isnan(metrics.reciprocal_rank(similarity, target)), [1, 1, 1, 0])
-    np.testing.assert_array_equal(np.isnan(metrics.predicted_probability(similarity, target)), [1, 1, 1, 0])
+    for measure in (metrics.reciprocal_rank, metrics.predicted_probability):
+        np.testing.assert_array_equal(np.isnan(jax.jit(measure)(similarity, target)), [1, 1, 1, 0])
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
@@ -245,11 +301,6 @@ def test_faithfulness_under_jit():
 def test_faithfulness_refuses_strengths_without_one_baseline(strengths):
     with pytest.raises(AtlasError):
         metrics.faithfulness(np.zeros((2, 3)), strengths)
-
-
-def test_faithfulness_refuses_percentages():
-    with pytest.raises(AtlasError, match="between 0 and 1"):
-        metrics.faithfulness(np.array([[20.0, 40.0]]), [0, 1])
 
 
 def test_bootstrap_covers_like_the_normal_interval(rng):

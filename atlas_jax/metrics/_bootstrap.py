@@ -1,10 +1,12 @@
 """Bootstrap interval of a mean over features."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Real
 
+from atlas_jax.checks import as_count, as_numbers, refuse
 from atlas_jax.errors import AtlasError
 
 AnyArray = Array | np.ndarray
@@ -29,7 +31,7 @@ class Interval(NamedTuple):
 
 
 def bootstrap_mean(
-    values: Real[AnyArray, " n"], *, seed: int = 0, n_resamples: int = 1000, level: float = 0.95
+    values: Real[AnyArray, " n"] | Sequence[float | int], *, seed: int = 0, n_resamples: int = 1000, level: float = 0.95
 ) -> Interval:
     """Mean with a percentile bootstrap interval, as for the means over features of Table 3 (the paper prints none).
 
@@ -43,16 +45,20 @@ def bootstrap_mean(
       An :class:`Interval` of Python numbers; a single value is its own interval.
 
     Raises:
-      AtlasError: for a level outside (0, 1) or fewer than one resample.
+      AtlasError: for a level outside (0, 1), fewer than one resample, or values that are no row of numbers or infinite.
 
     Example:
       >>> interval = bootstrap_mean(np.array([0.2, 0.4, float("nan"), 0.9]))
       >>> round(interval.mean, 6), interval.n, interval.n_nan
       (0.5, 3, 1)
     """
-    if not 0 < level < 1 or n_resamples < 1:
-        raise AtlasError(f"a bootstrap needs 0 < level < 1 and n_resamples >= 1, not {level} and {n_resamples}")
-    values = np.asarray(values, np.float64)
+    if not 0 < level < 1:
+        raise AtlasError(f"the level of an interval lies between 0 and 1, not {level}; give for example 0.95")
+    as_count(n_resamples, "n_resamples")
+    values = np.asarray(as_numbers(values, "the value"), np.float64)
+    if values.ndim != 1:
+        raise AtlasError(f"a mean is over one row of values, not an array of shape {values.shape}")
+    refuse(np.isinf(values), values, "the value", "finite numbers, or nan where there is none")
     kept = values[~np.isnan(values)]
     missing = values.size - kept.size
     if kept.size == 0:

@@ -1,16 +1,24 @@
 """Retrieval of a known feature from a similarity vector: Eqs. 10 and 11, one value a query."""
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.checks import as_numbers, known, refuse
+from atlas_jax.errors import AtlasError
 
-@partial(jax.jit, static_argnames="ties")
+AnyArray = Array | np.ndarray
+
+
 def reciprocal_rank(
-    similarity: Float[Array, "*q d"], target: Int[Array, "*q"], ties: Literal["favour", "mid"] = "favour"
+    similarity: Float[AnyArray, "*q d"] | Sequence,
+    target: Int[AnyArray, "*q"] | Sequence | int,
+    ties: Literal["favour", "mid"] = "favour",
 ) -> Float[Array, "*q"]:
     r"""One over the rank of the right feature, the summand of Eq. 10; its mean over queries is the MRR of Table 4.
 
@@ -25,7 +33,11 @@ def reciprocal_rank(
         vector the rank (d + 1) / 2.
 
     Returns:
-      float32 ``[*q]``; nan where a similarity is NaN or the target lies outside 0 .. d - 1.
+      float32 ``[*q]``; inside ``jit`` nan where a similarity is NaN or the target lies outside 0 .. d - 1.
+
+    Raises:
+      AtlasError: for a similarity that is NaN, a target that is no feature, shapes that do not fit, or an unknown rule
+        for ties.
 
     Example:
       >>> reciprocal_rank(jnp.array([0.1, 0.9, 0.5, 0.5]), jnp.array(2)).item()
@@ -33,7 +45,14 @@ def reciprocal_rank(
       >>> f"{reciprocal_rank(jnp.array([0.1, 0.9, 0.5, 0.5]), jnp.array(2), ties='mid'):.3f}"
       '0.400'
     """
-    similarity = _at_least_float32(similarity)
+    if ties not in ("favour", "mid"):
+        raise AtlasError(f"unknown rule for ties '{ties}'; use favour or mid")
+    similarity, target = _checked(similarity, target)
+    return _told(_reciprocal_rank(similarity, target, ties), similarity)
+
+
+@partial(jax.jit, static_argnames="ties")
+def _reciprocal_rank(similarity: Float[Array, "*q d"], target: Int[Array, "*q"], ties: str) -> Float[Array, "*q"]:
     own = _take(similarity, target)
     tie = 0.5 if ties == "mid" else 0.0
     ahead = jnp.where(similarity > own[..., None], 1.0, jnp.where(similarity == own[..., None], tie, 0.0))
@@ -41,8 +60,9 @@ def reciprocal_rank(
     return jnp.where(jnp.isnan(own), jnp.nan, 1 / rank)
 
 
-@jax.jit
-def predicted_probability(similarity: Float[Array, "*q d"], target: Int[Array, "*q"]) -> Float[Array, "*q"]:
+def predicted_probability(
+    similarity: Float[AnyArray, "*q d"] | Sequence, target: Int[AnyArray, "*q"] | Sequence | int
+) -> Float[Array, "*q"]:
     r"""Softmax probability of the right feature after z-scoring, the summand of Eq. 11; its mean is the MPP of Table 4.
 
     :math:`\exp(\tilde s_i) / \sum_k \exp(\tilde s_k)` with :math:`\tilde s = (s - \mu) / \sigma` over the features of
@@ -53,13 +73,21 @@ def predicted_probability(similarity: Float[Array, "*q d"], target: Int[Array, "
       target: the right feature of each query, ``[*q]``.
 
     Returns:
-      float32 ``[*q]``; nan where a similarity is not finite or the target lies outside 0 .. d - 1.
+      float32 ``[*q]``; inside ``jit`` nan where a similarity is not finite or the target lies outside 0 .. d - 1.
+
+    Raises:
+      AtlasError: for a similarity that is not finite, a target that is no feature, or shapes that do not fit.
 
     Example:
       >>> f"{predicted_probability(jnp.array([0.0, 0.0, 0.0, 1.0]), jnp.array(3)):.3f}"
       '0.770'
     """
-    similarity = _at_least_float32(similarity)
+    similarity, target = _checked(similarity, target)
+    return _told(_predicted_probability(similarity, target), similarity)
+
+
+@jax.jit
+def _predicted_probability(similarity: Float[Array, "*q d"], target: Int[Array, "*q"]) -> Float[Array, "*q"]:
     top = jnp.max(similarity, axis=-1, keepdims=True)
     shifted = similarity - top
     mean = jnp.mean(shifted, axis=-1, keepdims=True)
@@ -70,8 +98,27 @@ def predicted_probability(similarity: Float[Array, "*q d"], target: Int[Array, "
     return jnp.exp(own) / jnp.sum(jnp.exp(shifted * scale), axis=-1)
 
 
-def _at_least_float32(similarity: Float[Array, "*q d"]) -> Float[Array, "*q d"]:
-    return similarity.astype(jnp.promote_types(similarity.dtype, jnp.float32))
+def _checked(similarity: Any, target: Any) -> tuple[Float[Array, "*q d"], Int[Array, "*q"]]:
+    """Both as arrays whose shapes fit, similarities at least float32."""
+    similarity, target = as_numbers(similarity, "the similarity"), as_numbers(target, "the target")
+    if similarity.ndim == 0 or target.shape != similarity.shape[:-1]:
+        raise AtlasError(f"targets of shape {target.shape} do not fit similarities of shape {similarity.shape}")
+    if not jnp.issubdtype(target.dtype, jnp.integer):
+        raise AtlasError(f"targets are feature ids, whole numbers, not {target.dtype}")
+    if known(target):
+        d = similarity.shape[-1]
+        refuse((target < 0) | (target >= d), target, "the target", f"features from 0 to {d - 1}")
+    similarity = jnp.asarray(similarity)
+    floating = jnp.issubdtype(similarity.dtype, jnp.floating)
+    wide = jnp.promote_types(similarity.dtype, jnp.float32) if floating else jnp.float32
+    return similarity.astype(wide), jnp.asarray(target)
+
+
+def _told(found: Float[Array, "*q"], similarity: Float[Array, "*q d"]) -> Float[Array, "*q"]:
+    """What was found; nan, which comes of similarities alone, is refused outside of ``jit``."""
+    if known(found) and known(similarity) and bool(jnp.isnan(found).any()):
+        refuse(~jnp.isfinite(similarity), similarity, "the similarity", "finite numbers")
+    return found
 
 
 def _take(values: Float[Array, "*q d"], target: Int[Array, "*q"]) -> Float[Array, "*q"]:
