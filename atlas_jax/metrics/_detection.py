@@ -8,7 +8,7 @@ trace take the float32 path of ``_detection_device``.
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from atlas_jax.checks import as_numbers, check_finite, known, on_host, refuse
 from atlas_jax.errors import AtlasError
@@ -124,7 +124,7 @@ def _measure(
     return Detection(*_detection_host.measure(*map(np.asarray, inputs), wanted=wanted))
 
 
-def _positive(labels: Num[AnyArray, "*l n"] | Bool[AnyArray, "*l n"]) -> Bool[AnyArray, "*l n"]:
+def _positive(labels: Shaped[AnyArray, "*l"]) -> Bool[AnyArray, "*l"]:
     """Which samples are positive."""
     if labels.dtype == bool:
         return labels
