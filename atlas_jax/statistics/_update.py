@@ -10,12 +10,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from atlas_jax.checks import AnyArray, as_numbers, on_host, refuse
+from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
 from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_peak
 from atlas_jax.statistics._top import top_merge, top_update
 from atlas_jax.types_statistics import Faults, PassStatistics, Side, Statistics, Sums, layout
 
-Matrix = Array | np.ndarray
+Matrix = AnyArray
 
 
 def update_pass(
@@ -31,9 +33,9 @@ def update_pass(
     """Add a batch of pooled activations of several subject sites and of the atlas.
 
     The atlas rows are centred, normalised and multiplied with themselves once for all sites. Rows of weight zero are
-    padding and may hold anything. A row with an activation that is not finite, at any site, is left out everywhere
-    and recorded in ``faults``. Accumulation is float32 at the highest precision; the error does not grow with the
-    number of batches.
+    padding and may hold anything. A row with an activation that is not finite, at any site, is left out everywhere and
+    recorded in ``faults``; so is, inside ``jit`` and on accelerators, one whose weight is not a number from 0 up.
+    Accumulation is float32 at the highest precision; the error does not grow with the number of batches.
 
     Args:
       state: the statistics so far, donated.
@@ -45,7 +47,8 @@ def update_pass(
       mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
 
     Raises:
-      ValueError: if a site of the state is missing or an array has the wrong width.
+      AtlasError: if a site of the state is missing, there are no rows, or something is no array of real numbers or has
+        another shape; for weights on the host also where one is negative or not finite.
 
     Example:
       >>> state = PassStatistics.init(["cross"], {"a": 2}, 2)
@@ -53,6 +56,9 @@ def update_pass(
       >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
       [[0.5, -0.5], [-0.5, 0.5]]
     """
+    if not isinstance(acts, Mapping):
+        raise AtlasError(f"activations of several sites are a mapping by site, not a {type(acts).__name__}")
+    _check(state, acts, a_c, weight, index, positions)
     return _update_pass(state, dict(acts), a_c, weight, index, positions, mesh or mesh_of(state))
 
 
@@ -66,16 +72,15 @@ def _update_pass(
     positions: Mapping[Any, Int[Matrix, "b _"]] | None,
     mesh: Mesh | None,
 ) -> PassStatistics:
-    _check(state, acts, a_c, positions)
     a_c = _whole_rows(a_c, mesh, "model").astype(jnp.float32)
     acts = {site: _whole_rows(acts[site], mesh, "data").astype(jnp.float32) for site in state.sites}
     weight = jnp.ones(a_c.shape[0]) if weight is None else weight
     weight = _whole_rows(weight, mesh).astype(jnp.float32)
     index = state.seen + jnp.arange(a_c.shape[0]) if index is None else index
     index = _whole_rows(index, mesh).astype(jnp.int32)
-    offered = weight > 0
+    offered, valid = weight != 0, jnp.isfinite(weight) & (weight > 0)
     peaks, peak_c = jax.tree.map(row_peak, acts), row_peak(a_c)
-    keep = offered & jnp.isfinite(sum(peaks.values(), peak_c))
+    keep = valid & jnp.isfinite(sum(peaks.values(), peak_c))
     chunk, chunk_low = _chunk(state.sums, acts, a_c, peaks, peak_c, jnp.where(keep, weight, 0.0))
     sums, low = absorb(state.sums, state.low, chunk, chunk_low)
     top = None
@@ -90,7 +95,15 @@ def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
     """The statistics of both passes; associative and symmetric to rounding.
 
     Sentence ids must be given to :func:`update_pass` for the top-k of merged passes to be meaningful.
+
+    Raises:
+      AtlasError: if the two do not hold the same statistics of the same sites and widths.
     """
+    shapes = lambda state: jax.tree.map(jnp.shape, state._replace(top=None))
+    if shapes(a) != shapes(b) or (a.top is not None and b.top is None):
+        raise AtlasError(
+            "only statistics of the same needs, sites and widths can be merged; make both by the same init"
+        )
     return _merge_pass(a, b, mesh_of(a))
 
 
@@ -113,6 +126,9 @@ def update(
 ) -> Statistics:
     """Add a batch of pooled activations of one subject site and of the atlas; as :func:`update_pass`.
 
+    Raises:
+      AtlasError: as :func:`update_pass`.
+
     Example:
       >>> stats = Statistics.init(["cross"], 2, 2)
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
@@ -125,6 +141,9 @@ def update(
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """The statistics of both sets of rows; associative and symmetric to rounding.
+
+    Raises:
+      AtlasError: as :func:`merge_pass`.
 
     Example:
       >>> one = update(Statistics.init(["cross"], 1, 1), jnp.ones((3, 1)), jnp.ones((3, 1)))
@@ -183,22 +202,51 @@ def _chunk(
     return chunk, low
 
 
-def _check(state: PassStatistics, acts: Mapping[Any, Any], a_c: Any, positions: Mapping[Any, Any] | None) -> None:
+def _check(
+    state: PassStatistics,
+    acts: Mapping[Any, Any],
+    a_c: Any,
+    weight: Any,
+    index: Any,
+    positions: Mapping[Any, Any] | None,
+) -> None:
+    """Refuse arrays that do not fit the state, and weights that weigh nothing sensible."""
     widths = {site: side.raw.mean.shape[0] for site, side in state.sums.subjects.items()}
     if missing := sorted(map(str, widths.keys() - acts.keys())):
-        raise ValueError(
+        raise AtlasError(
             f"no activations for site {', '.join(missing)}; these statistics hold every site given to init"
         )
-    found = {"the atlas": (a_c, state.sums.atlas.raw.mean.shape[0])}
-    found |= {f"site '{site}'": (acts[site], width) for site, width in widths.items()}
-    for name, (a, width) in found.items():
-        if a.shape != (a_c.shape[0], width):
-            raise ValueError(f"{name} needs activations {(a_c.shape[0], width)}, got {tuple(a.shape)}")
+    rows = _array(a_c, "the atlas").shape[:1]
+    if rows == (0,):
+        raise AtlasError("there are no rows of activations; give at least one")
+    found = {"the atlas": (a_c, (state.sums.atlas.raw.mean.shape[0],))}
+    found |= {_named(site): (acts[site], (width,)) for site, width in widths.items()}
+    found |= {name: (x, ()) for name, x in (("weight", weight), ("index", index)) if x is not None}
+    if positions is not None:
+        found |= {
+            f"positions of {_named(site)}": (positions[site], (widths[site],)) for site in positions if site in widths
+        }
+    for name, (x, width) in found.items():
+        if _array(x, name).shape != (wanted := rows + width):
+            raise AtlasError(f"{name} needs an array of shape {wanted}, got {x.shape}")
+    if weight is not None and on_host(weight):
+        bad = ~((weight >= 0) & (weight < np.inf))
+        refuse(bad, weight, "the weight", "finite numbers that are not negative, 0 for padding")
     peaks = [] if state.top is None else [site for site, top in state.top.items() if top.position is not None]
     if peaks and (positions is None or set(peaks) - set(positions)):
-        raise ValueError(
+        raise AtlasError(
             "these statistics were made with peaks=True, so every update needs the positions of every site"
         )
+
+
+def _named(site: Any) -> str:
+    return f"site '{site}'" if site else "the subject"
+
+
+def _array(x: Any, name: str) -> Matrix:
+    if not isinstance(x, Matrix):
+        raise AtlasError(f"{name} must be an array, not a {type(x).__name__}; convert it with numpy.asarray")
+    return as_numbers(x, name)
 
 
 def _record(faults: Faults, bad: Bool[Array, " b"], index: Int[Array, " b"]) -> Faults:

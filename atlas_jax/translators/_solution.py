@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,13 @@ def _belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
 
 
 def solved_on_devices(solver: Solver, large: Sequence[Float[np.ndarray | Array, "_ _"] | None]) -> bool:
-    """What ``solver`` means for these arrays: "auto" is the devices if any of them is spread or on an accelerator."""
+    """What ``solver`` means for these arrays: "auto" is the devices if any of them is spread or on an accelerator.
+
+    Raises:
+      AtlasError: for another solver.
+    """
+    if solver not in (known := get_args(Solver)):
+        raise AtlasError(f"unknown solver '{solver}'; use {', '.join(known)}")
     return solver == "device" or (solver == "auto" and any(map(_belongs_on_devices, large)))
 
 
@@ -159,9 +165,16 @@ def gram_on_devices(stats: Statistics, side: str, *, unit: bool) -> tuple[Float[
         return _uncentred(gram, low.gram, None, gram.sharding), np.sqrt(_weight(stats)) * _mean(moments, low)
 
 
-def total(stats: Statistics) -> float:
-    """The total weight, at least the smallest positive number so that empty statistics give zeros."""
-    return max(float(stats.weight), float(np.finfo(np.float32).tiny))
+def check_rows(stats: Statistics) -> None:
+    """Refuse statistics of no rows: every matrix of theirs would be zero.
+
+    Raises:
+      AtlasError: saying why there are none, if rows were left out.
+    """
+    if not float(stats.weight) > 0:
+        left_out = int(stats.faults.rows)
+        why = f" ({left_out} were left out, for they were not finite)" * (left_out > 0)
+        raise AtlasError(f"these statistics hold no rows{why}; add some with update before solving")
 
 
 def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
@@ -169,6 +182,7 @@ def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]
     if centred is None:
         name = "unit_cross" if view == "unit" else "cross"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
+    check_rows(stats)
     return centred
 
 
@@ -179,6 +193,7 @@ def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments
     if moments is None or moments.gram is None:
         name = f"{'unit_' if unit else ''}{side}_gram"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
+    check_rows(stats)
     _, atlas, subject, _ = stats.low
     return moments, getattr(atlas if side == "atlas" else subject, view)
 
