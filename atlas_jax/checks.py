@@ -116,7 +116,7 @@ def as_count(value: Any, what: str, *, least: int = 1, most: int | None = None) 
     return number
 
 
-def as_number(value: Any, what: str, *, least: float = -np.inf, most: float = np.inf) -> float:
+def as_number(value: Any, what: str, *, least: float | int = -np.inf, most: float | int = np.inf) -> float:
     """A finite number within bounds.
 
     Raises:

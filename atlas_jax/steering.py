@@ -10,6 +10,7 @@ that make no sense.
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from atlas_jax.checks import as_numbers, finite_numbers, known, refuse
@@ -139,7 +140,7 @@ class Ablate(NamedTuple):
         Raises:
           AtlasError: naming the field.
         """
-        _check(self, features=1, value=min(jnp.ndim(self.value), 1))
+        _check(self, features=1, value=min(np.ndim(self.value), 1))
         mask = as_numbers(self.features, "the mask of Ablate")
         if known(mask) and mask.dtype != bool:
             refuse((mask != 0) & (mask != 1), mask, "the mask of Ablate", "a mask, true where a feature is ablated")

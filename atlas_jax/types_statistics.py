@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import spread
 
@@ -151,7 +152,7 @@ class Statistics(NamedTuple):
           mesh: lay the statistics out on this mesh as :func:`layout` says; every update keeps that.
 
         Raises:
-          AtlasError: for an unknown need.
+          AtlasError: for an unknown need, a width or a ``top_k`` that is no whole number from 1 up.
         """
         return PassStatistics.init(needs, {"": d_s}, d_c, top_k=top_k, peaks=peaks, mesh=mesh).statistics("")
 
@@ -190,7 +191,7 @@ class PassStatistics(NamedTuple):
         mesh: Mesh | None = None,
     ) -> "PassStatistics":
         """Empty statistics for subject sites of the given widths; arguments as in :meth:`Statistics.init`."""
-        needs = _checked(needs)
+        needs = _checked(needs, *widths.values(), d_c, top_k=top_k)
         return on_mesh(lambda: _empty(needs, widths, d_c, top_k, peaks), mesh)
 
     @property
@@ -241,7 +242,10 @@ def on_mesh(make: Callable[[], Any], mesh: Mesh | None) -> Any:
     return make() if mesh is None else jax.jit(make, out_shardings=layout(jax.eval_shape(make), mesh))()
 
 
-def _checked(needs: Iterable[str]) -> frozenset[str]:
+def _checked(needs: Iterable[str], *widths: int, top_k: int) -> frozenset[str]:
+    for width in widths:
+        as_count(width, "the width of a site")
+    as_count(top_k, "top_k")
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     if unknown := sorted(needs - NEEDS.keys()):
         raise AtlasError(f"unknown statistics {', '.join(unknown)}; known are {', '.join(NEEDS)}")

@@ -299,17 +299,91 @@ def test_unknown_needs_and_sites_are_named():
         PassStatistics.init(["cross"], {"a": 1}, 1).statistics("b")
 
 
-def test_wrong_shapes_are_named_before_anything_is_traced():
-    state = PassStatistics.init(["top_k"], {"a": 3, "b": 4}, 5, peaks=True)
-    zeros = lambda *shape: np.zeros(shape, np.float32)
-    with pytest.raises(ValueError, match="no activations for site b"):
-        update_pass(state, {"a": zeros(2, 3)}, zeros(2, 5))
-    with pytest.raises(ValueError, match=r"site 'b' needs activations \(2, 4\), got \(2, 3\)"):
-        update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 3)}, zeros(2, 5))
-    with pytest.raises(ValueError, match=r"the atlas needs activations \(2, 5\), got \(2, 6\)"):
-        update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 6))
-    with pytest.raises(ValueError, match="needs the positions of every site"):
-        update_pass(state, {"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 5))
+def zeros(*shape, dtype=np.float32):
+    return np.zeros(shape, dtype)
+
+
+PEAKS = (["top_k"], {"a": 3, "b": 4}, 5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (({"a": zeros(2, 3)}, zeros(2, 5)), "no activations for site b"),
+        (
+            ({"a": zeros(2, 3), "b": zeros(2, 3)}, zeros(2, 5)),
+            r"site 'b' needs an array of shape \(2, 4\), got \(2, 3\)",
+        ),
+        (
+            ({"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 6)),
+            r"the atlas needs an array of shape \(2, 5\), got \(2, 6\)",
+        ),
+        (({"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 5)), "needs the positions of every site"),
+        (([zeros(2, 3), zeros(2, 4)], zeros(2, 5)), "a mapping by site, not a list"),
+        (({"a": zeros(0, 3), "b": zeros(0, 4)}, zeros(0, 5)), "there are no rows of activations"),
+        (
+            ({"a": zeros(2, 3), "b": zeros(1, 4)}, zeros(2, 5)),
+            r"site 'b' needs an array of shape \(2, 4\), got \(1, 4\)",
+        ),
+        (({"a": zeros(2, 3), "b": [[0.0] * 4] * 2}, zeros(2, 5)), "site 'b' must be an array, not a list; convert"),
+        (
+            ({"a": zeros(2, 3), "b": zeros(2, 4, dtype=complex)}, zeros(2, 5)),
+            "site 'b' must be an array of real numbers",
+        ),
+        (
+            ({"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 5, dtype=object)),
+            "the atlas must be an array of real numbers",
+        ),
+        (({"a": zeros(2, 3), "b": zeros(2, 4)}, "atlas"), "the atlas must be an array, not a str"),
+        (
+            ({"a": zeros(2, 3), "b": zeros(2, 4)}, zeros(2, 5), None, None, {"a": zeros(2, 3), "b": zeros(2, 3)}),
+            r"positions of site 'b' needs an array of shape \(2, 4\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_named_before_anything_is_traced(as_for_users, arguments, message):
+    with pytest.raises(AtlasError, match=message):
+        update_pass(PassStatistics.init(*PEAKS, peaks=True), *arguments)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        ([1.0, np.nan], r"the weight is nan at \[1\]; give finite numbers that are not negative, 0 for padding"),
+        ([np.inf, 1.0], r"the weight is inf at \[0\]"),
+        ([1.0, -2.0], r"the weight is -2.0 at \[1\]"),
+        ([1.0], r"weight needs an array of shape \(2,\), got \(1,\)"),
+        ([[1.0, 1.0]], r"weight needs an array of shape \(2,\)"),
+    ],
+)
+def test_weights_that_weigh_nothing_sensible(as_for_users, weight, message):
+    stats, rows = Statistics.init(["cross"], 3, 3), np.eye(2, 3, dtype=np.float32)
+    for array in (np.array(weight, np.float32), jnp.array(weight)):
+        with pytest.raises(AtlasError, match=message):
+            update(stats, rows, rows, array)
+    if np.shape(weight) == (2,):
+        inside = jax.jit(update)(stats, rows, rows, np.array(weight, np.float32))
+        bad = int(np.flatnonzero(~(np.isfinite(weight) & (np.array(weight) > 0)))[0])
+        assert (int(inside.faults.rows), int(inside.faults.first), float(inside.weight)) == (1, bad, 1.0)
+        assert np.isfinite(inside.cross.raw).all()
+
+
+def test_merging_and_making_statistics_that_do_not_fit(as_for_users):
+    one = Statistics.init(["cross"], 3, 4)
+    for other in (Statistics.init(["cross"], 4, 4), Statistics.init([], 3, 4), Statistics.init(["unit_cross"], 3, 4)):
+        with pytest.raises(AtlasError, match="only statistics of the same needs, sites and widths can be merged"):
+            merge(one, other)
+    with pytest.raises(AtlasError, match="only statistics of the same"):
+        merge(Statistics.init(["top_k"], 3, 4), Statistics.init([], 3, 4))
+    for width in (0, -1, 2.5, "3", True):
+        with pytest.raises(AtlasError, match="the width of a site must be a whole number from 1 up"):
+            Statistics.init([], width, 4)
+    with pytest.raises(AtlasError, match="top_k must be a whole number from 1 up, not 0"):
+        Statistics.init(["top_k"], 3, 4, top_k=0)
+    lens = lens_init(TopK(jnp.ones((1, 2)), jnp.array([[7, 3]]), None), 2)
+    for index, a_c in (([3], zeros(1, 3)), ([3, 7], zeros(1, 2)), (np.zeros(0, np.int32), zeros(0, 2)), (3, zeros(2))):
+        with pytest.raises(AtlasError, match=r"do not fit; give \[b\] and \[b, 2\]"):
+            lens_update(lens, index, a_c)
 
 
 @pytest.mark.parametrize("pairs", [0, 10**9])  # by bisection, by comparing all pairs

@@ -155,6 +155,55 @@ def test_missing_needs_are_named(method):
         METHODS[method].solve(Statistics.init([], 3, 4))
 
 
+READING = [name for name in METHODS if name != "random"]
+
+
+@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("fault", ["nothing added", "rows that are not finite", "rows of weight zero"])
+def test_statistics_of_no_rows_are_refused(method, fault):
+    """A matrix of zeros would be a perfect solution of nothing."""
+    stats = Statistics.init(METHODS[method].needs, 3, 4)
+    if fault != "nothing added":
+        value, weight = (np.nan, np.ones(2)) if fault == "rows that are not finite" else (1.0, np.zeros(2))
+        stats = update(stats, np.full((2, 3), value, "f"), np.ones((2, 4), "f"), weight.astype("f"))
+    if method == "semantic_lens":
+        stats = stats._replace(lens=lens_init(stats.top, 4))
+    why = r"hold no rows \(2 were left out, for they were not finite\)" if fault.endswith("finite") else "hold no rows;"
+    with pytest.raises(AtlasError, match="no selected samples" if method == "semantic_lens" else why):
+        METHODS[method].solve(stats)
+
+
+T = translators
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda s: T.whitened(s, alpha=np.nan), "alpha must be a number, not nan"),
+        (lambda s: T.whitened(s, beta="1"), "beta must be a number, not '1'"),
+        (lambda s: T.whitened(s, ridge=-1.0), "the ridge must be a number from 0 up, not -1.0"),
+        (lambda s: T.whitened(s, cut=np.inf), "cut must be a number from 0 up, not inf"),
+        (lambda s: T.whitened(s, solver="magic"), "unknown solver 'magic'; use auto, host, device"),
+        (lambda s: T.whitened_family(s, []), "members of one view are diagonalised together, got 0 views"),
+        (lambda s: T.ridge(s, penalty=np.nan), "the penalty must be a number from 0 up, not nan"),
+        (lambda s: T.ridge(s, penalty=-0.1), "the penalty must be a number from 0 up, not -0.1"),
+        (lambda s: T.least_squares(s, cut=-1), "cut must be a number from 0 up, not -1"),
+        (lambda s: T.least_squares(s, solver=None), "unknown solver 'None'"),
+        (lambda s: T.procrustes(s, solver="svd"), "unknown solver 'svd'; use auto, host, device"),
+        (lambda s: T.procrustes_exact(s, tolerance=np.nan), "tolerance must be a number from 0 up, not nan"),
+        (lambda s: T.procrustes_exact(s, max_steps=0), "max_steps must be a whole number from 1 up, not 0"),
+        (lambda s: T.random(jax.random.key(0), 3, 0), "d_c must be a whole number from 1 up, not 0"),
+        (lambda s: T.random(jax.random.key(0), 2.5, 3), "d_s must be a whole number from 1 up, not 2.5"),
+        (lambda s: T.polar(np.array([[1.0, np.inf]])), r"the matrix is inf at \[0, 1\]"),
+        (lambda s: T.polar(np.zeros(3)), r"of a matrix, not of an array of shape \(3,\)"),
+        (lambda s: needs_of("magic"), "unknown method 'magic'"),
+    ],
+)
+def test_options_that_make_no_sense(as_for_users, call, message):
+    with pytest.raises(AtlasError, match=message):
+        call(statistics_of(*draw(np.random.default_rng(1), 6, 8)))
+
+
 @pytest.mark.parametrize("method", ["least_squares", "procrustes", "procrustes_exact"])
 def test_a_planted_rotation_is_recovered(rng, method):
     """A_s = A_c R^T exactly: every method that models the map finds R."""
@@ -230,5 +279,6 @@ def test_second_pass_that_missed_samples_is_refused(rng):
 
 def test_registry():
     assert needs_of(["covariance", "least_squares"]) == {"cross", "atlas_gram"}
+    assert needs_of("covariance") == {"cross"}
     with pytest.raises(AtlasError, match="unknown method 'magic'; known are covariance"):
         needs_of(["magic"])

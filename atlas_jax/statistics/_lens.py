@@ -9,6 +9,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread, to_host
 from atlas_jax.types_statistics import Lens, TopK, layout, on_mesh
 
@@ -48,12 +49,20 @@ def lens_update(
       a_c: pooled atlas activations.
       mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
 
+    Raises:
+      AtlasError: for arrays of other shapes, or without a row.
+
     Example:
       >>> top = TopK(jnp.ones((1, 2)), jnp.array([[7, 3]]), None)
       >>> lens = lens_update(lens_init(top, 2), jnp.array([3, 5, 7]), jnp.array([[1., 0.], [9., 9.], [3., 4.]]))
       >>> lens.total.tolist(), lens.found.tolist()
       ([[4.0, 4.0]], [2])
     """
+    ids, rows, d_c = np.shape(index), np.shape(a_c), lens.total.shape[1]
+    if len(ids) != 1 or rows != (*ids, d_c) or 0 in rows:
+        raise AtlasError(
+            f"sentence ids of shape {ids} and activations of shape {rows} do not fit; give [b] and [b, {d_c}]"
+        )
     return _lens_update(lens, index, a_c, mesh or mesh_of(lens))
 
 

@@ -10,21 +10,21 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from atlas_jax.checks import as_numbers, on_host, refuse
+from atlas_jax.checks import AnyArray, as_numbers, on_host, refuse
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
 from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_peak
 from atlas_jax.statistics._top import top_merge, top_update
 from atlas_jax.types_statistics import Faults, PassStatistics, Side, Statistics, Sums, layout
 
-Matrix = Array | np.ndarray
+Matrix = AnyArray
 
 
 def update_pass(
     state: PassStatistics,
-    acts: Mapping[Any, Any],
-    a_c: Any,
-    weight: Any = None,
+    acts: Mapping[Any, Float[Matrix, "b _"]],
+    a_c: Float[Matrix, "b d_c"],
+    weight: Float[Matrix, " b"] | None = None,
     index: Int[Matrix, " b"] | None = None,
     positions: Mapping[Any, Int[Matrix, "b _"]] | None = None,
     *,
@@ -33,9 +33,9 @@ def update_pass(
     """Add a batch of pooled activations of several subject sites and of the atlas.
 
     The atlas rows are centred, normalised and multiplied with themselves once for all sites. Rows of weight zero are
-    padding and may hold anything. A row with an activation that is not finite, at any site, is left out everywhere
-    and recorded in ``faults``. Accumulation is float32 at the highest precision; the error does not grow with the
-    number of batches.
+    padding and may hold anything. A row with an activation that is not finite, at any site, is left out everywhere and
+    recorded in ``faults``; so is, inside ``jit`` and on accelerators, one whose weight is not a number from 0 up.
+    Accumulation is float32 at the highest precision; the error does not grow with the number of batches.
 
     Args:
       state: the statistics so far, donated.
@@ -47,8 +47,8 @@ def update_pass(
       mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
 
     Raises:
-      AtlasError: if a site of the state is missing, an array has the wrong width or no rows, is no array of real
-        numbers, or a weight is negative or not finite (where weights can be looked at without waiting for a device).
+      AtlasError: if a site of the state is missing, there are no rows, or something is no array of real numbers or has
+        another shape; for weights on the host also where one is negative or not finite.
 
     Example:
       >>> state = PassStatistics.init(["cross"], {"a": 2}, 2)
@@ -56,11 +56,10 @@ def update_pass(
       >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
       [[0.5, -0.5], [-0.5, 0.5]]
     """
-    acts = {site: as_numbers(x, f"the activations at '{site}'") for site, x in dict(acts).items()}
-    a_c = as_numbers(a_c, "the atlas activations")
-    weight = None if weight is None else as_numbers(weight, "the weights")
-    _check(state, acts, a_c, weight, positions)
-    return _update_pass(state, acts, a_c, weight, index, positions, mesh or mesh_of(state))
+    if not isinstance(acts, Mapping):
+        raise AtlasError(f"activations of several sites are a mapping by site, not a {type(acts).__name__}")
+    _check(state, acts, a_c, weight, index, positions)
+    return _update_pass(state, dict(acts), a_c, weight, index, positions, mesh or mesh_of(state))
 
 
 @partial(jax.jit, donate_argnums=0, static_argnums=6)
@@ -79,9 +78,9 @@ def _update_pass(
     weight = _whole_rows(weight, mesh).astype(jnp.float32)
     index = state.seen + jnp.arange(a_c.shape[0]) if index is None else index
     index = _whole_rows(index, mesh).astype(jnp.int32)
-    offered = weight > 0
+    offered, valid = weight != 0, jnp.isfinite(weight) & (weight > 0)
     peaks, peak_c = jax.tree.map(row_peak, acts), row_peak(a_c)
-    keep = offered & jnp.isfinite(sum(peaks.values(), peak_c))
+    keep = valid & jnp.isfinite(sum(peaks.values(), peak_c))
     chunk, chunk_low = _chunk(state.sums, acts, a_c, peaks, peak_c, jnp.where(keep, weight, 0.0))
     sums, low = absorb(state.sums, state.low, chunk, chunk_low)
     top = None
@@ -96,7 +95,15 @@ def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
     """The statistics of both passes; associative and symmetric to rounding.
 
     Sentence ids must be given to :func:`update_pass` for the top-k of merged passes to be meaningful.
+
+    Raises:
+      AtlasError: if the two do not hold the same statistics of the same sites and widths.
     """
+    shapes = lambda state: jax.tree.map(jnp.shape, state._replace(top=None))
+    if shapes(a) != shapes(b) or (a.top is not None and b.top is None):
+        raise AtlasError(
+            "only statistics of the same needs, sites and widths can be merged; make both by the same init"
+        )
     return _merge_pass(a, b, mesh_of(a))
 
 
@@ -111,21 +118,13 @@ def _merge_pass(a: PassStatistics, b: PassStatistics, mesh: Mesh | None) -> Pass
 
 def update(
     stats: Statistics,
-    a_s: Any,
-    a_c: Any,
-    weight: Any = None,
+    a_s: Float[Matrix, "b d_s"],
+    a_c: Float[Matrix, "b d_c"],
+    weight: Float[Matrix, " b"] | None = None,
     index: Int[Matrix, " b"] | None = None,
     position: Int[Matrix, "b d_s"] | None = None,
 ) -> Statistics:
     """Add a batch of pooled activations of one subject site and of the atlas; as :func:`update_pass`.
-
-    Args:
-      stats: the statistics so far, donated.
-      a_s: subject activations ``[b, d_s]``, any float dtype; a list of rows is taken too.
-      a_c: atlas activations ``[b, d_c]``.
-      weight: weights of the rows ``[b]``, one each by default.
-      index: sentence ids of the rows.
-      position: numbers to carry beside the top-k values ``[b, d_s]``.
 
     Raises:
       AtlasError: as :func:`update_pass`.
@@ -142,6 +141,9 @@ def update(
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
     """The statistics of both sets of rows; associative and symmetric to rounding.
+
+    Raises:
+      AtlasError: as :func:`merge_pass`.
 
     Example:
       >>> one = update(Statistics.init(["cross"], 1, 1), jnp.ones((3, 1)), jnp.ones((3, 1)))
@@ -202,33 +204,49 @@ def _chunk(
 
 def _check(
     state: PassStatistics,
-    acts: Mapping[Any, Shaped[Matrix, "..."]],
-    a_c: Shaped[Matrix, "..."],
-    weight: Shaped[Matrix, "..."] | None,
+    acts: Mapping[Any, Any],
+    a_c: Any,
+    weight: Any,
+    index: Any,
     positions: Mapping[Any, Any] | None,
 ) -> None:
+    """Refuse arrays that do not fit the state, and weights that weigh nothing sensible."""
     widths = {site: side.raw.mean.shape[0] for site, side in state.sums.subjects.items()}
     if missing := sorted(map(str, widths.keys() - acts.keys())):
         raise AtlasError(
             f"no activations for site {', '.join(missing)}; these statistics hold every site given to init"
         )
-    rows = a_c.shape[0] if a_c.ndim else 0
-    found = {"the atlas": (a_c, state.sums.atlas.raw.mean.shape[0])}
-    found |= {f"site '{site}'": (acts[site], width) for site, width in widths.items()}
-    for name, (a, width) in found.items():
-        if a.shape != (rows, width):
-            raise AtlasError(f"{name} needs activations {(rows, width)}, got {tuple(a.shape)}")
-    if not rows:
-        raise AtlasError("a batch without rows adds nothing; give at least one")
-    if weight is not None and weight.shape != (rows,):
-        raise AtlasError(f"{rows} rows need as many weights, got an array of shape {tuple(weight.shape)}")
+    rows = _array(a_c, "the atlas").shape[:1]
+    if rows == (0,):
+        raise AtlasError("there are no rows of activations; give at least one")
+    found = {"the atlas": (a_c, (state.sums.atlas.raw.mean.shape[0],))}
+    found |= {_named(site): (acts[site], (width,)) for site, width in widths.items()}
+    found |= {name: (x, ()) for name, x in (("weight", weight), ("index", index)) if x is not None}
+    if positions is not None:
+        found |= {
+            f"positions of {_named(site)}": (positions[site], (widths[site],)) for site in positions if site in widths
+        }
+    for name, (x, width) in found.items():
+        if _array(x, name).shape != (wanted := rows + width):
+            raise AtlasError(f"{name} needs an array of shape {wanted}, got {x.shape}")
     if weight is not None and on_host(weight):
-        refuse(~np.isfinite(weight) | (np.asarray(weight) < 0), weight, "the weight", "finite numbers from 0 up")
+        bad = ~((weight >= 0) & (weight < np.inf))
+        refuse(bad, weight, "the weight", "finite numbers that are not negative, 0 for padding")
     peaks = [] if state.top is None else [site for site, top in state.top.items() if top.position is not None]
     if peaks and (positions is None or set(peaks) - set(positions)):
         raise AtlasError(
             "these statistics were made with peaks=True, so every update needs the positions of every site"
         )
+
+
+def _named(site: Any) -> str:
+    return f"site '{site}'" if site else "the subject"
+
+
+def _array(x: Any, name: str) -> Matrix:
+    if not isinstance(x, Matrix):
+        raise AtlasError(f"{name} must be an array, not a {type(x).__name__}; convert it with numpy.asarray")
+    return as_numbers(x, name)
 
 
 def _record(faults: Faults, bad: Bool[Array, " b"], index: Int[Array, " b"]) -> Faults:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key, UInt32
 
+from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
-from atlas_jax.translators._solution import Solution, centred_cross, check_rows, solution
+from atlas_jax.translators._solution import Solution, check_rows, solution
 from atlas_jax.types_statistics import Moments, Statistics
 
 
@@ -23,7 +24,7 @@ def covariance(stats: Statistics) -> Solution:
       ``matrix`` float32 ``[d_s, d_c]``.
 
     Raises:
-      AtlasError: if the need is missing, or nothing was added to the statistics.
+      AtlasError: if the need is missing, or there are no rows.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, update
@@ -31,7 +32,7 @@ def covariance(stats: Statistics) -> Solution:
       >>> covariance(update(Statistics.init(["cross"], 1, 1), x, 2 * x)).matrix.tolist()
       [[2.0]]
     """
-    return solution(centred_cross(stats, "raw") / stats.weight, solver="moments")
+    return solution(_cross(stats) / float(stats.weight), solver="moments")
 
 
 def correlation(stats: Statistics) -> Solution:
@@ -47,7 +48,7 @@ def correlation(stats: Statistics) -> Solution:
       ``matrix`` float32 ``[d_s, d_c]``.
 
     Raises:
-      AtlasError: if the need is missing, or nothing was added to the statistics.
+      AtlasError: if the need is missing, or there are no rows.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, update
@@ -55,9 +56,8 @@ def correlation(stats: Statistics) -> Solution:
       >>> correlation(update(Statistics.init(["cross"], 1, 1), x, -2 * x)).matrix.round(5).tolist()
       [[-1.0]]
     """
-    cross = centred_cross(stats, "raw")
     scale_s, scale_c = _inverse_root(stats.subject.raw, stats), _inverse_root(stats.atlas.raw, stats)
-    matrix = jnp.clip((cross * scale_s[:, None]) * scale_c[None, :], -1.0, 1.0)
+    matrix = jnp.clip((_cross(stats) * scale_s[:, None]) * scale_c[None, :], -1.0, 1.0)
     constant = {"constant_subject": int(jnp.sum(scale_s == 0)), "constant_atlas": int(jnp.sum(scale_c == 0))}
     return solution(matrix, solver="moments", **constant)
 
@@ -75,7 +75,7 @@ def semantic_lens(stats: Statistics) -> Solution:
       ``matrix`` float32 ``[d_s, d_c]``.
 
     Raises:
-      AtlasError: if the second pass is missing or did not meet every selected sample, or the statistics are empty.
+      AtlasError: if the second pass is missing or did not meet every selected sample, or there are none.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, lens_init, lens_update, update
@@ -87,7 +87,8 @@ def semantic_lens(stats: Statistics) -> Solution:
     """
     if stats.lens is None:
         raise AtlasError("semantic_lens needs a second pass: fill Statistics.lens with lens_init and lens_update")
-    check_rows(stats)
+    if not bool((stats.lens.index >= 0).any()):
+        raise AtlasError("the second pass of semantic_lens has no selected samples; add rows with update before it")
     wanted = jnp.sum(stats.lens.index >= 0, axis=1, dtype=jnp.int32)
     if missing := int(jnp.sum(wanted - stats.lens.found)):
         raise AtlasError(f"the second pass of semantic_lens missed {missing} selected samples; offer each exactly once")
@@ -98,20 +99,31 @@ def semantic_lens(stats: Statistics) -> Solution:
 def random(key: Key[Array, ""] | UInt32[Array, "2"], d_s: int, d_c: int) -> Solution:
     """The random baseline: independent Gaussian entries of variance 1 / d_c, so rows have norm near one.
 
+    Raises:
+      AtlasError: for a width that is no whole number from 1 up.
+
     Example:
       >>> random(jax.random.key(0), 2, 3).matrix.shape
       (2, 3)
     """
-    matrix = jax.random.normal(key, (d_s, d_c), jnp.float32) / np.float32(max(d_c, 1) ** 0.5)
+    shape = as_count(d_s, "d_s"), as_count(d_c, "d_c")
+    matrix = jax.random.normal(key, shape, jnp.float32) / np.float32(d_c**0.5)
     return solution(matrix, solver="random")
 
 
 def random_like(stats: Statistics, *, seed: int = 0) -> Solution:
-    """:func:`random` of the shape of ``stats``, spread over their mesh; the registry's entry."""
+    """:func:`random` of the shape of ``stats``, spread over their mesh; the registry's entry. It reads no rows."""
     shape = stats.subject.raw.mean.shape[0], stats.atlas.raw.mean.shape[0]
     draw = lambda key: random(key, *shape).matrix
     to = spread(shape, mesh_of(stats), "data", "model")
     return solution(jax.jit(draw, out_shardings=to)(jax.random.key(seed)), solver="random")
+
+
+def _cross(stats: Statistics) -> Float[Array, "d_s d_c"]:
+    if stats.cross.raw is None:
+        raise AtlasError("these statistics lack 'cross'; name it in Statistics.init")
+    check_rows(stats)
+    return stats.cross.raw
 
 
 def _inverse_root(moments: Moments, stats: Statistics) -> Float[Array, " d"]:

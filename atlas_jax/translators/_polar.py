@@ -6,6 +6,8 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Float
 
+from atlas_jax.checks import finite_numbers
+from atlas_jax.errors import AtlasError
 from atlas_jax.translators._polar_certificate import CUT, Factor, certify, nothing
 from atlas_jax.translators._polar_zolotarev import zolotarev_route
 
@@ -29,11 +31,16 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
       error, an upper estimate of the relative distance to the exact factor; remainder, the relative size of the
       singular values left out.
 
+    Raises:
+      AtlasError: for what is no matrix of finite numbers.
+
     Example:
       >>> t, certificate = polar(np.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
       >>> t.round(5).tolist(), certificate["rank"], certificate["accepted"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
     """
+    if np.ndim(finite_numbers(m, "the matrix")) != 2:
+        raise AtlasError(f"the polar factor is of a matrix, not of an array of shape {np.shape(m)}")
     rows, columns = np.flatnonzero(m.any(axis=1)), np.flatnonzero(m.any(axis=0))
     dead = {"dead_rows": m.shape[0] - rows.size, "dead_columns": m.shape[1] - columns.size}
     if not rows.size:

@@ -43,7 +43,7 @@ def procrustes(
       solver, precision, rank, orthogonality, asymmetry, duality gap, error, remainder, and whether all are accepted.
 
     Raises:
-      AtlasError: if the need is missing.
+      AtlasError: if the need is missing, there are no rows, or the solver is unknown.
 
     Example:
       >>> import jax.numpy as jnp

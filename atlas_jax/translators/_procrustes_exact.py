@@ -1,5 +1,6 @@
 """The minimiser of Eq. 2 itself, which for ``d_s < d_c`` is not the polar factor."""
 
+from atlas_jax.checks import as_count, as_number
 from atlas_jax.translators._procrustes import procrustes
 from atlas_jax.translators._solution import Solution, cross_on_devices, gram_on_devices, solution
 from atlas_jax.translators._stiefel_rows import living, minimise
@@ -38,7 +39,7 @@ def procrustes_exact(
       ``2 tr(T A_c^T A_s)``), the change of Eq. 2's loss from the polar factor, and whether it is accepted.
 
     Raises:
-      AtlasError: if a need is missing.
+      AtlasError: if a need is missing, there are no rows, or an option is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -48,6 +49,8 @@ def procrustes_exact(
       >>> abs(procrustes_exact(stats, normalize_rows=False).matrix).round(3).tolist()
       [[0.0, 1.0]]
     """
+    as_number(tolerance, "tolerance", least=0)
+    as_count(max_steps, "max_steps")
     cross = cross_on_devices(stats, unit=normalize_rows, centre=centre)
     gram, lift = gram_on_devices(stats, "atlas", unit=normalize_rows)
     lift = lift * (not centre)

@@ -23,7 +23,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-def needs_of(methods: Iterable[str]) -> frozenset[str]:
+def needs_of(methods: Iterable[str] | str) -> frozenset[str]:
     """The statistics that these methods need together.
 
     Raises:
@@ -33,7 +33,7 @@ def needs_of(methods: Iterable[str]) -> frozenset[str]:
       >>> sorted(needs_of(["covariance", "procrustes"]))
       ['cross', 'unit_cross']
     """
-    methods = list(methods)
+    methods = [methods] if isinstance(methods, str) else list(methods)
     if unknown := [name for name in methods if name not in METHODS]:
         raise AtlasError(f"unknown method '{unknown[0]}'; known are {', '.join(METHODS)}")
     return frozenset().union(*(METHODS[name].needs for name in methods))

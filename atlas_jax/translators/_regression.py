@@ -7,6 +7,7 @@ import numpy as np
 import scipy.linalg
 from jaxtyping import Array, Float
 
+from atlas_jax.checks import as_number
 from atlas_jax.translators._regression_rows import regress
 from atlas_jax.translators._solution import (
     Solution,
@@ -45,7 +46,7 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7,
       equations, from the device also precision, what regularised, the last change, and whether it is accepted.
 
     Raises:
-      AtlasError: if a need is missing.
+      AtlasError: if a need is missing, there are no rows, or an option is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -55,6 +56,8 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7,
       >>> least_squares(stats).matrix.tolist()
       [[2.0]]
     """
+
+    as_number(cut, "cut", least=0)
 
     def on_host() -> Solution:
         gram = gram_of(stats, "atlas", unit=False, centre=centre)
@@ -78,7 +81,7 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2, sol
       :func:`least_squares`, with the penalty and, as ``shift``, p itself.
 
     Raises:
-      AtlasError: if a need is missing.
+      AtlasError: if a need is missing, there are no rows, or an option is out of range.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,6 +91,8 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2, sol
       >>> ridge(stats, penalty=1.0).matrix.tolist()
       [[1.0]]
     """
+
+    as_number(penalty, "the penalty", least=0)
 
     def on_host() -> Solution:
         gram = gram_of(stats, "atlas", unit=False, centre=centre)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred = centred_cross(stats, view)
+    centred = _cross(stats, view)
     _, atlas, subject, cross = stats.low
     product = to_host(centred).astype(np.float64)
     product += to_host(getattr(cross, view))
@@ -75,7 +75,7 @@ def cross_on_devices(stats: Statistics, *, unit: bool, centre: bool) -> Float[Ar
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred = jnp.asarray(centred_cross(stats, view))
+    centred = jnp.asarray(_cross(stats, view))
     weight, atlas, subject, cross = stats.low
     means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
     low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
@@ -110,7 +110,13 @@ def _belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
 
 
 def solved_on_devices(solver: Solver, large: Sequence[Float[np.ndarray | Array, "_ _"] | None]) -> bool:
-    """What ``solver`` means for these arrays: "auto" is the devices if any of them is spread or on an accelerator."""
+    """What ``solver`` means for these arrays: "auto" is the devices if any of them is spread or on an accelerator.
+
+    Raises:
+      AtlasError: for another solver.
+    """
+    if solver not in (known := get_args(Solver)):
+        raise AtlasError(f"unknown solver '{solver}'; use {', '.join(known)}")
     return solver == "device" or (solver == "auto" and any(map(_belongs_on_devices, large)))
 
 
@@ -160,21 +166,18 @@ def gram_on_devices(stats: Statistics, side: str, *, unit: bool) -> tuple[Float[
 
 
 def check_rows(stats: Statistics) -> None:
-    """Refuse statistics that nothing was added to.
+    """Refuse statistics of no rows: every matrix of theirs would be zero.
 
     Raises:
-      AtlasError: if their weight is zero.
+      AtlasError: saying why there are none, if rows were left out.
     """
-    if not isinstance(stats.weight, jax.core.Tracer) and not float(stats.weight) > 0:
-        raise AtlasError("these statistics are empty; add activations with update before solving")
+    if not float(stats.weight) > 0:
+        left_out = int(stats.faults.rows)
+        why = f" ({left_out} were left out, for they were not finite)" * (left_out > 0)
+        raise AtlasError(f"these statistics hold no rows{why}; add some with update before solving")
 
 
-def centred_cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
-    """The centred cross product of the "raw" or "unit" rows.
-
-    Raises:
-      AtlasError: if the statistics do not hold it, or are empty.
-    """
+def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
     centred = getattr(stats.cross, view)
     if centred is None:
         name = "unit_cross" if view == "unit" else "cross"

@@ -12,6 +12,8 @@ from jax import lax
 from jax.sharding import Sharding
 from jaxtyping import Array, ArrayLike, Float
 
+from atlas_jax.checks import as_number
+from atlas_jax.errors import AtlasError
 from atlas_jax.translators._solution import (
     Solution,
     Solver,
@@ -88,7 +90,7 @@ def whitened(
       whether that is accepted.
 
     Raises:
-      AtlasError: if a need is missing.
+      AtlasError: if a need is missing, there are no rows, or an option is out of range.
 
     Example:
       >>> from atlas_jax.statistics import Statistics, update
@@ -154,13 +156,18 @@ class Whitening(NamedTuple):
           solver: as in :func:`whitened`.
 
         Raises:
-          ValueError: if the members are of several views.
-          AtlasError: if a need is missing.
+          AtlasError: if the members are of several views or none, a need is missing, there are no rows, or an option is
+            out of range.
         """
         members = list(members)
+        as_number(cut, "cut", least=0)
+        for member in members:
+            for name in ("alpha", "beta"):
+                as_number(getattr(member, name), name)
+            as_number(member.ridge, "the ridge", least=0)
         views = {(m.normalize_rows, m.centre) for m in members}
         if len(views) != 1:
-            raise ValueError(f"members of one view are diagonalised together, got {len(views)} views")
+            raise AtlasError(f"members of one view are diagonalised together, got {len(views)} views")
         ((unit, centre),) = views
         on_devices = solved_on_devices(solver, [getattr(stats.cross, "unit" if unit else "raw")])
         cross = (cross_on_devices if on_devices else cross_of)(stats, unit=unit, centre=centre)
