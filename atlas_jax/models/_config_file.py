@@ -6,6 +6,7 @@ from typing import Any
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._config import FAMILIES, ModelConfig
 from atlas_jax.models._json import read_object
+from atlas_jax.models._transformers import transformers
 
 _SHARED_BY_MODALITIES = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")
 
@@ -42,10 +43,8 @@ def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
 
 def _auto_config(directory: Path) -> Any:
-    from transformers import AutoConfig
-
     try:
-        return AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        return transformers().AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as e:  # noqa: BLE001 - transformers raises whatever a value made it stumble on
         reason = " ".join(str(e).split()) or type(e).__name__
         raise AtlasError(f"transformers cannot read this configuration ({reason}); correct it") from e

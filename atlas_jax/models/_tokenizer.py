@@ -10,6 +10,7 @@ import tokenizers
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._json import read_object
+from atlas_jax.models._transformers import transformers
 from atlas_jax.types import Tokens
 
 if TYPE_CHECKING:
@@ -77,10 +78,9 @@ class Tokenizer:
           >>> Tokenizer.of(Tokenizer.load(SUBJECT).backend, None).bos_id is None
           True
         """
-        from transformers import PreTrainedTokenizerFast
-
         options = {} if bos_token is None else {"bos_token": bos_token}
-        return cls(PreTrainedTokenizerFast(tokenizer_object=backend, add_bos_token=bos_token is not None, **options))
+        options |= {"tokenizer_object": backend, "add_bos_token": bos_token is not None}
+        return cls(transformers().PreTrainedTokenizerFast(**options))
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
         """Ids of each text, as transformers encodes it, cut to ``max_length``; BOS at the beginning is never doubled.
@@ -185,13 +185,11 @@ def check_ids(ids: np.ndarray, limit: int | None) -> None:
 
 
 def _load(directory: Path) -> "PreTrainedTokenizerFast":
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
     alone = directory / "tokenizer.json"
     try:
         if alone.is_file() and not (directory / "tokenizer_config.json").is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(alone))
-        hf = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            return transformers().PreTrainedTokenizerFast(tokenizer_file=str(alone))
+        hf = transformers().AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as e:  # noqa: BLE001 - transformers and tokenizers raise whatever the file made them stumble on
         if not any((directory / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
             raise AtlasError(f"{directory} has no tokenizer.json; save one there with tokenizer.save_pretrained") from e
