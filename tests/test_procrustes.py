@@ -325,7 +325,7 @@ sharding = NamedSharding(make_mesh(4, 2), P("data", "model"))
 place = lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 stats = Statistics.init(["cross"], 32, 48)
 cross = stats.cross._replace(raw=place(m)), stats.low[3]._replace(raw=place(0 * m))
-stats = jax.tree.map(np.asarray, stats)._replace(cross=cross[0], low=(*stats.low[:3], cross[1]))
+stats = jax.tree.map(np.asarray, stats)._replace(weight=np.float32(1), cross=cross[0], low=(*stats.low[:3], cross[1]))
 found = procrustes(stats, normalize_rows=False)
 assert not found.matrix.is_fully_addressable and found.matrix.sharding == sharding
 assert found.certificate["accepted"] and found.certificate["solver"] == "polar_express"

@@ -104,8 +104,8 @@ def test_the_solver_can_be_chosen(rng, method):
     assert solver(on_mesh(stats), solver="host") == "cholesky"
 
 
-def test_without_data_all_is_zero():
-    stats = on_mesh(Statistics.init(NEEDS, 16, 24))
+def test_where_every_feature_is_dead_all_is_zero():
+    stats = on_mesh(Statistics.init(NEEDS, 16, 24)._replace(weight=jnp.float32(1)))
     for method in METHODS.values():
         found = method(stats)
         assert not np.asarray(found.matrix).any()

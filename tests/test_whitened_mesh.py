@@ -81,8 +81,8 @@ def test_devices_without_float64_cut_more(stats, monkeypatch):
     assert distance(found.matrix, np.asarray(host.matrix, np.float64)) < 1e-3
 
 
-def test_without_data_all_is_zero():
-    found = translators.whitened(on_mesh(Statistics.init(NEEDS, 16, 24)), beta=0.5)
+def test_where_every_feature_is_dead_all_is_zero():
+    found = translators.whitened(on_mesh(Statistics.init(NEEDS, 16, 24)._replace(weight=jnp.float32(1))), beta=0.5)
     assert not np.asarray(found.matrix).any()
     assert (found.certificate["rank_subject"], found.certificate["dead_atlas"]) == (0, 24)
 
