@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from throughput import H200, atlas_of
 
 from atlas_jax.pipeline._stream import _fit_step, _lens_step
-from atlas_jax.statistics import lens_init
+from atlas_jax.statistics import NormSums, lens_init
 from atlas_jax.translators import _polar_express
 from atlas_jax.translators._ring import ring_mesh
 
@@ -87,7 +87,9 @@ class Costs:
         rows = max(len(t.index) for t in self.tokens)
         row = lambda d: jax.ShapeDtypeStruct((rows, d), jnp.float32)
         acts, index = {site: row(d) for site, d in self.subject.widths.items()}, jax.ShapeDtypeStruct((rows,), "int32")
-        return temporaries(_fit_step, self.state, acts, row(self.d_c), index, mesh=None)
+        sums = jax.ShapeDtypeStruct((rows,), jnp.float32)
+        norms = NormSums(dict.fromkeys(acts, sums), sums)
+        return temporaries(_fit_step, self.state, acts, row(self.d_c), norms, index, mesh=None)
 
     def looking(self) -> tuple[int, int]:
         """Bytes of SemanticLens' sums at all sites, and temporaries of adding a batch to them."""

@@ -14,7 +14,7 @@ from throughput import BUDGET, METHODS, SITES, atlas_of, subject_of
 import atlas_jax as aj
 from atlas_jax.pipeline import Grid
 from atlas_jax.pipeline._stream import LEFT_OUT, Fitted
-from atlas_jax.statistics import PassStatistics
+from atlas_jax.statistics import PassStatistics, TokenNorms
 from atlas_jax.translators import needs_of
 
 # "shapes" are of the batches, compiled one by one: a real pass has five, and pads a sixth less.
@@ -90,7 +90,7 @@ def atlas_rows(rows: int, width: int) -> jax.Array:
 def nothing_fitted(widths: dict[Any, int], d_c: int, top_k: int) -> Fitted:
     """The state in which a fitting pass begins."""
     statistics = PassStatistics.init(NEEDS, widths, d_c, top_k=top_k)
-    return Fitted(statistics, jnp.zeros(d_c, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32))
+    return Fitted(statistics, jnp.zeros(d_c, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32), TokenNorms.init(widths))
 
 
 def decoding_inputs(vocab: int, width: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:

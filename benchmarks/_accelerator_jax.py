@@ -21,8 +21,9 @@ from atlas_jax import metrics
 from atlas_jax.mesh import to_host
 from atlas_jax.models import Decoder, ModelConfig, forward
 from atlas_jax.pipeline import encode_batch
+from atlas_jax.pipeline._encode import encode_norms
 from atlas_jax.pipeline._stream import _fit_step, _lens_step
-from atlas_jax.statistics import lens_init, update_pass
+from atlas_jax.statistics import NormSums, lens_init, update_pass
 from atlas_jax.translators import polar_express
 from atlas_jax.translators._regression_rows import regress
 from atlas_jax.translators._solution import cross_on_devices, gram_on_devices, has_double
@@ -143,7 +144,8 @@ def extraction(size: str) -> Found:
     yield {"tokens": real, "padded_tokens": sum(t.ids.size for t in tokens), "batches": len(tokens)}
 
     def add(state: Any, batch: aj.Tokens) -> Any:
-        return _fit_step(state, encode_batch(subject, batch), a_c[len(batch.index)], batch.index, mesh=None)
+        a_s, norms, count = encode_norms(subject, batch)
+        return _fit_step(state, a_s, a_c[len(batch.index)], NormSums(norms, count), batch.index, mesh=None)
 
     compiled = {}
     for batch in {t.ids.shape: t for t in tokens}.values():
@@ -192,8 +194,8 @@ def joint(size: str) -> Found:
     state = inputs.nothing_fitted(subject.widths, space.width, sizes["top_k"])
 
     def add(state: Any, batch: aj.Tokens) -> Any:
-        a_s, a_c = encode_batch(subject, batch), encode_batch(space, batch)[space.site]
-        return _fit_step(state, a_s, a_c, batch.index, mesh=None)
+        (a_s, norms, count), a_c = encode_norms(subject, batch), encode_batch(space, batch)[space.site]
+        return _fit_step(state, a_s, a_c, NormSums(norms, count), batch.index, mesh=None)
 
     first, state = seconds_of(partial(folded, add, state, list({t.ids.shape: t for t in tokens}.values())))
     seconds, state = seconds_of(partial(folded, add, state, tokens))
