@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 
+from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import reading
 from atlas_jax.labels import Labels
@@ -120,22 +121,23 @@ class Translation:
         """Number of atlas features."""
         return self.matrix.shape[1]
 
-    def similarity(self, q: Query) -> Float[Array, "*q d_s"]:
+    def similarity(self, q: Any) -> Float[Array, "*q d_s"]:
         """Cosine of each row of T with the query, Eq. 3; 0 where the row or the query is zero.
 
         Args:
           q: concept queries ``[*q, d_c]``, any float dtype.
 
         Raises:
-          AtlasError: if the last axis of ``q`` is not ``d_c`` wide.
+          AtlasError: if the last axis of ``q`` is not ``d_c`` wide, or (outside ``jit``) a value is not finite.
         """
+        q = finite_numbers(q, "the query")
         if jnp.shape(q)[-1:] != (self.d_c,):
             raise AtlasError(
                 f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(jnp.shape(q))}"
             )
         return _similarity(self.matrix, jnp.asarray(q, jnp.float32))
 
-    def top_features(self, q: Query, k: int = 10) -> Ranked:
+    def top_features(self, q: Any, k: int = 10) -> Ranked:
         """The k subject features most similar to each query.
 
         Raises:

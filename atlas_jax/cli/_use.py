@@ -115,7 +115,7 @@ def steer(
         typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
     ] = None,
     method: Method = "procrustes",
-    tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 40,
+    tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
     seed: Seed = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages in the model's chat template.")] = False,
