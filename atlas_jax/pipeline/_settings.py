@@ -34,7 +34,7 @@ class AlignSettings:
       'max'
     """
 
-    sites: tuple[str, ...]
+    sites: tuple[str | Site, ...]
     methods: tuple[str, ...]
     pooling: str = "max"
     max_length: int = 128
