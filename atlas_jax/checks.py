@@ -1,9 +1,10 @@
-"""Checks of the numbers a caller hands over: one sentence for what would otherwise end in quiet nonsense.
+"""Checks of the numbers and texts a caller hands over: one sentence for what would otherwise end in quiet nonsense.
 
 Values are looked at only where there are any: never inside a ``jit`` trace, nor in arrays of several processes.
 """
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -136,3 +137,23 @@ def as_number(value: Any, what: str, *, least: float | int = -np.inf, most: floa
         high = "" if most == np.inf else f" to {most}"
         raise AtlasError(f"{what} must be a number{low}{high}, not {value!r}")
     return number
+
+
+def as_texts(texts: Any) -> list[str]:
+    """Texts as a list; one string is one text.
+
+    Raises:
+      AtlasError: if there is none, or something that is no string.
+
+    Example:
+      >>> as_texts("a dog")
+      ['a dog']
+    """
+    if not isinstance(texts, Iterable):
+        raise AtlasError(f"a text should be a string, not {texts!r}")
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    if not listed:
+        raise AtlasError("there is no text; give at least one")
+    if strange := [text for text in listed if not isinstance(text, str)]:
+        raise AtlasError(f"a text should be a string, not {strange[0]!r}")
+    return listed

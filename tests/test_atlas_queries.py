@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.atlas._query import as_texts, feature_query
+from atlas_jax.atlas._query import feature_query
 from atlas_jax.bundled import ATLAS
+from atlas_jax.checks import as_texts
 from atlas_jax.errors import AtlasError
 
 TEXTS = ["Return the sum of the array.", "Dates and times.", "The font size of a figure is 10."]

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas._manifest import INDEX, Manifest
-from atlas_jax.atlas._query import as_texts, feature_query, finite_vector
+from atlas_jax.atlas._query import feature_query, finite_vector
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
 from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, resolve
@@ -142,7 +142,7 @@ class ConceptAtlas:
         Raises:
           AtlasError: if there is no text, or something that is none.
         """
-        return _pooled(self, self.tokenize(as_texts(texts)))
+        return _pooled(self, self.tokenize(texts))
 
     def query(
         self, features: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None

@@ -1,6 +1,5 @@
-"""What may become a concept query: features with weights, vectors, and texts."""
+"""What may become a concept query: features with weights, and vectors."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -58,23 +57,6 @@ def finite_vector(values: Any, width: int, what: str) -> Float[np.ndarray, " w"]
     if (wrong := np.flatnonzero(~np.isfinite(vector))).size:
         raise AtlasError(f"{what} should hold finite numbers only, and number {wrong[0]} is {vector[wrong[0]]}")
     return vector
-
-
-def as_texts(texts: Any) -> list[str]:
-    """Texts as a list; one string is one text.
-
-    Example:
-      >>> as_texts("a dog")
-      ['a dog']
-    """
-    if not isinstance(texts, Iterable):
-        raise AtlasError(f"a text should be a string, not {texts!r}")
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    if not listed:
-        raise AtlasError("there is no text; give at least one")
-    if strange := [text for text in listed if not isinstance(text, str)]:
-        raise AtlasError(f"a text should be a string, not {strange[0]!r}")
-    return listed
 
 
 def _first(values: Any, kind: type) -> Any:

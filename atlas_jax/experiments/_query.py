@@ -1,12 +1,13 @@
 """A concept query from words, features or texts, with the atlas features it is made of (section 3.4)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Hit, terms
 
@@ -67,7 +68,6 @@ def concept_query(
             raise AtlasError(f"no label of this atlas matches '{concept}'; try other words, or give feature ids")
         return ConceptQuery(_of_hits(atlas, hits), hits, weakness(concept, hits))
     if features:
-        check_finite(list(features.values()), "the weights of the features")
         vector = atlas.query(list(features), list(features.values()))
         hits = [Hit(i, atlas.labels[i] or "", w, w) for i, w in sorted(features.items(), key=lambda f: -abs(f[1]))]
     else:
@@ -95,24 +95,13 @@ def weakness(concept: str, hits: Sequence[Hit]) -> str | None:
     return f"no label of the features found has a word of '{concept}', so they may mean something else"
 
 
-def check_finite(values: Any, what: str) -> None:
-    """Refuse numbers that are not finite.
-
-    Raises:
-      AtlasError: naming them.
-    """
-    if not np.all(np.isfinite(np.asarray(values, np.float64))):
-        raise AtlasError(f"{what} must be finite numbers, without nan or infinity")
-
-
 def check_query(vector: Float[Array | np.ndarray, "*q d_c"]) -> None:
     """Refuse a query that asks for nothing, or holds a nan.
 
     Raises:
       AtlasError: saying which.
     """
-    check_finite(vector, "the values of a concept query")
-    if not np.any(np.asarray(vector)):
+    if not np.any(finite_numbers(vector, "the concept query")):
         raise AtlasError("the concept query is zero everywhere; give features or texts that make it something")
 
 

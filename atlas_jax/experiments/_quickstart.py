@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas_jax.artifacts import new_directory, write_json
-from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
-from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
 from atlas_jax.experiments._measure import kept, measured
 from atlas_jax.experiments._quality import Quality, best_method
+from atlas_jax.experiments._query import concept_query
 from atlas_jax.experiments._steering import Steered, Unit, steer
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
@@ -73,8 +72,7 @@ def explore(
     Raises:
       AtlasError: if no label matches the text.
     """
-    hits = search(alignment.atlas, text, atlas_features)
-    query = alignment.atlas.query([h.index for h in hits], [h.weight for h in hits])
+    query, hits, _ = concept_query(alignment.atlas, concept=text, k=atlas_features)
     at = lambda site: alignment.translation(site, method)
     site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
     tokenizer = alignment.subject.model.tokenizer
@@ -91,17 +89,6 @@ def explore(
         unit=unit,
     )
     return Concept(text, hits, site, method, found, steered, unit)
-
-
-def search(atlas: ConceptAtlas, text: str, count: int = ATLAS_FEATURES) -> list[Hit]:
-    """The atlas features whose labels match a text.
-
-    Raises:
-      AtlasError: if there are none.
-    """
-    if hits := atlas.search(text, count):
-        return hits
-    raise AtlasError(f"no label of this atlas matches '{text}'; try other words, or give feature ids")
 
 
 class Result(NamedTuple):
@@ -138,7 +125,7 @@ def quickstart(
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
     """
     for text in concepts:
-        search(pair.atlas, text)
+        concept_query(pair.atlas, concept=text)
     with new_directory(out, overwrite=overwrite) as directory:
         found = measured(align(pair, corpus, settings, stage=stage, chooser=chooser), stage=stage)
         alignment = found.alignment

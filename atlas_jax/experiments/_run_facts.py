@@ -1,13 +1,14 @@
 """What a run directory holds, told from its files alone: no model is loaded."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_jax.artifacts import RUN, read_json
-from atlas_jax.errors import AtlasError
+from atlas_jax.artifacts import read_json
+from atlas_jax.files import reading
+from atlas_jax.pipeline._run_files import AGAIN, Record
 from atlas_jax.translation import RECORD
-from atlas_jax.types import Site
 
 
 class RunFacts(NamedTuple):
@@ -38,27 +39,21 @@ def run_facts(directory: str | Path) -> RunFacts:
       20000
     """
     directory = Path(directory)
-    if not (directory / RUN).is_file():
-        raise AtlasError(f"'{directory}' is not a run (no {RUN}); make one with atlas-jax align")
-    run, corpus = read_json(directory / RUN), read_json(directory / "corpus" / "corpus.json")
-    try:
-        settings = run["settings"]
-        methods = [*settings["methods"], *run.get("chosen", ())]
-        facts = _facts(directory, run, corpus)
-        sites = dict.fromkeys(str(Site.parse(site)) for site in settings["sites"])
-        rows = [_translation(directory, site, method) for site in sites for method in methods]
-    except (KeyError, TypeError, AttributeError) as e:
-        raise AtlasError(f"the run '{directory}' is damaged ({type(e).__name__}: {e}); align again") from e
+    record = Record.read(directory)
+    with reading(directory / "corpus" / "corpus.json", AGAIN):
+        corpus = read_json(directory / "corpus" / "corpus.json")
+        facts = _facts(directory, record, corpus)
+    rows = [_translation(directory, site, method) for site in record.settings.sites for method in record.methods]
     return RunFacts(facts, rows)
 
 
-def _facts(directory: Path, run: Mapping[str, Any], corpus: Mapping[str, Any]) -> dict[str, Any]:
-    settings, sources = run["settings"], run["sources"]
+def _facts(directory: Path, record: Record, corpus: Mapping[str, Any]) -> dict[str, Any]:
+    settings, sources = dataclasses.asdict(record.settings), record.sources
     facts = {name: _source(sources[name]) for name in ("subject", "atlas")}
     facts |= {f"{name} hash": sources[name]["sha256"] for name in ("subject", "atlas")}
-    facts |= {"sites": settings["sites"], "methods": [*settings["methods"], *run.get("chosen", ())]}
+    facts |= {"sites": list(settings["sites"]), "methods": list(record.methods)}
     facts |= {"fit sentences": corpus["n_fit"], "held-out sentences": corpus["n_eval"], "corpus hash": corpus["hash"]}
-    facts |= {"sentences left out": len(run.get("left_out", ()))}
+    facts |= {"sentences left out": len(record.left_out)}
     facts |= {k.replace("_", " "): v for k, v in settings.items() if k not in ("sites", "methods")}
     facts |= {"strongest sentences": _names(directory / "top", "*.safetensors"), "tables": _names(directory / "tables")}
     facts |= {name: sources.get(name, "unknown") for name in ("jax", "atlas-jax")}
@@ -72,17 +67,18 @@ def _source(source: Mapping[str, Any]) -> str:
 
 def _translation(directory: Path, site: str, method: str) -> dict[str, Any]:
     folder = directory / "translations" / site / method
-    record = read_json(folder / RECORD)
-    (d_s, d_c), certificate = record["shape"], record["certificate"]
-    return {
-        "site": site,
-        "method": method,
-        "subject features": d_s,
-        "atlas features": d_c,
-        "token norm": record.get("token_norm"),
-        "within tolerances": certificate.get("accepted"),
-        "bytes": _bytes(folder),
-    }
+    with reading(folder / RECORD, AGAIN):
+        record = read_json(folder / RECORD)
+        (d_s, d_c), certificate = record["shape"], record["certificate"]
+        return {
+            "site": site,
+            "method": method,
+            "subject features": d_s,
+            "atlas features": d_c,
+            "token norm": record.get("token_norm"),
+            "within tolerances": certificate.get("accepted"),
+            "bytes": _bytes(folder),
+        }
 
 
 def _names(directory: Path, pattern: str = "*") -> Sequence[str]:

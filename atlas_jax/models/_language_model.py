@@ -11,7 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from atlas_jax.checks import as_texts
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import writable
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._config_file import load_config
 from atlas_jax.models._json import read_object, write_object
@@ -114,9 +116,9 @@ class LanguageModel:
             raise AtlasError(f"'{directory}' is a file; give a directory")
         if (directory / "adapter_config.json").is_file():
             raise AtlasError(f"'{directory}' holds a LoRA adapter, which would act on this model; choose another place")
-        try:
+        with writable(directory):
             directory.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+            with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as temporary:
                 new = Path(temporary) / "model"
                 new.mkdir()
                 self._write(new, dtype or str(self.decoder.norm.weight[...].dtype))
@@ -125,8 +127,6 @@ class LanguageModel:
                     return
                 for file in sorted(new.iterdir()):
                     os.replace(file, directory / file.name)
-        except OSError as e:
-            raise AtlasError(f"'{directory}' cannot be written ({e.strerror}); choose another place") from e
 
     def _write(self, directory: Path, dtype: str) -> None:
         save_decoder(self.decoder, directory, jnp.dtype(dtype))
@@ -167,7 +167,7 @@ class LanguageModel:
         if messages is not None:
             rows = [self.chat(messages)[:max_length]]
         else:
-            rows = self.tokenizer.encode(one_or_more(texts, "text"), max_length)
+            rows = self.tokenizer.encode(as_texts(texts), max_length)
         longest, context = max(map(len, rows)), self.config.max_positions
         if longest > context:
             raise AtlasError(
@@ -192,24 +192,6 @@ class LanguageModel:
           'user: the value'
         """
         return self.tokenizer.encode_chat(messages, add_generation_prompt)
-
-
-def one_or_more(texts: Any, noun: str) -> list[str]:
-    """A list of texts; one string is one text.
-
-    Raises:
-      AtlasError: if there is none, or one of them is no string.
-
-    Example:
-      >>> one_or_more("a text", "text")
-      ['a text']
-    """
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    if not texts:
-        raise AtlasError(f"there is no {noun} to tokenize; give at least one")
-    if wrong := [t for t in texts if not isinstance(t, str)]:
-        raise AtlasError(f"a {noun} must be a string, and {wrong[0]!r} is a {type(wrong[0]).__name__}")
-    return texts
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:

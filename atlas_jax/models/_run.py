@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.checks import known
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._cache import LayerCache
 from atlas_jax.models._config import ModelConfig
@@ -57,7 +58,7 @@ def run(
     config = model.config
     if not isinstance(tokens, Tokens):
         raise AtlasError(f"run needs Tokens, not {type(tokens).__name__}; make them with tokenize(texts)")
-    if isinstance(tokens.ids, np.ndarray) or (concrete(tokens.ids) and tokens.ids.is_fully_addressable):
+    if known(tokens.ids):
         check_ids(np.asarray(tokens.ids), config.vocab_size)
     sites = tuple(check_site(config, site) for site in sites_of(capture))
     edits = check_edits(config, edits, tokens.ids.shape[0])
@@ -155,7 +156,8 @@ def check_edits(config: ModelConfig, edits: Any, rows: int) -> dict[Site, Any]:
             raise AtlasError(
                 f"{site} can only be read; edit z.{site.layer}, where a head has {config.head_dim} features"
             )
-        for one in _sequence(site, edit):
+        edits_here = _sequence(site, edit)
+        for one in edits_here:
             if check := getattr(one, "check", None):
                 check()
             width, there = getattr(one, "width", None), config.width(site.point)
@@ -163,7 +165,7 @@ def check_edits(config: ModelConfig, edits: Any, rows: int) -> dict[Site, Any]:
                 raise AtlasError(f"an edit of width {width} cannot go to {site}, which is {there} wide")
             if (wanted := getattr(one, "rows", 1)) not in (1, rows):
                 raise AtlasError(f"an edit with arrays for {wanted} rows cannot go to {site} of a batch of {rows}")
-        checked[site] = jax.tree.map(_strong, edit if callable(edit) else tuple(edit))
+        checked[site] = jax.tree.map(_strong, edit if callable(edit) else edits_here)
     return checked
 
 
@@ -173,11 +175,6 @@ def _sequence(site: Site, edit: Any) -> tuple:
     if wrong := [e for e in edits if not callable(e)]:
         raise AtlasError(f"the edit at {site} must be Steer, Add, ... or a callable pytree, not {wrong[0]!r}")
     return edits
-
-
-def concrete(x: Any) -> bool:
-    """Whether an array has values now, and is not traced."""
-    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
 
 
 def _strong(leaf: Any) -> Array:

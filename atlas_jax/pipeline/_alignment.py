@@ -139,8 +139,6 @@ class Alignment:
           AtlasError: if it is no run, is damaged, or a model is not where it was or not what it was.
         """
         directory = Path(directory)
-        if not (directory / RUN).is_file():
-            raise AtlasError(f"'{directory}' is not a run (no {RUN}); make one with atlas-jax align")
         record = Record.read(directory)
         settings, sources = record.settings, record.sources
         pair = load_pair(sources["subject"]["path"], sources["atlas"]["path"], settings)

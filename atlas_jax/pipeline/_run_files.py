@@ -48,8 +48,10 @@ class Record(NamedTuple):
         """The record of a run.
 
         Raises:
-          AtlasError: if it is damaged.
+          AtlasError: if the directory is no run, or the record is damaged.
         """
+        if not (directory / RUN).is_file():
+            raise AtlasError(f"'{directory}' is not a run (no {RUN}); make one with atlas-jax align")
         with reading(directory / RUN, AGAIN):
             raw = json.loads((directory / RUN).read_text(encoding="utf-8"))
             settings = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["settings"].items()}
