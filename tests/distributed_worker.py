@@ -103,6 +103,9 @@ class _CountedSlice:
     def get_shape(self):
         return self.slice.get_shape()
 
+    def get_dtype(self):
+        return self.slice.get_dtype()
+
     def __getitem__(self, index):
         value = self.slice[index]
         self.sizes.append(value.size)

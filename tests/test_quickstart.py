@@ -49,7 +49,9 @@ def test_a_run_is_read_back_and_used(runs):
     folder, done = runs
     found = _command("identify", folder / "one", "--site", "mlp_act.2", "--concept", "file", "--json")
     assert found.returncode == 0, found.stderr
-    features = json.loads(found.stdout)
+    asked = json.loads(found.stdout)
+    assert all(f["weight"] > 0 for f in asked["atlas_features"])
+    features = asked["identified"]
     assert features[0]["similarity"] >= features[-1]["similarity"]
     assert all(p["token"] for f in features for p in f["peaks"])
     named = _command("name", folder / "one", "--site", "mlp_act.2", "--feature", 3, "--json")
