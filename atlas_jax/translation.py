@@ -15,7 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 
-from atlas_jax.checks import finite_numbers
+from atlas_jax.checks import finite_numbers, known
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import reading
 from atlas_jax.labels import Labels
@@ -136,6 +136,31 @@ class Translation:
                 f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(jnp.shape(q))}"
             )
         return _similarity(self.matrix, jnp.asarray(q, jnp.float32))
+
+    def direction(self, q: Any) -> Float[Array, "*q d_s"]:
+        """What :class:`Steer` at strength 1 should add: :meth:`similarity` scaled to one mean token norm of the site.
+
+        A strength then means the same at every site of every model, ``s_c * token_norm / |s_c|``.
+
+        Raises:
+          AtlasError: as :meth:`similarity`; or if the token norm is not known, or (outside ``jit``) a query has no
+            direction here.
+
+        Example:
+          >>> t = Translation(jnp.eye(2), jnp.zeros(2), jnp.zeros(2), "covariance", token_norm=5.0)
+          >>> t.direction(jnp.array([0.0, 2.0])).tolist()
+          [0.0, 5.0]
+        """
+        if self.token_norm is None:
+            raise AtlasError(
+                f"the mean token norm of {self.site} is not known here, and it is the unit of strengths; "
+                "align again, or give strengths as λ of Eq. 4 (--raw-strength, unit='raw')"
+            )
+        similarity = self.similarity(q)
+        length = jnp.linalg.norm(similarity, axis=-1, keepdims=True)
+        if known(length) and not jnp.all(length > 0):
+            raise AtlasError(f"the concept has no direction at {self.site}: no feature there is similar to it")
+        return similarity * (self.token_norm / length)
 
     def top_features(self, q: Any, k: int = 10) -> Ranked:
         """The k subject features most similar to each query.

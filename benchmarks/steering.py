@@ -1,7 +1,8 @@
 """Claim: steering along a translated atlas feature makes the subject express it, more with strength, unlike random.
 
-The share of sampled continuations in which the feature fires (the atlas is the judge), by strength, for Procrustes,
-covariance and random translations of single features, on a run: ``python benchmarks/steering.py RUN --out FILE``.
+The share of sampled continuations in which the feature fires (the atlas is the judge), by strength in mean token norms,
+for Procrustes, covariance and random translations of single features, with the mean logarithm of the continuations'
+perplexity under the unsteered subject, on a run: ``python benchmarks/steering.py RUN --out FILE``.
 """
 
 import json
@@ -15,7 +16,7 @@ from atlas_jax.metrics import faithfulness
 from atlas_jax.pipeline import Alignment
 
 PROMPTS = ("This function", "The", "Returns", "If", "We", "It is", "A", "When")
-STRENGTHS = (-40.0, 0.0, 10.0, 20.0, 40.0, 80.0)
+STRENGTHS = (-0.5, 0.0, 0.125, 0.25, 0.5, 1.0)  # mean token norms of the site
 
 
 def main() -> None:
@@ -32,22 +33,31 @@ def main() -> None:
     rows = []
     for method in ("procrustes", "covariance", "random"):
         translation = alignment.translation(arguments.site, method)
-        rates = [
-            expression_rates(
-                steer(
-                    alignment.subject.model, alignment.atlas, {translation.site: translation},
-                    alignment.atlas.query([int(f)]), PROMPTS, STRENGTHS, max_new_tokens=30,
-                )
+        steered = [
+            steer(
+                alignment.subject.model, alignment.atlas, {translation.site: translation},
+                alignment.atlas.query([int(f)]), PROMPTS, STRENGTHS, max_new_tokens=30, unit="norm",
             )
             for f in chosen
         ]  # fmt: skip
+        rates = [expression_rates(texts) for texts in steered]
         table = np.array([[r[s] for s in STRENGTHS] for r in rates])
         score = np.asarray(faithfulness(table, np.array(STRENGTHS)))
-        rows.append({"method": method, "rates": table.mean(0).tolist(), "faithfulness": float(np.nanmean(score))})
-    found = {"site": arguments.site, "features": chosen.tolist(), "prompts": len(PROMPTS), "strengths": STRENGTHS}
+        rows.append({
+            "method": method, "rates": table.mean(0).tolist(), "faithfulness": float(np.nanmean(score)),
+            "perplexity": [perplexity(steered, s) for s in STRENGTHS],
+        })  # fmt: skip
+    found = {"site": arguments.site, "token_norm": translation.token_norm, "features": chosen.tolist()}
+    found |= {"prompts": len(PROMPTS), "strengths": STRENGTHS}
     report = machine() | found | {"rows": rows}
     print(json.dumps(report, indent=1))
     write(report, arguments.out)
+
+
+def perplexity(steered: list, strength: float) -> float:
+    """The geometric mean of the perplexities of the continuations at a strength."""
+    of = [s.perplexity for texts in steered for s in texts if s.strength == strength and s.perplexity]
+    return float(np.exp(np.mean(np.log(of))))
 
 
 if __name__ == "__main__":

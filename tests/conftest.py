@@ -5,6 +5,7 @@ import shutil
 import tempfile
 
 import pytest
+from filelock import FileLock
 
 _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inherit it from the process that starts them
@@ -40,3 +41,25 @@ def as_for_users():
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def bundled_run(tmp_path_factory, worker_id):
+    """A measured run of the bundled pair, made once for all workers; read it, or copy it before changing it."""
+    from atlas_jax.bundled import ATLAS, SUBJECT
+    from atlas_jax.corpus import build_corpus, installed_documentation
+    from atlas_jax.experiments import measured
+    from atlas_jax.pipeline import AlignSettings, align, load_pair, silent
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base if worker_id == "master" else base.parent
+    directory = shared / "bundled-run"
+    with FileLock(shared / "bundled-run.lock"):
+        if not directory.is_dir():
+            settings = AlignSettings(("mlp_act.1", "resid_post.2"), ("procrustes", "covariance"), max_length=32)
+            corpus = build_corpus(installed_documentation(max_bytes=200_000), n_fit=400, n_eval=200)
+            making = shared / "bundled-run.making"
+            making.mkdir()
+            measured(align(load_pair(SUBJECT, ATLAS, settings), corpus, settings), stage=silent).save(making)
+            making.rename(directory)
+    return directory

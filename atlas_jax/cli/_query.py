@@ -1,5 +1,6 @@
 """The options by which commands are given a concept, and the query they make."""
 
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,7 +66,7 @@ def weights(features: list[str]) -> dict[int, float]:
     """Atlas features and weights from ``ID`` or ``ID:WEIGHT``.
 
     Raises:
-      AtlasError: for anything else, or a feature with two weights.
+      AtlasError: for anything else, a weight that is not finite, or a feature with two weights.
 
     Example:
       >>> weights(["17:0.5", "40:-1", "3"])
@@ -78,6 +79,8 @@ def weights(features: list[str]) -> dict[int, float]:
             feature, value = int(name), float(weight[0] if weight else 1)
         except ValueError as e:
             raise AtlasError(f"--feature '{text}' is not ID or ID:WEIGHT, such as 17, 17:0.5 or 40:-1") from e
+        if not math.isfinite(value):
+            raise AtlasError(f"--feature '{text}': the weight must be a finite number")
         if found.setdefault(feature, value) != value:
             raise AtlasError(f"--feature {feature} was given with two weights, {found[feature]:g} and {value:g}")
     return found

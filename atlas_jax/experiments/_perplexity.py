@@ -51,5 +51,5 @@ def perplexities(model: LanguageModel, prompts: Sequence[Sequence[int]], generat
 @jax.jit
 def _mean_nats(logits: Float[Array, "b t v"], ids: Int[Array, "b t"], chosen: Bool[Array, "b t"]) -> Float[Array, " b"]:
     nats = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
-    count = jnp.sum(chosen, axis=1)
-    return jnp.sum(jnp.where(chosen[:, 1:], nats, 0.0), axis=1) / jnp.maximum(count, 1)
+    count = jnp.maximum(jnp.sum(chosen, axis=1), 1).astype(nats.dtype)
+    return jnp.sum(jnp.where(chosen[:, 1:], nats, 0.0), axis=1) / count

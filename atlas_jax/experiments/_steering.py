@@ -5,12 +5,12 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._perplexity import perplexities
-from atlas_jax.experiments._query import check_finite, check_query
+from atlas_jax.experiments._query import check_query
 from atlas_jax.models import LanguageModel, generate
 from atlas_jax.pipeline import encode_batch
 from atlas_jax.steering import Steer
@@ -80,10 +80,13 @@ def steer(
         translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
     """
     check_query(query)
-    check_finite(strengths, "steering strengths")
+    finite_numbers(strengths, "the strength")
+    if unit not in UNITS:
+        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
     grid = [(p, s) for p in prompts for s in strengths]
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
-    edits = {site: Steer(direction(t, query, unit), strength) for site, t in translations.items()}
+    along = {site: t.similarity(query) if unit == "raw" else t.direction(query) for site, t in translations.items()}
+    edits = {site: Steer(vector, strength) for site, vector in along.items()}
     seeds = [seed + prompts.index(p) for p, _ in grid]
     ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
     rows = [ids[p] for p, _ in grid]
@@ -93,28 +96,6 @@ def steer(
         Steered(p, float(s), text, concept, perplexity)
         for (p, s), text, concept, perplexity in zip(grid, found.texts, *measured, strict=True)
     ]
-
-
-def direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
-    """What a strength of 1 adds to the activations of a site.
-
-    Raises:
-      AtlasError: for an unknown unit, a token norm that is not known, or a query without a direction here.
-    """
-    if unit not in UNITS:
-        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
-    similarity = translation.similarity(query)
-    if unit == "raw":
-        return similarity
-    if translation.token_norm is None:
-        raise AtlasError(
-            f"this run does not know the mean token norm of {translation.site}, the unit of strengths; "
-            "align again, or give strengths as λ of Eq. 4 (--raw-strength, unit='raw')"
-        )
-    length = float(jnp.linalg.norm(similarity))
-    if not length:
-        raise AtlasError(f"the concept has no direction at {translation.site}: no feature there is similar to it")
-    return similarity * (translation.token_norm / length)
 
 
 def _as_chat(model: LanguageModel, prompt: str) -> list[int]:
