@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, stages
+from atlas_jax.cli._console import emit, note, stages
 
 app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
 
@@ -48,6 +48,10 @@ def retrieval(
     with stages() as stage:
         found = experiments.semantic_retrieval(
             alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
+        )
+    if found.sentences < sentences:
+        note(
+            f"there are {found.held_out} held-out sentences: every query is averaged over all of them, not {sentences}"
         )
     emit(as_json, found.as_json(), lambda: retrieval_table(found))
 

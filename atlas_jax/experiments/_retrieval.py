@@ -1,6 +1,6 @@
 """Semantic retrieval, the protocol of Table 4: is a subject feature found from the sentences that activate it?"""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import to_host
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
@@ -27,6 +28,8 @@ from atlas_jax.translation import Translation
 from atlas_jax.types import Site, Tokens
 
 SENTENCES = 20  # a feature, as many as the paper generates
+LISTED = 2**24  # sentences of all features' lists at once, of about 32 bytes each while they are merged
+QUERIES = 1024  # ranked at once
 
 
 class Averaged(NamedTuple):
@@ -98,26 +101,60 @@ def semantic_retrieval(
 
     Each subject feature's query is averaged over the sentences that activate it most, where the paper has twenty
     written for it. As in the paper, features that their own sentences do not activate most are left out (activations
-    are compared in standard deviations from their means), and the others are ranked among themselves.
+    are compared in standard deviations from their means), and the others are ranked among themselves. Of sentences that
+    activate a feature alike, those with the lowest ids count.
+
+    Memory does not grow with ``sentences``: where the lists of all features would be long, some features have their
+    turn in a pass of their own.
 
     Args:
       stream: the evaluation half.
       translations: by site and method.
-      sentences: how many a query is averaged over.
+      sentences: how many a query is averaged over; all there are where it is more, as the result says.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
       stage: makes a progress callback for each pass.
 
     Raises:
-      AtlasError: if no feature of a site is activated most by its own sentences.
+      AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is below 1.
     """
-    averaged = averaged_queries(stream, _strongest(stream, sentences, stage), sentences, stage=stage)
+    sentences = min(as_count(sentences, "sentences of a query"), stream.size)
+    gathered: dict[Site, list[_Part]] = {site: [] for site in stream.spaces[0].sites}
+    for features in _turns(stream.spaces[0].widths, sentences):
+        statistics = _strongest(stream, features, sentences, stage)
+        for site, lenses in _lenses(stream, statistics.top, stage).items():
+            gathered[site].append(_Part(*_moments(statistics.statistics(site)), *lenses))
+    averaged = {site: _averaged(site, parts) for site, parts in gathered.items()}
     rows = []
     for (site, method), t in translations.items():
-        queries = averaged[site].queries - t.mean_atlas[None, :] if centre else averaged[site].queries
-        found = ranked(t.similarity(queries), averaged[site].valid)
+        found = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
         rows.append(RetrievalRow(site, method, *map(bootstrap_mean, found)))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
+
+
+def _turns(widths: Mapping[Site, int], sentences: int) -> Iterator[dict[Site, Int[np.ndarray, " f"]]]:
+    """The features of all sites in turns that need few lists at once; equal in size but the last."""
+    places = [(site, i) for site, width in widths.items() for i in range(width)]
+    most = max(1, LISTED // sentences)
+    for start in range(0, len(places), most):
+        turn: dict[Site, list[int]] = {}
+        for site, i in places[start : start + most]:
+            turn.setdefault(site, []).append(i)
+        yield {site: np.array(features, np.int32) for site, features in turn.items()}
+
+
+def _retrieved(
+    t: Translation, queries: Float[Array, "d_s d_c"], valid: Int[np.ndarray, " v"], mean: Float[Array, " d_c"]
+) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
+    """:func:`ranked` of the centred queries of the valid features, some at a time."""
+    found = []
+    for start in range(0, len(valid), QUERIES):
+        own = valid[start : start + QUERIES]
+        among = t.similarity(queries[jnp.asarray(own)] - mean[None, :])[:, jnp.asarray(valid)]
+        target = jnp.arange(start, start + len(own))
+        found.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
+    ranks, probabilities = map(np.concatenate, zip(*found, strict=True))
+    return ranks, probabilities
 
 
 def ranked(
@@ -142,8 +179,14 @@ def averaged_queries(
     Raises:
       AtlasError: as :func:`semantic_retrieval`.
     """
-    subject, atlas = stream.spaces
     tops = {s: TopK(*(x if x is None else x[:, :sentences] for x in top)) for s, top in statistics.top.items()}
+    found = _lenses(stream, tops, stage)
+    return {s: _averaged(s, [_Part(*_moments(statistics.statistics(s)), *lenses)]) for s, lenses in found.items()}
+
+
+def _lenses(stream: Pass, tops: Mapping[Site, TopK], stage: Stage) -> dict[Site, tuple[Lens, Lens]]:
+    """Subject and atlas activations summed over the sentences of every list."""
+    subject, atlas = stream.spaces
     lenses = {site: (lens_init(top, subject.widths[site]), lens_init(top, atlas.width)) for site, top in tops.items()}
 
     def step(lenses: dict[Site, tuple[Lens, Lens]], *tokens: Tokens) -> dict[Site, tuple[Lens, Lens]]:
@@ -151,24 +194,28 @@ def averaged_queries(
         return _lens_step(lenses, a_s, a_c[atlas.site], tokens[0].index)
 
     selected = stream.only(selected_samples(*tops.values()))
-    lenses = fold(selected, step, lenses, name="queries", progress=stage("queries"))
-    return {site: _averaged(site, statistics.statistics(site), *pair) for site, pair in lenses.items()}
+    return fold(selected, step, lenses, name="queries", progress=stage("queries"))
 
 
-def _strongest(stream: Pass, sentences: int, stage: Stage) -> PassStatistics:
-    """Statistics of the subject's features alone, with the sentences that activate each most."""
+def _strongest(
+    stream: Pass, features: Mapping[Site, Int[np.ndarray, " f"]], sentences: int, stage: Stage
+) -> PassStatistics:
+    """Statistics of some of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
-    state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
-    step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)
+    state = PassStatistics.init(["top_k"], {s: len(f) for s, f in features.items()}, 1, top_k=sentences)
+    step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), features, tokens.index)
     return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=stage("strongest"))
 
 
 @partial(jax.jit, donate_argnames="state")
 def _strongest_step(
-    state: PassStatistics, a_s: dict[Site, Float[Array, "b _"]], index: Int[Array, " b"]
+    state: PassStatistics,
+    a_s: dict[Site, Float[Array, "b _"]],
+    features: dict[Site, Int[Array, " f"]],
+    index: Int[Array, " b"],
 ) -> PassStatistics:
     weight = (index >= 0).astype(jnp.float32)
-    return update_pass(state, a_s, weight[:, None], weight, index)
+    return update_pass(state, {s: a_s[s][:, f] for s, f in features.items()}, weight[:, None], weight, index)
 
 
 @partial(jax.jit, donate_argnames="lenses")
@@ -184,17 +231,47 @@ def _lens_step(
     }
 
 
-def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) -> Averaged:
-    count = jnp.maximum(atlas.found, 1).astype(jnp.float32)[:, None]
-    valid = np.flatnonzero(_activates_most(to_host(subject.total / count), statistics))
-    if not len(valid):
-        raise AtlasError(f"no feature at {site} is the one that its own sentences activate most; give more text")
-    return Averaged(atlas.total / count, valid)
+class _Part(NamedTuple):
+    """Some features of a site: their means and deviations, and what was summed over their sentences."""
+
+    mean: Float[np.ndarray, " f"]
+    deviation: Float[np.ndarray, " f"]
+    subject: Lens
+    atlas: Lens
 
 
-def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics) -> Bool[np.ndarray, " d_s"]:
-    """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i."""
+def _moments(statistics: Statistics) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
     mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
-    deviation = np.sqrt(scatter / float(statistics.weight))
-    score = (means - mean) / np.where(deviation > 0, deviation, np.inf)
-    return (score.argmax(axis=1) == np.arange(len(means))) & (score.max(axis=1) > 0)
+    return mean, np.sqrt(scatter / float(statistics.weight))
+
+
+def _averaged(site: Site, parts: Sequence[_Part]) -> Averaged:
+    mean, deviation = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    over = lambda lens: lens.total / jnp.maximum(lens.found, 1).astype(jnp.float32)[:, None]
+    stands_out, first = [], 0
+    for part in parts:
+        stands_out.append(_activates_most(to_host(over(part.subject)), first, mean, deviation))
+        first += len(part.mean)
+    valid = np.flatnonzero(np.concatenate(stands_out))
+    if not len(valid):
+        raise AtlasError(
+            f"no feature at {site} is the one that its own sentences activate most; give more text, or average queries"
+            " over fewer sentences"
+        )
+    return Averaged(jnp.concatenate([over(part.atlas) for part in parts]), valid)
+
+
+def _activates_most(
+    means: Float[np.ndarray, "f d_s"], first: int, mean: Float[np.ndarray, " d_s"], deviation: Float[np.ndarray, " d_s"]
+) -> Bool[np.ndarray, " f"]:
+    """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i.
+
+    Of features that stand out alike the lowest is the one.
+    """
+    most = np.empty(len(means), bool)
+    scale = np.where(deviation > 0, deviation, np.inf)
+    for start in range(0, len(means), QUERIES):
+        score = (means[start : start + QUERIES] - mean) / scale
+        own = np.arange(first + start, first + start + len(score))
+        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > 0)
+    return most

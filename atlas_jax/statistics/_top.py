@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from atlas_jax.types_statistics import TopK
 
+Places = Int[Array, "d m"]
+
 
 def top_update(
     top: TopK,
@@ -29,18 +31,34 @@ def top_update(
 
 
 def top_merge(a: TopK, b: TopK) -> TopK:
-    """The k largest of two, k being that of ``a``; both sorted, and so is the result."""
-    later = (b.values[:, None, :] > a.values[:, :, None]) | (
-        (b.values[:, None, :] == a.values[:, :, None]) & (b.index[:, None, :] < a.index[:, :, None])
+    """The k largest of two, k being that of ``a``; both sorted, and so is the result.
+
+    By binary search of every entry of ``b`` among those of ``a``, in memory of the size of the longer list.
+    """
+    k = a.values.shape[1]
+
+    def halve(step: Int[Array, ""], bounds: tuple[Places, Places]) -> tuple[Places, Places]:
+        low, high = bounds
+        middle = (low + high) // 2
+        value, index = (jnp.take_along_axis(x, jnp.minimum(middle, k - 1), axis=1) for x in (a.values, a.index))
+        first = (middle < high) & ((value > b.values) | ((value == b.values) & (index <= b.index)))
+        return jnp.where(first, middle + 1, low), jnp.where(first, high, middle)
+
+    none = jnp.zeros(b.index.shape, jnp.int32)
+    before, _ = lax.fori_loop(0, k.bit_length(), halve, (none, jnp.full_like(none, k)))
+    there = _scatter_rows(
+        jnp.zeros((a.index.shape[0], k), jnp.int32), before + jnp.arange(b.values.shape[1])[None, :], none + 1
     )
-    rank_a = jnp.arange(a.values.shape[1])[None, :] + jnp.sum(later, axis=2)
-    rank_b = jnp.arange(b.values.shape[1])[None, :] + jnp.sum(~later, axis=1)
-    rank = jnp.concatenate([rank_a, rank_b], axis=1)
+    of_b = jnp.cumsum(there, axis=1)
+    own = jnp.arange(k)[None, :] - of_b
 
-    def place(x: Array | None, y: Array | None) -> Array | None:
-        return None if x is None else _scatter_rows(x, rank, jnp.concatenate([x, y], axis=1))
+    def pick(x: Array | None, y: Array | None) -> Array | None:
+        if x is None:
+            return None
+        taken = jnp.take_along_axis(y, jnp.maximum(of_b - 1, 0), axis=1)
+        return jnp.where(there == 1, taken, jnp.take_along_axis(x, jnp.maximum(own, 0), axis=1))
 
-    return TopK(*map(place, a, b))
+    return TopK(*map(pick, a, b))
 
 
 def _top_rows(values: Float[Array, "b d"], k: int) -> tuple[Float[Array, "d k"], Int[Array, "d k"]]:
