@@ -55,7 +55,7 @@ def on_host(array: Shaped[AnyArray, "..."]) -> bool:
     return isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
 
 
-def refuse(bad: Bool[AnyArray, "..."], array: Shaped[AnyArray, "..."], what: str, wanted: str) -> None:
+def refuse(bad: Bool[AnyArray, "..."] | np.bool_, array: Shaped[AnyArray, "..."], what: str, wanted: str) -> None:
     """Name the first value that is bad, if any is.
 
     Raises:

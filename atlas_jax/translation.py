@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Real
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from atlas_jax.checks import as_numbers, check_finite
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, place
 from atlas_jax.tensor_file import write_tensors
@@ -24,7 +26,7 @@ from atlas_jax.types import Site
 from atlas_jax.types_statistics import Statistics
 
 TENSORS, RECORD = "translation.safetensors", "translation.json"
-Query = Float[Array, "*q d_c"] | Float[np.ndarray, "*q d_c"]
+Query = Real[Array, "*q d_c"] | Real[np.ndarray, "*q d_c"] | Sequence
 
 
 class Ranked(NamedTuple):
@@ -111,22 +113,22 @@ class Translation:
         """Cosine of each row of T with the query, Eq. 3; 0 where the row or the query is zero.
 
         Args:
-          q: concept queries ``[*q, d_c]``, any float dtype.
+          q: concept queries ``[*q, d_c]``, any real dtype, or a list.
 
         Raises:
-          AtlasError: if the last axis of ``q`` is not ``d_c`` wide.
+          AtlasError: if the last axis of ``q`` is not ``d_c`` wide, or its values are not finite real numbers.
         """
-        if jnp.shape(q)[-1:] != (self.d_c,):
-            raise AtlasError(
-                f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(jnp.shape(q))}"
-            )
+        q = as_numbers(q, "the query")
+        if q.shape[-1:] != (self.d_c,):
+            raise AtlasError(f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(q.shape)}")
+        check_finite(q, "the query")
         return _similarity(self.matrix, jnp.asarray(q, jnp.float32))
 
     def top_features(self, q: Query, k: int = 10) -> Ranked:
         """The k subject features most similar to each query.
 
         Raises:
-          AtlasError: if ``q`` has the wrong width, or k is not between 1 and ``d_s``.
+          AtlasError: as :meth:`similarity`, or if k is no whole number between 1 and ``d_s``.
 
         Example:
           >>> t = Translation(jnp.eye(3), jnp.zeros(3), jnp.zeros(3), "covariance")
@@ -146,7 +148,7 @@ class Translation:
           >>> t.name_feature(0, k=1).features.tolist()
           [2]
         """
-        if not 0 <= feature < self.d_s:
+        if not isinstance(feature, numbers.Integral) or not 0 <= feature < self.d_s:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
         return _ranked(_unit(self.matrix[feature]), k)
 
@@ -237,7 +239,7 @@ def _unit(x: Float[Array, "*q d"]) -> Float[Array, "*q d"]:
 
 
 def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:
-    if not 1 <= k <= scores.shape[-1]:
+    if not isinstance(k, numbers.Integral) or not 1 <= k <= scores.shape[-1]:
         raise AtlasError(f"asked for the top {k} of {scores.shape[-1]} features")
     best, features = lax.top_k(scores, k)
     return Ranked(features, best)

@@ -45,9 +45,12 @@ def retrieval(
     from atlas_jax.pipeline import Alignment
 
     alignment = Alignment.load(run)
+    stream = alignment.stream("eval")
+    if sentences > stream.size:
+        note(f"there are {stream.size} held-out sentences: every query is averaged over all of them, not {sentences}")
     with stages() as stage:
         found = experiments.semantic_retrieval(
-            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
+            stream, alignment.translations, sentences=sentences, centre=centre, stage=stage
         )
     if found.sentences < sentences:
         note(

@@ -30,6 +30,7 @@ from atlas_jax.types import Site, Tokens
 SENTENCES = 20  # a feature, as many as the paper generates
 LISTED = 2**24  # sentences of all features' lists at once, of about 32 bytes each while they are merged
 QUERIES = 1024  # ranked at once
+ROUNDING = 1e-5  # standard deviations that a mean of float32 activations may be off
 
 
 class Averaged(NamedTuple):
@@ -273,5 +274,5 @@ def _activates_most(
     for start in range(0, len(means), QUERIES):
         score = (means[start : start + QUERIES] - mean) / scale
         own = np.arange(first + start, first + start + len(score))
-        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > 0)
+        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > ROUNDING)
     return most
