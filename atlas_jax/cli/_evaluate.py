@@ -46,8 +46,8 @@ def retrieval(
 
     alignment = Alignment.load(run)
     stream = alignment.stream("eval")
-    if sentences > stream.size:
-        note(f"there are {stream.size} held-out sentences: every query is averaged over all of them, not {sentences}")
+    if sentences > (most := experiments.most_sentences(stream)):
+        note(f"queries are averaged over {most} sentences, half of the {stream.size} held out, not over {sentences}")
     with stages() as stage:
         found = experiments.semantic_retrieval(
             stream, alignment.translations, sentences=sentences, centre=centre, stage=stage

@@ -34,6 +34,7 @@ from atlas_jax.experiments._quickstart import (
 from atlas_jax.experiments._retrieval import (
     Retrieval as Retrieval,
     RetrievalRow as RetrievalRow,
+    most_sentences as most_sentences,
     semantic_retrieval as semantic_retrieval,
 )
 from atlas_jax.experiments._sae_check import (

@@ -30,7 +30,6 @@ from atlas_jax.types import Site, Tokens
 SENTENCES = 20  # a feature, as many as the paper generates
 LISTED = 2**24  # sentences of all features' lists at once, of about 32 bytes each while they are merged
 QUERIES = 1024  # ranked at once
-ROUNDING = 1e-5  # standard deviations that a mean of float32 activations may be off
 
 
 class Averaged(NamedTuple):
@@ -111,14 +110,15 @@ def semantic_retrieval(
     Args:
       stream: the evaluation half.
       translations: by site and method.
-      sentences: how many a query is averaged over; all there are where it is more, as the result says.
+      sentences: how many a query is averaged over; at most half of those there are, for queries over all are all the
+        same. The result says how many.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
       stage: makes a progress callback for each pass.
 
     Raises:
       AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is below 1.
     """
-    sentences = min(as_count(sentences, "sentences of a query"), stream.size)
+    sentences = min(as_count(sentences, "sentences of a query"), most_sentences(stream))
     gathered: dict[Site, list[_Part]] = {site: [] for site in stream.spaces[0].sites}
     for features in _turns(stream.spaces[0].widths, sentences):
         statistics = _strongest(stream, features, sentences, stage)
@@ -131,6 +131,11 @@ def semantic_retrieval(
         rows.append(RetrievalRow(site, method, *map(bootstrap_mean, found)))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
+
+
+def most_sentences(stream: Pass) -> int:
+    """How many sentences a query may be averaged over."""
+    return max(1, stream.size // 2)
 
 
 def _turns(widths: Mapping[Site, int], sentences: int) -> Iterator[dict[Site, Int[np.ndarray, " f"]]]:
@@ -274,5 +279,5 @@ def _activates_most(
     for start in range(0, len(means), QUERIES):
         score = (means[start : start + QUERIES] - mean) / scale
         own = np.arange(first + start, first + start + len(score))
-        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > ROUNDING)
+        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > 0)
     return most
