@@ -4,7 +4,6 @@
 """
 
 import importlib
-import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,7 +72,9 @@ __all__ = [*_HOME, "labels", "metrics", "models", "translators"]  # noqa: PLE060
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return importlib.metadata.version("atlas-jax")
+        from importlib.metadata import version
+
+        return version("atlas-jax")
     if name in _HOME:
         return getattr(importlib.import_module(f"atlas_jax.{_HOME[name]}"), name)
     if name in _MODULES:

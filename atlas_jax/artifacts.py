@@ -1,81 +1,233 @@
-"""Run directories: complete under their final name, or not there at all."""
+"""Finished directories: complete under their final name or not there at all, and never overwritten unasked."""
 
 import contextlib
-import errno
 import fcntl
+import fnmatch
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading, writable
+from atlas_jax.interrupts import before_leaving
 
 RUN = "run.json"
 LOCK = "lock"
-UNWRITABLE = {getattr(errno, n) for n in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "ENOTDIR", "EEXIST")}
+
+
+class Kind(NamedTuple):
+    """A kind of finished directory.
+
+    Attributes:
+      marker: the file that only a finished one has.
+      files: patterns of the files that are written into it; all others in there are someone else's.
+    """
+
+    marker: str
+    files: tuple[str, ...]
+
+
+_CORPUS = ("corpus.json", "fit.arrow", "eval.arrow")
+_SAE = ("training.json", RUN, "curves.png", "params.npz", "sae.json", "saelens/cfg.json", "saelens/sae_*.safetensors")
+_MODEL = ("model/*.json", "model/*.safetensors", "model/*.model", "model/*.jinja")
+KINDS = {  # a trained SAE has a run.json too, so it comes first
+    "a trained SAE": Kind("training.json", _SAE),
+    "a run": Kind(
+        RUN,
+        (
+            RUN,
+            "rate.npy",
+            "top/*.safetensors",
+            "translations/*/translation.*",
+            "tables/*.json",
+            *(f"corpus/{f}" for f in _CORPUS),
+        ),
+    ),
+    "a Concept Atlas": Kind(
+        "atlas.json", ("atlas.json", "labels.jsonl", "mean.npy", "sae/*", "index/*.npy", "index/*.json", *_MODEL)
+    ),
+    "a corpus": Kind("corpus.json", _CORPUS),
+}
 
 
 def partial_directory(path: str | Path) -> Path:
-    """Where a run is made before it is at ``path``: beside it, under its name with ``.partial`` at the end.
+    """Where a directory is made before it is at ``path``: beside it, under its name with ``.partial`` at the end.
 
-    Checkpoints are kept there too. It is gone once the run is complete.
+    Checkpoints are kept there too. It is gone once the directory is complete.
 
     Example:
       >>> partial_directory("/runs/llama").as_posix()
       '/runs/llama.partial'
     """
-    target = Path(path).absolute()
+    target = Path(path).resolve()
     return target.with_name(f"{target.name}.partial")
 
 
-@contextlib.contextmanager
-def run_directory(path: str | Path) -> Iterator[Path]:
-    """A new directory to write a run into, moved to ``path`` when the block ends without an error.
-
-    A run already at ``path`` is replaced, and kept if the block fails. Until the end everything lies in
-    :func:`partial_directory`, which only one process at a time may use.
-
-    Raises:
-      AtlasError: if something that is not a run is at ``path``, it cannot be written, the disk is full, or another
-        process is making a run there.
+def kind_at(path: str | Path) -> str | None:
+    """What finished directory is at ``path``, None where there is none.
 
     Example:
-      >>> with run_directory(tmp / "run") as directory:
+      >>> write_json(tmp / "run.json", {})
+      >>> kind_at(tmp)
+      'a run'
+    """
+    return next((kind for kind, (marker, _) in KINDS.items() if (Path(path) / marker).is_file()), None)
+
+
+def check_place(path: str | Path, kind: str | None = None, *, overwrite: bool = False) -> None:
+    """Refuse a place that cannot be written to, or where something else is; to be called before any work.
+
+    Args:
+      path: where something is to be written.
+      kind: a key of :data:`KINDS`, None for a file.
+      overwrite: whether a finished one of the same kind may be replaced.
+
+    Raises:
+      AtlasError: saying what is there, or why nothing can be written.
+
+    Example:
+      >>> check_place(tmp / "run", "a run")
+    """
+    path = Path(path)
+    with writable(path):
+        if kind is None:
+            _check_file(path, overwrite)
+        else:
+            _check_directory(path, kind, overwrite)
+        _probe(path)
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise AtlasError(f"'{path}' is a directory; name a file")
+    if path.exists() and not overwrite:
+        raise AtlasError(f"'{path}' exists already; choose another name, or replace it with --overwrite")
+
+
+def _check_directory(path: Path, kind: str, overwrite: bool) -> None:
+    found = kind_at(path)
+    if found == kind and not overwrite:
+        raise AtlasError(f"'{path}' holds {kind} already; choose another place, or replace it with --overwrite")
+    if found not in (kind, None):
+        raise AtlasError(f"'{path}' holds {found}, not {kind}; choose another place")
+    if found is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise AtlasError(f"'{path}' exists and is not {kind}; choose another place")
+    if path.is_mount():
+        raise AtlasError(f"'{path}' is where a disk is mounted; choose a directory in it")
+
+
+def _probe(path: Path) -> None:
+    """Write where the partial directory goes, and leave nothing behind."""
+    partial = partial_directory(path)
+    made = [p for p in (partial, *partial.parents) if not os.path.lexists(p)]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=partial).close()
+    finally:
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path, kind: str = "a run", *, overwrite: bool = False) -> Iterator[Path]:
+    """A new directory to write into, moved to ``path`` when the block ends without an error.
+
+    A finished one already at ``path`` is replaced if ``overwrite``, and kept if the block fails; files in it that are
+    not of its kind stay. Until the end everything lies in :func:`partial_directory`, which only one process at a time
+    may use.
+
+    Args:
+      path: where to.
+      kind: a key of :data:`KINDS`.
+      overwrite: whether a finished one of the same kind may be replaced.
+
+    Raises:
+      AtlasError: if something else is at ``path``, it cannot be written, the disk is full, or another process is
+        writing there.
+
+    Example:
+      >>> with new_directory(tmp / "run") as directory:
       ...     write_json(directory / RUN, {"seed": 0})
       >>> (tmp / "run" / RUN).is_file()
       True
     """
-    target, partial = Path(path).absolute(), partial_directory(path)
-    if target.exists() and not (target / RUN).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise AtlasError(f"'{path}' exists and is not a run; choose another place with --out")
-    with _writable(path), _alone(partial):
-        directory = partial / "run"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
+    target, partial = Path(path).resolve(), partial_directory(path)
+    new, old = partial / "new", partial / "old"
+    check_place(path, kind, overwrite=overwrite)
+    with writable(path), _alone(partial), before_leaving(lambda: _tidy(partial, target)):
+        _discard(partial, target)
+        new.mkdir()
         try:
-            yield directory
+            yield new
             if target.exists():
-                shutil.rmtree(partial / "old", ignore_errors=True)
-                os.replace(target, partial / "old")
-            os.replace(directory, target)
+                _carry_over(target, new, KINDS[kind].files)
+                os.replace(target, old)
+            os.replace(new, target)
             shutil.rmtree(partial)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
-            if partial.is_dir() and [p.name for p in partial.iterdir()] == [LOCK]:
-                shutil.rmtree(partial)
+            _tidy(partial, target)
+
+
+def _discard(partial: Path, target: Path) -> None:
+    """Remove what is unfinished."""
+    if (partial / "old").exists() and not target.exists():  # stopped between the two renames of new_directory
+        os.replace(partial / "old", target)
+    for name in ("new", "old"):
+        shutil.rmtree(partial / name, ignore_errors=True)
+
+
+def _tidy(partial: Path, target: Path) -> None:
+    """Remove what is unfinished, and the directory with it unless there are checkpoints."""
+    _discard(partial, target)
+    if not any(p.is_file() and p.name != LOCK for p in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _carry_over(old: Path, new: Path, ours: tuple[str, ...]) -> None:
+    """Link into a new directory what others put into the old one."""
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old)
+        copy = new / name
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                copy.mkdir(parents=True, exist_ok=True)
+        elif not copy.exists() and not any(fnmatch.fnmatchcase(name.as_posix(), pattern) for pattern in ours):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, copy, follow_symlinks=False)
+            except OSError:  # not every file system has links
+                shutil.copy2(path, copy, follow_symlinks=False)
 
 
 @contextlib.contextmanager
-def _writable(path: str | Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in UNWRITABLE:
-            raise
-        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); make room or choose another --out") from e
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A name beside ``path`` to write a file under, which becomes ``path`` when the block ends without an error.
+
+    Raises:
+      AtlasError: if it cannot be written, or the disk is full.
+
+    Example:
+      >>> with new_file(tmp / "labels.jsonl") as file:
+      ...     _ = file.write_text("{}")
+      >>> (tmp / "labels.jsonl").read_text()
+      '{}'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove = lambda: temporary.unlink(missing_ok=True)
+    with writable(path), before_leaving(remove):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            remove()
 
 
 @contextlib.contextmanager
@@ -86,7 +238,7 @@ def _alone(directory: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise AtlasError(f"another process is making the run in '{directory}'; wait for it") from e
+            raise AtlasError(f"another process is writing to '{directory}'; wait for it") from e
         yield
 
 
@@ -102,10 +254,21 @@ def read_json(path: Path) -> Any:
     Raises:
       AtlasError: if the file is missing or damaged.
     """
-    try:
+    with reading(path, "run the command that writes it again"):
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise AtlasError(f"{path} cannot be read ({e}); run the command that writes it again") from e
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two descriptions of work, in words; nothing where they agree.
+
+    Example:
+      >>> differences({"seed": 0, "methods": ["ridge"]}, {"seed": 5, "methods": ("ridge",)})
+      'seed was 0 and is 5'
+    """
+    was, now = (json.loads(json.dumps(dict(x), default=str)) for x in (was, now))
+    short = lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    changed = [k for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
+    return "; ".join(f"{k} was {short(was.get(k))} and is {short(now.get(k))}" for k in changed)
 
 
 def directory_hash(path: str | Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Shaped
 
 from atlas_jax.errors import AtlasError
 
@@ -55,8 +55,8 @@ def on_host(array: Shaped[AnyArray, "..."]) -> bool:
     return isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
 
 
-def refuse(bad: Bool[AnyArray, "..."] | np.bool_, array: Shaped[AnyArray, "..."], what: str, wanted: str) -> None:
-    """Name the first value that is bad, if any is.
+def refuse(bad: Any, array: Shaped[AnyArray, "..."], what: str, wanted: str) -> None:
+    """Name the first value that is bad, if any is: ``bad`` has the array's shape, and is true where it is.
 
     Raises:
       AtlasError: with the value, where it is, and what is wanted.

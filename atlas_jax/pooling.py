@@ -67,6 +67,16 @@ def _at_peak(x: Float[Array, "b t d"], height: Float[Array, "b t d"], mask: Bool
     return Pooled(jnp.where(any_counts, values, 0.0), jnp.where(any_counts, peak, -1))
 
 
+def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array, " b"]:
+    """The L2 norms of the activations at the positions that count, added up in float32.
+
+    Example:
+      >>> norm_sum(jnp.array([[[3.0, 4.0], [0.0, 2.0], [9.0, 9.0]]]), jnp.array([[True, True, False]])).tolist()
+      [7.0]
+    """
+    return jnp.sum(jnp.where(mask, jnp.linalg.norm(x.astype(jnp.float32), axis=-1), 0.0), axis=1)
+
+
 def spoil(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
 

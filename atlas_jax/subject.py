@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
-from atlas_jax.pooling import POOLINGS, Pooled, spoil
+from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, spoil
 from atlas_jax.types import Site, Tokens, sites_of
 
 
@@ -60,9 +60,18 @@ class Subject:
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled activations of every site, with the position of each peak; nan in rows that are not finite."""
-        pool = lambda x: spoil(POOLINGS[self.pooling](x, tokens.mask), x, tokens.mask)
+        pool = lambda x: self._pool(x, tokens.mask)
         return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
         """Pooled activations of every site."""
         return {site: pooled.values for site, pooled in self.pooled(tokens).items()}
+
+    def encode_norms(self, tokens: Tokens) -> tuple[dict[Site, Float[Array, "b d"]], dict[Site, Float[Array, " b"]]]:
+        """Pooled activations of every site, and the sums of its token norms over the tokens that count."""
+        pool = lambda x: (self._pool(x, tokens.mask).values, norm_sum(x, tokens.mask))
+        found = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
+        return {site: values for site, (values, _) in found.items()}, {site: norm for site, (_, norm) in found.items()}
+
+    def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+        return spoil(POOLINGS[self.pooling](x, mask), x, mask)

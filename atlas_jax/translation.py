@@ -5,7 +5,7 @@ import hashlib
 import json
 import numbers
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,20 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int, Real
-from safetensors import SafetensorError
+from jaxtyping import Array, Float, Int
 from safetensors.numpy import load_file
 
-from atlas_jax.checks import as_numbers, check_finite
+from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of, place
+from atlas_jax.files import reading
+from atlas_jax.labels import Labels
+from atlas_jax.mesh import mesh_of, place, row_blocks
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 from atlas_jax.types_statistics import Statistics
 
 TENSORS, RECORD = "translation.safetensors", "translation.json"
-Query = Real[Array, "*q d_c"] | Real[np.ndarray, "*q d_c"] | Sequence
 
 
 class Ranked(NamedTuple):
@@ -34,6 +34,14 @@ class Ranked(NamedTuple):
 
     features: Int[Array, "*q k"]
     scores: Float[Array, "*q k"]
+
+
+class Named(NamedTuple):
+    """Atlas feature ids, their scores and their labels ("" where there is none), best first."""
+
+    features: Int[Array, " k"]
+    scores: Float[Array, " k"]
+    labels: list[str]
 
 
 class _Record(dict):
@@ -56,6 +64,8 @@ class Translation:
       site: the subject site, None where there is none.
       certificate: how the matrix was found and how good it is.
       metadata: anything else worth keeping, as plain JSON values.
+      token_norm: mean L2 norm of the site's activation at a token of the fitting corpus (BOS, special tokens and
+        padding left out), the unit of steering strengths; None where it is not known.
 
     Example:
       >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
@@ -70,6 +80,7 @@ class Translation:
     site: Site | None = dataclasses.field(default=None, metadata={"static": True})
     certificate: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
+    token_norm: float | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "certificate", _Record(self.certificate))
@@ -83,6 +94,7 @@ class Translation:
         *,
         site: Site | None = None,
         metadata: Mapping[str, Any] | None = None,
+        token_norm: float | None = None,
         **options: Any,
     ) -> "Translation":
         """Solve by a method of the registry, its options included, and keep the means of the corpus.
@@ -97,7 +109,7 @@ class Translation:
         if mesh := mesh_of(stats):
             matrix = place(matrix, mesh, "data", "model")
         means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
-        return cls(matrix, *means, method, site, certificate, metadata or {})
+        return cls(matrix, *means, method, site, certificate, metadata or {}, token_norm)
 
     @property
     def d_s(self) -> int:
@@ -109,22 +121,23 @@ class Translation:
         """Number of atlas features."""
         return self.matrix.shape[1]
 
-    def similarity(self, q: Query) -> Float[Array, "*q d_s"]:
+    def similarity(self, q: Any) -> Float[Array, "*q d_s"]:
         """Cosine of each row of T with the query, Eq. 3; 0 where the row or the query is zero.
 
         Args:
           q: concept queries ``[*q, d_c]``, any real dtype, or a list.
 
         Raises:
-          AtlasError: if the last axis of ``q`` is not ``d_c`` wide, or its values are not finite real numbers.
+          AtlasError: if the last axis of ``q`` is not ``d_c`` wide, or (outside ``jit``) a value is not finite.
         """
-        q = as_numbers(q, "the query")
-        if q.shape[-1:] != (self.d_c,):
-            raise AtlasError(f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(q.shape)}")
-        check_finite(q, "the query")
+        q = finite_numbers(q, "the query")
+        if jnp.shape(q)[-1:] != (self.d_c,):
+            raise AtlasError(
+                f"a query of this atlas has {self.d_c} features, got an array of shape {tuple(jnp.shape(q))}"
+            )
         return _similarity(self.matrix, jnp.asarray(q, jnp.float32))
 
-    def top_features(self, q: Query, k: int = 10) -> Ranked:
+    def top_features(self, q: Any, k: int = 10) -> Ranked:
         """The k subject features most similar to each query.
 
         Raises:
@@ -137,20 +150,51 @@ class Translation:
         """
         return _ranked(self.similarity(q), k)
 
-    def name_feature(self, feature: int, k: int = 10) -> Ranked:
+    def name_feature(self, feature: int, k: int = 10, labels: Labels | None = None) -> Ranked | Named:
         """The k atlas features that weigh most in a subject feature's row of T, scaled to unit norm.
 
+        Args:
+          feature: the subject feature.
+          k: atlas features to return.
+          labels: of the atlas; with them the result is :class:`Named`, which tells the labels too.
+
         Raises:
-          AtlasError: if there is no such feature, or k is not between 1 and ``d_c``.
+          AtlasError: if there is no such feature, k is not between 1 and ``d_c``, or the labels are of another width.
 
         Example:
           >>> t = Translation(jnp.array([[3.0, 0.0, 4.0]]), jnp.zeros(1), jnp.zeros(3), "covariance")
           >>> t.name_feature(0, k=1).features.tolist()
           [2]
+          >>> from atlas_jax.labels import Label
+          >>> t.name_feature(0, k=1, labels=Labels.from_rows([Label(2, "dogs")])).labels
+          ['dogs']
         """
         if not isinstance(feature, numbers.Integral) or not 0 <= feature < self.d_s:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
-        return _ranked(_unit(self.matrix[feature]), k)
+        ranked = _ranked(_unit(self.matrix[feature]), k)
+        return ranked if labels is None else _named(ranked, self._fitting(labels))
+
+    def name_features(self, k: int = 10, labels: Labels | None = None) -> Iterator[Named]:
+        """:meth:`name_feature` of every subject feature in order, a block of rows at a time.
+
+        Raises:
+          AtlasError: if k is not between 1 and ``d_c``, or the labels are of another width.
+
+        Example:
+          >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
+          >>> [named.features.tolist() for named in t.name_features(k=1)]
+          [[0], [1]]
+        """
+        labels = Labels.empty(self.d_c) if labels is None else self._fitting(labels)
+        for block in row_blocks(self.matrix):
+            ranked = jax.tree.map(np.asarray, _ranked(_unit(jnp.asarray(block)), k))
+            for features, scores in zip(*ranked, strict=True):
+                yield _named(Ranked(features, scores), labels)
+
+    def _fitting(self, labels: Labels) -> Labels:
+        if len(labels) != self.d_c:
+            raise AtlasError(f"these labels are of {len(labels)} features, and this atlas has {self.d_c}")
+        return labels
 
     def save_pretrained(self, directory: str | os.PathLike, *, dtype: str = "float32") -> Path:
         """Write ``translation.safetensors`` and ``translation.json``; neither is ever seen half-written.
@@ -183,6 +227,7 @@ class Translation:
                 "shape": [self.d_s, self.d_c],
                 "certificate": self.certificate,
                 "metadata": self.metadata,
+                "token_norm": self.token_norm,
                 "sha256": digest,
             }
             text = json.dumps(record, indent=2, sort_keys=True) + "\n"
@@ -198,22 +243,21 @@ class Translation:
         Raises:
           AtlasError: if a file is missing, damaged, or does not belong to the other.
         """
-        directory = Path(directory)
-        for name in (RECORD, TENSORS):
-            if not (directory / name).is_file():
-                raise AtlasError(f"'{directory}' holds no translation: {name} is missing")
-        try:
-            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-            tensors = load_file(directory / TENSORS)
-            arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
+        record_file, file, again = Path(directory) / RECORD, Path(directory) / TENSORS, "save it again"
+        with reading(record_file, again):
+            record = json.loads(record_file.read_text(encoding="utf-8"))
             site = None if record["site"] is None else Site.parse(record["site"])
-            known = record["method"], site, record["certificate"], record["metadata"]
-            intact = record["sha256"] == _digest(directory / TENSORS)
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, KeyError, TypeError) as error:
-            raise AtlasError(f"the translation in '{directory}' is damaged ({error}); save it again") from error
-        if not intact:
-            raise AtlasError(f"{TENSORS} in '{directory}' is not the file that {RECORD} describes; save it again")
-        return cls(*arrays, *known)
+            known = str(record["method"]), site, dict(record["certificate"]), dict(record["metadata"])
+            token_norm = record.get("token_norm")
+            digest, shape = record["sha256"], tuple(record["shape"])
+        with reading(file, again):
+            tensors = load_file(file)
+            arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
+            if _digest(file) != digest:
+                raise ValueError(f"it is not the file that {RECORD} describes")
+            if [x.shape for x in arrays] != [shape, shape[:1], shape[1:]]:
+                raise ValueError(f"its arrays do not have the shape {shape} of {RECORD}")
+        return cls(*arrays, *known, token_norm)
 
 
 def check_stored_dtype(dtype: str) -> None:
@@ -243,6 +287,10 @@ def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:
         raise AtlasError(f"asked for the top {k} of {scores.shape[-1]} features")
     best, features = lax.top_k(scores, k)
     return Ranked(features, best)
+
+
+def _named(ranked: Ranked, labels: Labels) -> Named:
+    return Named(*ranked, [labels[i] or "" for i in ranked.features.tolist()])
 
 
 def _replace(path: Path, write: Any) -> str:

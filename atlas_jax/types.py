@@ -69,7 +69,7 @@ class Site:
         object.__setattr__(self, "layer", as_count(self.layer, "the layer of a site", least=0))
 
     @classmethod
-    def parse(cls, name: "str | Site") -> "Site":
+    def parse(cls, name: Any) -> "Site":
         """Read ``point.layer`` or a TransformerLens hook name."""
         if isinstance(name, Site):
             return name
@@ -92,7 +92,7 @@ class Site:
         return f"Site('{self}')"
 
 
-def sites_of(names: "Iterable[str | Site] | str | Site") -> tuple[Site, ...]:
+def sites_of(names: Any) -> tuple[Site, ...]:
     """Sites by name, each once, in their order; one name alone is one site.
 
     Raises:
@@ -109,7 +109,7 @@ def sites_of(names: "Iterable[str | Site] | str | Site") -> tuple[Site, ...]:
     return tuple(dict.fromkeys(map(Site.parse, names)))
 
 
-def edits_by_site(edits: "Mapping[str | Site, Any] | None") -> dict[Site, Any]:
+def edits_by_site(edits: Any) -> dict[Site, Any]:
     """Edits by site; several at one site are a list under one name.
 
     Raises:
@@ -194,3 +194,11 @@ class FeatureSpace(Protocol):
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
         """Pooled activations of every site."""
+
+
+@runtime_checkable
+class NormedSpace(FeatureSpace, Protocol):
+    """A feature space that also tells how large its activations are, the unit of steering strengths."""
+
+    def encode_norms(self, tokens: Tokens) -> tuple[dict[Site, Float[Array, "b d"]], dict[Site, Float[Array, " b"]]]:
+        """Pooled activations of every site, and the sums of its token norms over the tokens that count."""

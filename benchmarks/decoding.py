@@ -16,13 +16,12 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from _common import alternate, arguments_of, machine, matmul_ceiling, write
+from _common import STRENGTHS, alternate, arguments_of, machine, matmul_ceiling, steered, write
 
 import atlas_jax as aj
 
 FULL = {"hidden": 512, "ffn": 1376, "layers": 8, "heads": 8, "vocab": 32000, "prompts": 16, "new": 100, "repeats": 3}
 QUICK = {"hidden": 128, "ffn": 352, "layers": 4, "heads": 4, "vocab": 2000, "prompts": 4, "new": 16, "repeats": 1}
-STRENGTHS = np.array([-8.0, -4.0, -2.0, 0.0, 2.0, 4.0, 8.0], np.float32)
 PROMPT_LENGTH = 12
 
 
@@ -61,31 +60,24 @@ def hook_of(direction: torch.Tensor, strength: torch.Tensor) -> Callable:
 
 def peer(model: transformers.PreTrainedModel, prompts: np.ndarray, direction: np.ndarray, layer: int, new: int) -> dict:
     """The two ways to do it in transformers: one strength after another, and all as one batch."""
-    vector = torch.tensor(direction, dtype=model.dtype)
+    vector = torch.tensor(direction, dtype=model.dtype, device=model.device)
 
     def decode(rows: np.ndarray, strength: np.ndarray) -> np.ndarray:
-        hook = hook_of(vector, torch.tensor(strength, dtype=model.dtype)[:, None, None])
+        hook = hook_of(vector, torch.tensor(strength, dtype=model.dtype, device=model.device)[:, None, None])
         handle = model.model.layers[layer].register_forward_hook(hook)
         try:
             with torch.no_grad():
-                ids = torch.tensor(rows)
+                ids = torch.tensor(rows, device=model.device)
                 options = {"max_new_tokens": new, "do_sample": False, "pad_token_id": 0}
                 out = model.generate(ids, attention_mask=torch.ones_like(ids), **options)
         finally:
             handle.remove()
-        return out[:, rows.shape[1] :].numpy()
+        return out[:, rows.shape[1] :].cpu().numpy()
 
     return {
         "one strength at a time": lambda: np.concatenate([decode(prompts, k[None]) for k in STRENGTHS]),
         "one batch": lambda: decode(np.tile(prompts, (len(STRENGTHS), 1)), np.repeat(STRENGTHS, len(prompts))),
     }
-
-
-def ours(model: aj.LanguageModel, prompts: np.ndarray, direction: np.ndarray, layer: int, new: int) -> Callable:
-    """The same by atlas_jax: one batch with a strength for each row."""
-    rows = np.tile(prompts, (len(STRENGTHS), 1)).tolist()
-    edits = {f"resid_post.{layer}": aj.Steer(direction, np.repeat(STRENGTHS, len(prompts)))}
-    return lambda: aj.generate(model, rows, max_new_tokens=new, edits=edits).ids
 
 
 def measure(sizes: dict) -> dict:
@@ -101,7 +93,7 @@ def measure(sizes: dict) -> dict:
     for model, dtype in ((float32, "float32"), (bfloat16, "bfloat16")):
         for name, way in peer(model, prompts, direction, layer, sizes["new"]).items():
             ways[f"transformers, {name}, {dtype}"] = way
-        ways[f"atlas_jax, one batch, {dtype}"] = ours(models[dtype], prompts, direction, layer, sizes["new"])
+        ways[f"atlas_jax, one batch, {dtype}"] = steered(models[dtype], prompts, direction, layer, sizes["new"])
     for name, way in ways.items():
         if name.startswith("atlas_jax"):
             way()

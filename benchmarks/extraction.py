@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from _common import alternate, arguments_of, machine, matmul_ceiling, write
+from _common import alternate, arguments_of, machine, matmul_ceiling, sentence_lengths, write
 from decoding import FULL as FULL_MODEL, QUICK as QUICK_MODEL, make_checkpoint
 
 import atlas_jax as aj
@@ -30,13 +30,22 @@ QUICK = QUICK_MODEL | {"sentences": 80, "sites": (0, 1, 3), "early": (0,), "budg
 
 
 def sentences(sizes: dict, rng: np.random.Generator) -> list[list[int]]:
-    """Random ids with the lengths of real sentences: 30 tokens on average, 19 their standard deviation."""
-    lengths = np.clip(rng.gamma(2.6, 11.6, sizes["sentences"]).round().astype(int), 3, 128)
-    return [rng.integers(3, sizes["vocab"], n).tolist() for n in lengths]
+    """Random ids with the lengths of real sentences."""
+    return [rng.integers(3, sizes["vocab"], n).tolist() for n in sentence_lengths(sizes["sentences"], rng)]
 
 
-def peer(model: torch.nn.Module, layers: torch.nn.ModuleList, rows: list, sites: tuple, by_length: bool) -> np.ndarray:
-    """Batches of 32 padded on the right, hooks on the inputs of ``down_proj``, masked max over positions."""
+def peer(
+    model: torch.nn.Module,
+    layers: torch.nn.ModuleList,
+    rows: list,
+    sites: tuple,
+    by_length: bool,
+    budget: int | None = None,
+) -> np.ndarray:
+    """Hooks on the inputs of ``down_proj``, masked max over positions, batches padded on the right.
+
+    They are of 32 rows, or of as many as have ``budget`` tokens, padding included.
+    """
     order = np.argsort([len(r) for r in rows]) if by_length else np.arange(len(rows))
     out = np.zeros((len(sites), len(rows), model.config.intermediate_size), np.float32)
     kept: dict[int, torch.Tensor] = {}
@@ -45,17 +54,31 @@ def peer(model: torch.nn.Module, layers: torch.nn.ModuleList, rows: list, sites:
         for i in sites
     ]
     with torch.no_grad():
-        for start in range(0, len(rows), 32):
-            places = order[start : start + 32]
+        for places in peer_batches([len(rows[i]) for i in order], budget):
+            places = order[places]
             length = max(len(rows[i]) for i in places)
-            ids = torch.tensor([rows[i] + [0] * (length - len(rows[i])) for i in places])
-            mask = torch.tensor([[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in places])
+            ids = torch.tensor([rows[i] + [0] * (length - len(rows[i])) for i in places], device=model.device)
+            mask = [[1] * len(rows[i]) + [0] * (length - len(rows[i])) for i in places]
+            mask = torch.tensor(mask, device=model.device)
             model(ids, attention_mask=mask, use_cache=False)
             for k, i in enumerate(sites):
-                out[k, places] = kept[i].masked_fill(mask[..., None] == 0, -torch.inf).amax(1).numpy()
+                out[k, places] = kept[i].masked_fill(mask[..., None] == 0, -torch.inf).amax(1).float().cpu().numpy()
     for hook in hooks:
         hook.remove()
     return out
+
+
+def peer_batches(lengths: list[int], budget: int | None) -> Iterator[slice]:
+    """Which rows go together, in the given order."""
+    start = 0
+    while start < len(lengths):
+        stop = start + 32
+        if budget is not None:
+            stop = start + 1
+            while stop < len(lengths) and (stop + 1 - start) * max(lengths[start : stop + 1]) <= budget:
+                stop += 1
+        yield slice(start, stop)
+        start = stop
 
 
 def buckets(lengths: np.ndarray, budget: int) -> Iterator[tuple[int, int, np.ndarray]]:

@@ -5,7 +5,8 @@ thirds of that of torch's float32 SVD; float32 SVDs are hundreds to tens of thou
 solver is as fast as scipy's BLAS: where ``OPENBLAS_CORETYPE`` pins that to other kernels, the report tells.
 
     python benchmarks/procrustes.py [--quick] [--large] [--out procrustes.json]
-    python benchmarks/procrustes.py --paper        # 14336 x 16384 on the default device, without the peers
+
+``accelerator.py`` measures 14336 x 16384 on an accelerator.
 """
 
 import json
@@ -24,7 +25,7 @@ from _common import arguments_of, machine, matmul_ceiling, seconds_of, write
 from atlas_jax.translators import polar, polar_express
 from atlas_jax.translators._polar_certificate import Factor, certify
 
-SHAPES, LARGE, QUICK, PAPER = [(1024, 1152), (2048, 2304)], (4096, 4608), (384, 432), (14336, 16384)
+SHAPES, LARGE, QUICK = [(1024, 1152), (2048, 2304)], (4096, 4608), (384, 432)
 KINDS = ("1e4", "1e6", "pooled", "dead")
 CUT = 1e-7
 PAUSE = 0.1  # seconds
@@ -119,36 +120,15 @@ def certificate_seconds(m: np.ndarray, t: np.ndarray) -> float:
     return min(rested(lambda: certify(m, found))[0] for _ in range(3))
 
 
-def paper(shape: tuple[int, int]) -> dict:
-    """Random numbers that bfloat16 holds, on the default device: seconds of a compiled run, certificate included."""
-    m = jax.random.normal(jax.random.key(0), shape, jnp.bfloat16).astype(jnp.float32)
-    first, _ = seconds_of(lambda: polar_express(m))
-    seconds, (_, certificate) = seconds_of(lambda: polar_express(m))
-    memory = jax.devices()[0].memory_stats() or {}
-    return {
-        "kind": "random",
-        "shape": shape,
-        "device": jax.devices()[0].device_kind,
-        "seconds_with_compilation": first,
-        "seconds": seconds,
-        "certificate": certificate,
-        "peak_bytes": memory.get("peak_bytes_in_use"),
-    }
-
-
 def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("--large", action="store_true", help=f"only {LARGE[0]} x {LARGE[1]}, minutes")
-    parser.add_argument("--paper", action="store_true", help=f"only {PAPER[0]} x {PAPER[1]}, for an accelerator")
     arguments = parser.parse_args()
     shapes = [QUICK] if arguments.quick else [LARGE] if arguments.large else SHAPES
     rng = np.random.default_rng(0)
-    if arguments.paper:
-        tables = [paper(QUICK if arguments.quick else PAPER)]
-    else:
-        kinds = lambda shape: KINDS if shape[0] < 2048 else KINDS[:1] if shape == LARGE else KINDS[:3]
-        repeats = lambda shape: 2 if shape == LARGE else 3
-        tables = [table(kind, shape, repeats(shape), rng) for shape in shapes for kind in kinds(shape)]
+    kinds = lambda shape: KINDS if shape[0] < 2048 else KINDS[:1] if shape == LARGE else KINDS[:3]
+    repeats = lambda shape: 2 if shape == LARGE else 3
+    tables = [table(kind, shape, repeats(shape), rng) for shape in shapes for kind in kinds(shape)]
     ceiling = {"matmul_gflops": {"float32": matmul_ceiling()}}
     report = {"benchmark": "procrustes"} | machine(np, scipy, torch) | ceiling | {"tables": tables}
     print(json.dumps(report, indent=1))

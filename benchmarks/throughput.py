@@ -6,7 +6,8 @@ devices, in a process of its own. Claim: peak memory does not grow with the numb
     python benchmarks/throughput.py [--quick] [--size bundled|scaled|paper] [--devices 1 2 8] [--out throughput.json]
 
 ``bundled`` is the pair that ships, ``scaled`` and ``paper`` have random weights: the shapes of the paper at a
-sixteenth of the width, and in full (Llama-3.1-8B at five layers, Gemma-2-2B at layer 20 with 16,384 features). On a
+sixteenth of the width, and in full (Llama-3.1-8B at five layers, Gemma-2-2B at layer 20 with 16,384 features); ``tiny``
+is for a look at whether it runs. On a
 CPU several devices are simulated and share its cores.
 """
 
@@ -20,26 +21,47 @@ from pathlib import Path
 from typing import Any
 
 SITES = {
+    "tiny": ("mlp_act.0", "mlp_act.1"),
     "bundled": ("mlp_act.1", "mlp_act.2", "resid_post.2"),
     "scaled": ("mlp_act.1", "mlp_act.3", "mlp_act.5"),
     "paper": ("mlp_act.3", "mlp_act.11", "mlp_act.19", "mlp_act.27", "mlp_act.31"),
 }
+SHARED = {"vocab_size": 32000, "max_position_embeddings": 512, "num_key_value_heads": 4, "tie_word_embeddings": True}
 LLAMA = {
-    "scaled": {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 6, "num_attention_heads": 8},
-    "paper": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "tiny": SHARED
+    | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    | {"vocab_size": 300, "eos_token_id": None},
+    "scaled": SHARED | {"hidden_size": 256, "intermediate_size": 896, "num_hidden_layers": 6, "num_attention_heads": 8},
+    "paper": {
+        "vocab_size": 128256,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "rms_norm_eps": 1e-5,
+        "eos_token_id": None,
+        "rope_parameters": {
+            "rope_type": "llama3",
+            "rope_theta": 500000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    },
 }
 GEMMA = {
-    "scaled": {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4},
-    "paper": {"hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 21, "num_attention_heads": 8},
+    "tiny": SHARED
+    | {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8}
+    | {"vocab_size": 300},
+    "scaled": SHARED
+    | {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4, "head_dim": 32},
+    "paper": {},  # what transformers takes for Gemma 2 is Gemma-2-2B
 }
-ATLAS = {"scaled": ("resid_post.3", 1024), "paper": ("resid_post.20", 16384)}
-SHARED = {
-    "num_key_value_heads": 4,
-    "vocab_size": 32000,
-    "max_position_embeddings": 512,
-    "tie_word_embeddings": True,
-}
-BUDGET = {"bundled": 4096, "scaled": 4096, "paper": 16384}
+ATLAS = {"tiny": ("resid_post.1", 96), "scaled": ("resid_post.3", 1024), "paper": ("resid_post.20", 16384)}
+BUDGET = {"tiny": 512, "bundled": 4096, "scaled": 4096, "paper": 16384}
 METHODS = ("covariance", "correlation", "least_squares", "procrustes", "semantic_lens")
 PAPER = {"sentences": 500_000, "rows": 512, "length": 32}  # a batch of it, for the operations of a sentence
 H200 = {"bfloat16": 790e12, "float32": 60e12}  # matmul FLOP/s of one card
@@ -51,7 +73,7 @@ def subject_of(size: str, make: Callable) -> Any:
 
     from atlas_jax.bundled import SUBJECT
 
-    return _model(transformers.LlamaConfig(**LLAMA[size], **SHARED, architectures=["LlamaForCausalLM"]), SUBJECT, make)
+    return _model(transformers.LlamaConfig(**LLAMA[size], architectures=["LlamaForCausalLM"]), SUBJECT, make)
 
 
 def atlas_of(size: str, make: Callable) -> Any:
@@ -66,9 +88,7 @@ def atlas_of(size: str, make: Callable) -> Any:
     from atlas_jax.sae import SAEConfig
 
     site, features = aj.Site.parse(ATLAS[size][0]), ATLAS[size][1]
-    gemma = transformers.Gemma2Config(
-        **GEMMA[size], **SHARED, head_dim=GEMMA[size]["hidden_size"] // 8, architectures=["Gemma2ForCausalLM"]
-    )
+    gemma = transformers.Gemma2Config(**GEMMA[size], architectures=["Gemma2ForCausalLM"])
     d = gemma.hidden_size
     draw = lambda key, *shape: jax.random.normal(jax.random.key(key), shape) * shape[0] ** -0.5
     sae = aj.SparseAutoencoder.build(
@@ -103,7 +123,7 @@ def make_pair(size: str, folder: Path) -> None:
 def worker(job: dict[str, Any]) -> dict[str, Any]:
     """Time one pair on all devices of this process."""
     import jax
-    from _common import matmul_ceiling, seconds_of
+    from _common import matmul_ceiling, most_bytes, seconds_of
 
     from atlas_jax.corpus import build_corpus, installed_documentation
     from atlas_jax.mesh import make_mesh
@@ -234,15 +254,6 @@ def projection(measured: dict[str, Any]) -> dict[str, Any]:
             "seconds_h200": flops / share / rate,
         }
     return PAPER | {"assumed_flops_h200": H200, "stages": table}
-
-
-def most_bytes() -> int:
-    """Most memory in use so far: of a device where it says so, else of the process."""
-    import jax
-    from _common import peak_bytes
-
-    statistics = jax.local_devices()[0].memory_stats() or {}
-    return statistics.get("peak_bytes_in_use", peak_bytes())
 
 
 def run(job: dict[str, Any], devices: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from atlas_jax.bundled import SUBJECT
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import Tokenizer
 from atlas_jax.pipeline import Checkpoints, Pass, _pass, fit_lenses, fit_statistics
-from atlas_jax.pooling import POOLINGS, spoil
+from atlas_jax.pooling import POOLINGS, norm_sum, spoil
 from atlas_jax.types import Site
 
 NEEDS = ("cross", "unit_cross", "atlas_gram", "top_k")
@@ -56,6 +56,9 @@ class Table:
     def pooled(self, tokens):
         acts = self.rows[tokens.ids]
         return {self.site: spoil(POOLINGS["max"](acts, tokens.mask), acts, tokens.mask)}
+
+    def encode_norms(self, tokens):
+        return self.encode(tokens), {self.site: norm_sum(self.rows[tokens.ids], tokens.mask)}
 
     def encode(self, tokens):
         return {site: pooled.values for site, pooled in self.pooled(tokens).items()}

@@ -1,6 +1,5 @@
 """Building atlases: parts that fit, parts that do not, a manifest that notices changes, and nothing half-built."""
 
-import dataclasses
 import gzip
 import json
 import shutil
@@ -8,6 +7,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from plain_text import sentences
 from typer.testing import CliRunner
 
 from atlas_jax.atlas import ConceptAtlas, Manifest, assemble, same_place, write_atlas
@@ -65,21 +65,6 @@ def test_a_built_atlas_computes_what_its_parts_do(parts, bundled, tmp_path, link
     assert manifest.files["model"]["model.safetensors"].bytes == (MODEL / "model.safetensors").stat().st_size
 
 
-def test_the_corpus_mean_is_subtracted_where_it_is_known(bundled):
-    mean = np.asarray(bundled.activations(TEXTS[:1]))[0]
-    known = dataclasses.replace(bundled, mean=jnp.asarray(mean))
-    raw = np.asarray(bundled.query_from(TEXTS))
-    np.testing.assert_allclose(known.query_from(TEXTS), raw - mean, atol=1e-6)
-    np.testing.assert_allclose(bundled.query_from(TEXTS, mean=mean), raw - mean, atol=1e-6)
-    assert jnp.array_equal(known.query_from(TEXTS, TEXTS[:1]), bundled.query_from(TEXTS, TEXTS[:1]))
-    with pytest.raises(AtlasError, match="does not fit an atlas of 1536"):
-        bundled.query_from(TEXTS, mean=mean[:5])
-    best = known.top_features(known.query_from(TEXTS), 4)
-    assert best[0].weight == 1.0
-    assert [h.score for h in best] == sorted((h.score for h in best), reverse=True)
-    assert best[0].index == int(np.argmax(raw - mean))
-
-
 @pytest.mark.parametrize("part", ["labels.jsonl", "sae/sae.safetensors", "model/config.json"])
 def test_changed_files_are_noticed(parts, tmp_path, part):
     write_atlas(parts, tmp_path / "a")
@@ -116,14 +101,25 @@ def test_every_kind_of_sae_survives_exactly(bundled, tmp_path, kind):
 
 
 def test_a_model_of_another_name_is_refused(tmp_path):
-    with pytest.raises(AtlasError, match="the SAE is of the model 'foundation', and this model goes by 'model'"):
-        assemble(MODEL, SAE)
-    with pytest.raises(AtlasError, match="goes by 'other'"):
+    assert assemble(MODEL, SAE).atlas.width == 1536  # a folder may be called anything
+    with pytest.raises(AtlasError, match="of the model 'foundation', and this model goes by 'other', of another name"):
         assemble(MODEL, SAE, model_name=["owner/other"])
     shutil.copytree(MODEL, tmp_path / "x")
     config = json.loads((MODEL / "config.json").read_text())
     (tmp_path / "x" / "config.json").write_text(json.dumps(config | {"_name_or_path": "Somebody/FOUNDATION"}))
     assert assemble(tmp_path / "x", SAE).atlas.width == 1536
+
+
+def test_an_sae_of_the_base_model_is_taken_with_a_note(tmp_path):
+    random_sae(site=Site("resid_post", 3), model="google/gemma-2-2b").save_pretrained(tmp_path / "sae")
+    told = assemble(MODEL, tmp_path / "sae", model_name=["gemma-2-2b-it"])
+    assert told.notes == (
+        "the SAE is of the model 'google/gemma-2-2b' and is used on 'gemma-2-2b-it': only one of them is "
+        "instruction-tuned",
+    )
+    assert assemble(MODEL, tmp_path / "sae", model_name=["gemma-2-2b"]).notes == ()
+    with pytest.raises(AtlasError, match=r"'google/gemma-2-2b' \(gemma, 2, 2B\), and this model goes by 'gemma-2-9b'"):
+        assemble(MODEL, tmp_path / "sae", model_name=["gemma-2-9b"])
 
 
 def test_sites_come_from_the_sae_and_may_not_contradict_it(tmp_path):
@@ -162,6 +158,41 @@ def test_labels_of_something_else_are_refused(tmp_path, fields, count, width, me
     with pytest.raises(AtlasError, match=message) as caught:
         assemble(MODEL, SAE, path, **NAMED)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda raw: raw | {"site": 3},
+        lambda raw: raw | {"sae": None},
+        lambda raw: raw | {"pooling": ["max"]},
+        lambda raw: raw | {"metadata": "none"},
+        lambda raw: raw | {"files": {"model": [], "sae": [], "labels": []}},
+        lambda raw: raw | {"files": raw["files"] | {"sae": {"sae.json": ["7", 5]}}},
+        lambda raw: raw | {"extra": 1},
+        lambda raw: [raw],
+    ],
+)
+def test_a_damaged_manifest_is_one_sentence(tmp_path, damage):
+    (tmp_path / "atlas.json").write_text(json.dumps(damage(json.loads((ATLAS / "atlas.json").read_text()))))
+    with pytest.raises(AtlasError, match="atlas.json is damaged") as caught:
+        Manifest.read(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"junk", b"", None])
+def test_a_damaged_mean_is_one_sentence(parts, tmp_path, content):
+    write_atlas(parts, tmp_path / "a", link=True, mean=np.ones(1536))
+    file = tmp_path / "a" / "mean.npy"
+    if content is None:
+        np.save(file, np.ones(7))
+    else:
+        file.write_bytes(content)
+    manifest = json.loads((tmp_path / "a" / "atlas.json").read_text())
+    manifest["files"]["mean"]["mean.npy"][0] = file.stat().st_size
+    (tmp_path / "a" / "atlas.json").write_text(json.dumps(manifest))
+    with pytest.raises(AtlasError, match="mean.npy (is damaged|should be 1536 numbers, and 7 were given)"):
+        ConceptAtlas.from_pretrained(tmp_path / "a")
 
 
 def test_labels_that_say_they_fit_are_taken(tmp_path):
@@ -207,7 +238,7 @@ def test_a_failure_while_writing_leaves_the_old_atlas(parts, tmp_path, monkeypat
 def test_what_is_no_atlas_is_not_replaced(parts, tmp_path):
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "diary.txt").write_text("mine")
-    with pytest.raises(AtlasError, match="exists and is no Concept Atlas"):
+    with pytest.raises(AtlasError, match="exists and is not a Concept Atlas"):
         write_atlas(parts, tmp_path / "notes")
     shutil.copytree(MODEL, tmp_path / "old" / "model")
     (tmp_path / "old" / "atlas.json").write_text("{}")
@@ -230,6 +261,24 @@ def test_the_command_builds_verifies_and_searches(tmp_path):
     assert command("search", "--atlas", out, "--like", TEXTS[0])[0]["weight"] == 1.0
     for wrong in (["x", "--like", "y"], [], ["--unlike", "y"]):
         assert isinstance(CliRunner().invoke(app, ["atlas", "search", *wrong]).exception, AtlasError)
+
+
+def test_info_says_on_which_text_and_keeps_the_saes_own_figures_apart(tmp_path):
+    mine = tmp_path / "mine.txt"
+    mine.write_text(" ".join(sentences(700)))
+    sae = random_sae(site=Site("resid_post", 3), advertised_l0=30.0)
+    sae.save_pretrained(tmp_path / "sae", format="native")
+    flags = ["--model", MODEL, "--sae", tmp_path / "sae", "--out", tmp_path / "a", "--link", "--text", mine]
+    facts = command("build", *flags, "--sentences", 100)
+    assert facts["text"] == str(mine)
+    shown = command("info", tmp_path / "a", "--text", mine, "--sentences", 100)
+    assert shown["text"] == str(mine)
+    assert shown["check"]["advertised"] == {"l0": 30.0, "fvu": None, "dead": None}
+    built = Manifest.read(tmp_path / "a").metadata["measured"]
+    poor = built["FVU"] > 0.7
+    assert shown["check"]["when_built"]["fvu"] == (None if poor else built["FVU"])
+    shown = command("info", tmp_path / "a", "--sentences", 100)
+    assert shown["text"] == "documentation of Python and installed packages, no --text being given"
 
 
 def test_the_index_beside_the_labels_is_used_only_while_it_fits(parts, tmp_path):

@@ -104,6 +104,7 @@ def test_nothing_is_lost_to_the_choice(pair, corpus):
     parts = [fit_statistics(part, ["cross", "unit_cross"]) for part in held_out(stream, seed=0)]
     merged, whole = merge_fitted(*parts), fit_statistics(stream, ["cross", "unit_cross"])
     assert merged.active.tolist() == whole.active.tolist()
+    assert merged.token_norm(SITE) == pytest.approx(whole.token_norm(SITE), rel=1e-6)
     for view in ("raw", "unit"):
         ours, theirs = (getattr(f.statistics.sums.crosses[SITE], view) for f in (merged, whole))
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))

@@ -147,8 +147,9 @@ def test_the_command(tmp_path, like_the_hub):
     assert facts["domains"] == {name: list(pair) for name, pair in corpus.domain_counts().items()}
     assert abs(facts["domains"]["small"][0] - 25) <= 4
     with pytest.raises(AtlasError, match="--weight 'small' is not DOMAIN=NUMBER"):
-        CliRunner().invoke(app, [*command, "--weight", "small"], catch_exceptions=False)
-    table = CliRunner().invoke(app, [word for word in command if word != "--json"], catch_exceptions=False).stdout
+        CliRunner().invoke(app, [*command, "--weight", "small", "--overwrite"], catch_exceptions=False)
+    plain = [word for word in command if word != "--json"]
+    table = CliRunner().invoke(app, [*plain, "--overwrite"], catch_exceptions=False).stdout
     assert "Sentences by domain" in table
     assert "small" in table
 

@@ -15,7 +15,7 @@ from hf_oracle import hf_model, jax_model, random_ids, saved
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, generate, run
-from atlas_jax.models._decode import TOKENS_A_STRETCH, complete
+from atlas_jax.models._decode import TOKENS_A_STRETCH, complete, stretches
 from atlas_jax.models._sampling import Sampling, argmax, sample
 from atlas_jax.steering import Steer
 from atlas_jax.types import Tokens
@@ -91,7 +91,7 @@ def test_rows_end_at_their_end_of_text_token():
         assert set(row[len(expected) :].tolist()) <= {eos}
         ended = eos in expected
         assert length == len(expected) - ended
-        assert text == " ".join(f"w{i}" for i in expected[:length] if i > 2)
+        assert text == "".join(f" w{i}" for i in expected[:length] if i > 2)
     assert out.lengths[1] <= 6
 
 
@@ -128,7 +128,7 @@ def test_texts_are_prompts_too():
     lm = endless("llama31")
     out = generate(lm, [" ".join(f"w{i}" for i in p) for p in PROMPTS], max_new_tokens=NEW)
     np.testing.assert_array_equal(out.ids, generate(lm, PROMPTS, max_new_tokens=NEW).ids)
-    assert out.texts[0] == " ".join(f"w{i}" for i in out.ids[0] if i > 2)
+    assert out.texts[0] == "".join(f" w{i}" for i in out.ids[0] if i > 2)
 
 
 @pytest.mark.parametrize("name", ["llama31", "gemma2"])
@@ -145,6 +145,14 @@ def test_rows_that_share_prompts_and_decode_in_stretches_equal_each_alone(name, 
     assert len({tuple(ids) for ids in together}) > 12
     for i in (0, 16, 38):
         assert steered(rows[i : i + 1], strengths[i : i + 1])[0] == together[i]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "backend", "expected"),
+    [(1399, "cpu", 1), (1400, "cpu", 2), (10**6, "cpu", 8), (11_200, "gpu", 1), (70_000, "tpu", 3), (10**6, "gpu", 8)],
+)
+def test_an_accelerator_compiles_few_stretches(tokens, backend, expected):
+    assert stretches(tokens, backend) == expected
 
 
 # Sampling.

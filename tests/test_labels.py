@@ -209,6 +209,31 @@ def test_unusable_files_are_refused(tmp_path, name, content, message):
         Labels.load(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("l.json", '{"explanations": null}', "not a list of labels"),
+        ("l.json", "5", "not a list of labels"),
+        ("l.json", "[" * 100_000, "cannot be read as labels"),
+        ("l.csv", b"index,description\n1,\xff\xfe\n", "cannot be read as labels"),
+        ("l.jsonl", '{"n_features": "3"}\n', "n_features is '3'"),
+        ("l.jsonl", '{"n_features": null}\n', "n_features is None"),
+        ("l.jsonl", '{"n_features": 3}\n{"index": 1, "description": "a", "explainer": null}\n', "row 2 .* malformed"),
+        ("l.jsonl", '{"n_features": 3}\n{"index": 1, "description": "a", "score": "high"}\n', "row 2 .* malformed"),
+        ("l.jsonl", '{"n_features": 3}\n{"index": 1, "description": "a", "polarity": "up"}\n', "row 2 .* malformed"),
+        ("l.json", '[{"index": 1, "description": ["a"]}]', r"its description is \['a'\], not text"),
+        ("l.json", '[{"index": true, "description": "a"}]', "its index is True"),
+        ("l.json", '[{"index": 1.5, "description": "a"}]', "its index is 1.5"),
+        ("l.json", '[{"index": 1, "description": "a", "score": "good"}]', "malformed score or polarity"),
+    ],
+)
+def test_damaged_files_are_one_sentence(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AtlasError, match=message) as caught:
+        Labels.load(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
 def test_missing_files_and_wrong_widths_are_refused(tmp_path):
     with pytest.raises(AtlasError, match="no file or folder"):
         Labels.load(tmp_path / "absent.json")

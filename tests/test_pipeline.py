@@ -1,8 +1,10 @@
 """The streamed pass against the same activations held whole, in float64."""
 
 import itertools
+import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,8 +14,9 @@ from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import choose_features, translation_quality
 from atlas_jax.metrics import auroc
-from atlas_jax.models import LanguageModel
+from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Grid, Pass, fit_statistics, pooled_activations, solve, top_sentences
+from atlas_jax.statistics import NormSums, TokenNorms, add_norms
 from atlas_jax.subject import Subject
 
 SITES = ("mlp_act.1", "resid_post.2")
@@ -125,18 +128,47 @@ def _close(ours, theirs, tolerance):
     assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
 
 
+def test_token_norms_are_those_of_every_token_that_counts(spaces, corpus, streamed):
+    subject, _ = spaces
+    stream, fitted, translations = streamed
+    tokens = subject.tokenize(list(corpus.fit))
+    acts = run(subject.model, tokens, capture=SITES, logits=False).acts
+    for site in subject.sites:
+        norms = np.linalg.norm(np.asarray(acts[site], np.float64), axis=-1)[np.asarray(tokens.mask)]
+        assert fitted.token_norm(site) == pytest.approx(norms.mean(), rel=1e-5)
+        assert translations[site, "procrustes"].token_norm == fitted.token_norm(site)
+    assert float(fitted.norms.sums.tokens) == np.asarray(tokens.mask).sum()
+
+
+def test_token_norms_keep_what_float32_rounds_away():
+    add = jax.jit(add_norms)
+    norms, batch = TokenNorms.init(["a"]), NormSums({"a": jnp.float32(0.1)}, jnp.float32(1 / 3))
+    norms = add(norms, NormSums({"a": jnp.float32(2.0**24)}, jnp.float32(2.0**24)))
+    for _ in range(300):
+        norms = add(norms, batch)
+    expected = (2.0**24 + 300 * float(np.float32(0.1))) / (2.0**24 + 300 * float(np.float32(1 / 3)))
+    assert norms.mean("a") == pytest.approx(expected, rel=1e-9)
+    assert math.isnan(TokenNorms.init(["a"]).mean("a"))
+
+
+def test_a_space_that_tells_no_norms_has_none(spaces, corpus):
+    fitted = fit_statistics(Pass.of((spaces[1], spaces[1]), corpus.fit[:40]), ["cross"])
+    assert fitted.token_norm(spaces[1].site) is None
+
+
 def test_batches_and_filler_rows_change_nothing(spaces, corpus, streamed):
     other = fit_statistics(Pass.of(spaces, corpus.fit, token_budget=3000), ["cross"])
     site = spaces[0].sites[0]
     one, two = (f.statistics.statistics(site) for f in (streamed[1], other))
     assert float(one.weight) == float(two.weight) == 400
+    assert streamed[1].token_norm(site) == pytest.approx(other.token_norm(site), rel=1e-6)
     _close(one.cross.raw, np.asarray(two.cross.raw, np.float64), 1e-5)
 
 
 def test_the_step_is_traced_once_a_shape(spaces, corpus, monkeypatch):
-    traces, encode = [], Subject.encode
+    traces, encode = [], Subject.encode_norms
     monkeypatch.setattr(
-        Subject, "encode", lambda space, tokens: traces.append(tokens.ids.shape) or encode(space, tokens)
+        Subject, "encode_norms", lambda space, tokens: traces.append(tokens.ids.shape) or encode(space, tokens)
     )
     stream = Pass.of(spaces, corpus.fit, token_budget=448)  # shapes that no other test has traced
     fit_statistics(stream, ["cross"])

@@ -110,6 +110,8 @@ def test_with_no_sound_checkpoint_the_pass_begins_again(tmp_path):
     assert cursor == Cursor()
     assert state is STATE
     assert said[-1] == "no sound checkpoint of the fit pass is left; beginning it again"
+    assert said[0].endswith("going back to the one before it")
+    assert said[1].endswith("there is none before it")
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(tmp_path):
@@ -123,8 +125,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_one_before(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "could be written" in str(failure.value)
     assert "(File too large)" in str(failure.value)
+    assert str(failure.value).endswith("give the same command again, which goes on from the one before it")
     assert len(list((tmp_path / "fit").iterdir())) == 2
     assert _read(tmp_path)[0].sentences == 20
+
+
+def test_a_first_checkpoint_that_cannot_be_written_is_not_said_to_have_one_before_it(tmp_path):
+    (tmp_path / "fit").write_text("a file in the way")
+    with pytest.raises(AtlasError, match="give the same command again$"):
+        Checkpoints(tmp_path).save("fit", Cursor(0, 1, 1, 1), STATE)
 
 
 def test_a_fault_of_another_kind_is_not_called_a_full_disk(tmp_path):
@@ -285,4 +294,9 @@ def test_align_killed_and_interrupted_ends_as_if_it_was_not(align):
     assert last.wait() == 0
     assert "going on with the second pass after" in " ".join(last.stderr.read().split())
     assert _files(folder / "run") == _files(folder / "whole")
+    before, again, changed = _files(folder / "run"), start("run"), start("run", "--seed", "5")
+    assert (again.wait(), changed.wait()) == (0, 2)
+    assert "holds this run already; --overwrite makes it anew" in " ".join(again.stderr.read().split())
+    assert "finished run of something else: seed was 0 and is 5" in " ".join(changed.stderr.read().split())
+    assert _files(folder / "run") == before
     assert sorted(p.name for p in folder.iterdir()) == ["corpus", "run", "whole"]

@@ -48,8 +48,8 @@ def scale_of(atlas, texts):
 def test_a_sound_atlas_raises_no_alarm(atlas, texts):
     facts, check = examine(atlas, texts)
     assert (check.warnings, check.trials) == ([], [])
-    assert check.advertised.l0 == 10
-    assert check.advertised.fvu == pytest.approx(0.0886, abs=1e-3)
+    assert check.advertised == (10, None, None)
+    assert check.built.fvu == pytest.approx(0.0886, abs=1e-3)
     assert abs(facts["L0"] - 10) < 3
     assert "label AUROC" not in facts
 
@@ -63,7 +63,8 @@ def test_a_fault_measured_when_the_atlas_was_built_is_no_standard(atlas, texts, 
     files = {part: {} for part in ("model", "sae", "labels")}
     Manifest(site, files, metadata={"measured": facts}).write(tmp_path)
     check = check_sae(built, texts, facts)
-    assert check.advertised == ((facts["L0"], facts["FVU"], facts["dead share"]) if sound else (None, None, None))
+    assert check.advertised == (None, None, None)
+    assert check.built == ((facts["L0"], facts["FVU"], facts["dead share"]) if sound else (None, None, None))
     assert (check.warnings == []) == sound
 
 
@@ -77,7 +78,7 @@ def test_a_neighbouring_site_is_named(atlas, texts, site):
 
 
 def test_bos_among_the_tokens_is_named(atlas, texts):
-    tokenizer = Tokenizer(atlas.model.tokenizer.backend, 2, 0)
+    tokenizer = Tokenizer.of(atlas.model.tokenizer.backend, "<s>")
     tokenizer.special_ids = frozenset()
     wrong = dataclasses.replace(atlas, model=_with_tokenizer(atlas.model, tokenizer))
     assert wrong.tokenize(["a"]).mask[0, 0]
@@ -87,7 +88,7 @@ def test_bos_among_the_tokens_is_named(atlas, texts):
 
 def test_a_tokenizer_without_bos_is_named(atlas, texts):
     plain = json.loads(atlas.model.tokenizer.backend.to_str()) | {"post_processor": None}
-    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(plain)), None, 0)
+    tokenizer = Tokenizer.of(tokenizers.Tokenizer.from_str(json.dumps(plain)), None)
     wrong = dataclasses.replace(atlas, model=_with_tokenizer(atlas.model, tokenizer))
     tight = dataclasses.replace(wrong.sae.config, advertised_fvu=0.02)
     _, check = examine(dataclasses.replace(wrong, sae=dataclasses.replace(wrong.sae, config=tight)), texts)
@@ -109,6 +110,24 @@ def test_a_forgotten_scale_is_named(atlas, texts, plant):
     names = agreeing(check)
     expected = "thresholds times" if plant == "threshold" else "activations times"
     assert any(name.startswith(expected) for name in names), check.trials
+
+
+@pytest.mark.parametrize("power", [0, 1, 2])
+def test_the_other_readings_of_a_threshold_are_named(atlas, texts, power):
+    """Rows of the decoder of many norms, and thresholds stored in units of the pre-activation times them."""
+    scale, sae = scale_of(atlas, texts), atlas.sae
+    sizes = jnp.asarray(np.random.default_rng(0).permutation(np.geomspace(5, 100, sae.config.d_sae)), jnp.float32)
+    norms = jnp.linalg.norm(sae.W_dec, axis=1) * sizes
+    resized = {"W_dec": sae.W_dec * sizes[:, None], "W_enc": sae.W_enc / sizes[None, :], "b_enc": sae.b_enc / sizes}
+    right = dataclasses.replace(sae, **resized, threshold=sae.threshold / sizes)
+    facts, check = examine(dataclasses.replace(atlas, sae=right), texts)
+    assert check.warnings == []
+    wrong = dataclasses.replace(right, threshold=right.threshold * norms * scale**power)
+    _, check = examine(dataclasses.replace(atlas, sae=wrong), texts)
+    best = next(t for t in check.trials if t.agrees)
+    also = ("", f" times {scale:.3g}", f" times {scale:.3g} squared")[power]
+    assert best.name == f"thresholds divided by the decoder norms{also}"
+    assert best.l0 == pytest.approx(facts["L0"], rel=0.1)
 
 
 def test_b_dec_subtracted_by_mistake_is_named(atlas, texts):

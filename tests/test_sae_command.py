@@ -216,7 +216,7 @@ def test_a_finished_run_is_known_again_and_not_replaced(trained, tmp_path):
     assert finished_training(tmp_path, about) is None
     write_result(tmp_path, result, about)
     assert finished_training(tmp_path, about)["measured"] == result.measured._asdict()
-    with pytest.raises(AtlasError, match=r"with k 4\.0, and 5\.0 was given"):
+    with pytest.raises(AtlasError, match=r"something else: k was 4\.0 and is 5\.0; .*--overwrite"):
         finished_training(tmp_path, about | {"k": 5.0})
 
 
@@ -229,6 +229,11 @@ def test_a_finished_run_is_known_again_and_not_replaced(trained, tmp_path):
         ({"buffer": 500}, "use 512"),
         ({"tokens": 1000}, "too few for batches of 128; use 1280"),
         ({"learning_rate": 1e30}, "not finite at step"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a number from 1e-12 to inf"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; it must be"),
+        ({"dead_after": -5}, "dead_after is -5; it must be a number from 1 to inf"),
+        ({"norm_limit": float("inf")}, "norm_limit is inf"),
+        ({"sparsity_warmup": 1.5}, "sparsity_warmup is 1.5; it must be a number from 0 to 1"),
     ],
 )
 def test_mistakes_are_one_sentence(model, corpus, change, says):
@@ -270,4 +275,4 @@ def test_the_command_survives_kill_and_ctrl_c(model, corpus, tmp_path):
     assert json.loads(finished.stdout)["curves"] == straight.curves._asdict()
     again = subprocess.run([*command, "--seed", "1"], capture_output=True, text=True)
     assert (again.returncode, again.stdout) == (2, "")
-    assert "trained with seed 0, and 1 was given" in again.stderr
+    assert "seed was 0 and is 1" in " ".join(again.stderr.split())

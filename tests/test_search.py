@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from atlas_jax.bundled import ATLAS
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex, train_static
+from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex, open_index, train_static, write_index
+from atlas_jax.labels._leading import leading_directions
 from atlas_jax.labels._terms import terms
 
 DATA = os.environ.get("ATLAS_JAX_DATA")
@@ -103,6 +106,72 @@ def test_lsa_is_a_truncated_svd(rng):
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     for i in range(3):
         np.testing.assert_allclose(index.scores(texts[i], "lsa"), rows @ rows[i], atol=1e-5)
+
+
+def tied_labels(rng, n):
+    """Labels of a word of their own and one of few others, so that many singular values are equal."""
+    return Labels.from_rows([Label(i, f"word{i // 2} kind{i % 7}") for i in range(n)])
+
+
+@pytest.mark.parametrize("make", [planted_labels, tied_labels])
+@pytest.mark.parametrize("n", [300, 2400])
+def test_an_index_is_the_same_to_the_bit_each_time(rng, make, n):
+    labels = make(rng, n)
+    built = []
+    for i in range(5):
+        np.random.default_rng(i).standard_normal(100 + i)  # other allocations in between
+        built.append(TextIndex.of(labels))
+    for index in built[1:]:
+        for name, dense in index.dense.items():
+            assert np.array_equal(dense.documents, built[0].dense[name].documents)
+        assert index.search("dog word7", 20) == built[0].search("dog word7", 20)
+
+
+def test_the_bundled_atlas_is_searched_alike_each_time():
+    labels = Labels.load(ATLAS / "labels.jsonl")
+    scores = {hit.score for _ in range(5) for hit in TextIndex.of(labels).search("font", 1)}
+    assert len(scores) == 1
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(60, 40), (30, 900), (900, 1000)])
+def test_leading_directions_are_those_of_a_dense_svd(rng, rows, columns):
+    matrix = rng.normal(size=(rows, columns)) * (rng.random((rows, columns)) < 0.1)
+    found = leading_directions(sp.csr_matrix(matrix), 20)
+    u, s, vt = np.linalg.svd(matrix)
+    assert found.shape == (columns, 20)
+    np.testing.assert_allclose(np.linalg.norm(matrix @ found, axis=0), s[:20], rtol=1e-9)
+    np.testing.assert_allclose(np.abs(np.sum(found.T * vt[:20], axis=1)), 1, atol=1e-6)
+
+
+def test_no_cut_goes_through_equal_singular_values(rng):
+    q = np.linalg.qr(rng.normal(size=(40, 40)))[0]
+    matrix = sp.csr_matrix(q @ np.diag([5.0, 4, 3, 3, 3, 2] + [1e-3] * 34) @ np.linalg.qr(rng.normal(size=(40, 40)))[0])
+    assert [leading_directions(matrix, width).shape[1] for width in range(1, 8)] == [1, 2, 2, 2, 5, 6, 6]
+    assert leading_directions(sp.csr_matrix(np.eye(30)), 10).shape == (30, 0)
+    assert leading_directions(sp.csr_matrix((30, 20)), 10).shape == (20, 0)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"version": 2}', b"null"])
+def test_a_damaged_index_is_one_sentence(tmp_path, rng, damage):
+    labels = planted_labels(rng)
+    write_index(labels, tmp_path / "index")
+    (tmp_path / "index" / "index.json").write_bytes(damage)
+    with pytest.raises(AtlasError, match="search index in .* is damaged") as caught:
+        open_index(labels, tmp_path / "index")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [b"", b"junk", None])
+def test_a_damaged_array_of_an_index_is_one_sentence(tmp_path, rng, damage):
+    labels = planted_labels(rng)
+    write_index(labels, tmp_path / "index")
+    file = tmp_path / "index" / "lsa_documents.npy"
+    if damage is None:
+        np.save(file, np.load(file)[:-1])
+    else:
+        file.write_bytes(damage)
+    with pytest.raises(AtlasError, match="search index in .* is damaged"):
+        open_index(labels, tmp_path / "index")
 
 
 def test_static_embedding_is_model2vecs_mean(tmp_path):

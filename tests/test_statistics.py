@@ -14,6 +14,7 @@ from atlas_jax.statistics import (
     PassStatistics,
     Statistics,
     TopK,
+    _top,
     lens_init,
     lens_update,
     merge,
@@ -22,6 +23,7 @@ from atlas_jax.statistics import (
     update,
     update_pass,
 )
+from atlas_jax.statistics._lens import _add_product, _add_rows
 
 N, D_S, D_C = 600, 7, 11
 MOMENTS = [need for need in NEEDS if need != "top_k"]
@@ -83,7 +85,7 @@ def distance(x, y):
     return np.linalg.norm(np.asarray(x, np.float64) - y) / np.linalg.norm(y)
 
 
-def check(stats, expected, tolerance=2e-6):
+def check(stats, expected, tolerance=4e-6):  # what float32 leaves of 600 rows summed one after the other
     for view in ("raw", "unit"):
         for name, value in found(stats, view).items():
             assert distance(value, expected[view][name]) < tolerance, (view, name)
@@ -238,6 +240,18 @@ def test_second_pass_sums_the_selected_samples(data):
     assert lens.found.tolist() == [6] * D_S
 
 
+@pytest.mark.parametrize("add", [_add_rows, _add_product])  # of CPUs, of accelerators
+def test_selected_rows_are_added_and_no_others(add, rng):
+    total, a_c = rng.normal(size=(D_S, D_C)).astype(np.float32), rng.normal(size=(6, D_C)).astype(np.float32)
+    row = np.stack([rng.permutation(5)[:3] for _ in range(D_S)])
+    hit = rng.random(row.shape) < 0.5
+    row[~hit] = 2  # what a sentence of another batch is looked up as
+    expected = total + np.stack([a_c[r[h]].sum(axis=0) for r, h in zip(row, hit, strict=True)])
+    a_c[5] = np.nan
+    found = jax.jit(add)(*map(jnp.asarray, (total, hit, row, a_c)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_sharded_rows_and_state_give_the_same_values(data, rng):
     a_s, a_c = rng.normal(size=(N, 16)).astype(np.float32), data[1]
     mesh = make_mesh()
@@ -373,3 +387,23 @@ def test_merging_and_making_statistics_that_do_not_fit(as_for_users):
     for index, a_c in (([3], zeros(1, 3)), ([3, 7], zeros(1, 2)), (np.zeros(0, np.int32), zeros(0, 2)), (3, zeros(2))):
         with pytest.raises(AtlasError, match=r"do not fit; give \[b\] and \[b, 2\]"):
             lens_update(lens, index, a_c)
+
+
+@pytest.mark.parametrize("pairs", [0, 10**9])  # by bisection, by comparing all pairs
+@pytest.mark.parametrize(("kept", "new"), [(7, 3), (50, 50), (300, 20), (1, 40)])
+def test_merging_keeps_the_largest_of_both_and_settles_ties_by_sentence(pairs, kept, new, rng, monkeypatch):
+    monkeypatch.setattr(_top, "PAIRS", pairs)
+
+    def sorted_top(k, ids):
+        values = rng.integers(0, 5, (4, k)).astype(np.float32)
+        values[:, k // 2 :] = np.where(rng.random((4, k - k // 2)) < 0.2, -np.inf, values[:, k // 2 :])
+        index = np.stack([rng.permutation(ids)[:k] for _ in range(4)]).astype(np.int32)
+        order = np.lexsort((index, -values))
+        return TopK(*(np.take_along_axis(x, order, axis=1) for x in (values, index, 7 * index)))
+
+    a, b = sorted_top(kept, np.arange(0, 2 * kept, 2)), sorted_top(new, np.arange(1, 2 * new, 2))
+    merged = _top.top_merge(*jax.tree.map(jnp.asarray, (a, b)))
+    both = TopK(*(np.concatenate(pair, axis=1) for pair in zip(a, b, strict=True)))
+    order = np.lexsort((both.index, -both.values))[:, :kept]
+    for found, expected in zip(merged, both, strict=True):
+        np.testing.assert_array_equal(found, np.take_along_axis(expected, order, axis=1))

@@ -148,7 +148,7 @@ def test_bad_questions_are_answered_in_one_sentence(translation):
 
 
 def test_bad_directories(translation, tmp_path):
-    with pytest.raises(AtlasError, match="holds no translation: translation.json is missing"):
+    with pytest.raises(AtlasError, match="translation.json. is missing"):
         Translation.from_pretrained(tmp_path)
     translation.save_pretrained(tmp_path)
     tensors = tmp_path / "translation.safetensors"
@@ -184,3 +184,19 @@ def test_a_failed_write_leaves_the_old_files(translation, tmp_path, monkeypatch)
     with pytest.raises(AtlasError, match="No space left"):
         translation.save_pretrained(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ([1.0, np.nan, 0.0], r"the query is nan at \[1\]; give finite numbers"),
+        ([[0.0, 0.0, 0.0], [np.inf, 0.0, 0.0]], r"the query is inf at \[1, 0\]"),
+        ("a dog", "the query must be an array of real numbers"),
+        ([1.0, 0.0], "a query of this atlas has 3 features"),
+    ],
+)
+def test_queries_that_make_no_sense_are_refused(query, message):
+    t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "procrustes")
+    for use in (t.similarity, lambda q: t.top_features(q, k=1)):
+        with pytest.raises(AtlasError, match=message):
+            use(query if isinstance(query, str) else np.array(query, np.float32))

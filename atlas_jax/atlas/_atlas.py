@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas._manifest import INDEX, Manifest
+from atlas_jax.atlas._query import as_texts, feature_query, finite_vector
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
-from atlas_jax.models import LanguageModel, check_site, forward, resolve
+from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, resolve
 from atlas_jax.pooling import POOLINGS, Pooled, spoil
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site, Tokens
@@ -53,7 +55,7 @@ class ConceptAtlas:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None
+        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, verify: bool = False
     ) -> "ConceptAtlas":
         """Load an atlas directory: ``atlas.json`` names the model, the SAE, its site and the labels.
 
@@ -64,6 +66,7 @@ class ConceptAtlas:
           directory: where it is.
           dtype: of the model's parameters and activations.
           mesh: a mesh with an axis "model" to shard the parameters over.
+          verify: compute the forward pass on a fixed text, and warn if it is not the one the atlas was built with.
 
         Raises:
           AtlasError: for a missing, damaged or exchanged part, or parts that do not fit each other.
@@ -79,8 +82,11 @@ class ConceptAtlas:
             Labels.load(at("labels")),
             manifest.pooling,
         )
-        mean = None if manifest.mean is None else np.load(at("mean"), allow_pickle=False)
-        return dataclasses.replace(atlas, mean=mean, home=directory)
+        mean = None if manifest.mean is None else _read_mean(at("mean"), atlas.width)
+        atlas = dataclasses.replace(atlas, mean=mean, home=directory)
+        if verify and manifest.fingerprint and (changed := fingerprint_difference(manifest.fingerprint, atlas)):
+            warnings.warn(f"the atlas {directory} no longer computes what it was built with: {changed}", stacklevel=2)
+        return atlas
 
     @classmethod
     def of(
@@ -130,30 +136,24 @@ class ConceptAtlas:
         """Pooled SAE activations, by site as of every feature space."""
         return {site: pooled.values for site, pooled in self.pooled(tokens).items()}
 
-    def activations(self, texts: Sequence[str]) -> Float[Array, "n d_c"]:
-        """Pooled SAE activations of a few texts, in one batch.
+    def activations(self, texts: Sequence[str] | str) -> Float[Array, "n d_c"]:
+        """Pooled SAE activations of a few texts, in one batch; one string is one text.
 
         Raises:
-          AtlasError: if there is no text.
+          AtlasError: if there is no text, or something that is none.
         """
-        return _pooled(self, self.tokenize(texts))
+        return _pooled(self, self.tokenize(as_texts(texts)))
 
-    def query(self, features: Sequence[int], weights: Sequence[float] | None = None) -> Float[Array, " d_c"]:
+    def query(
+        self, features: Sequence[int] | np.ndarray, weights: Sequence[float] | np.ndarray | None = None
+    ) -> Float[Array, " d_c"]:
         """The concept query with the given features set to one, or to their weights.
 
         Raises:
-          AtlasError: for no feature, one the atlas does not have, or as many weights as not features.
+          AtlasError: for no feature, one the atlas does not have, one given twice with different weights, or weights
+            that are not one finite number a feature.
         """
-        ids = np.asarray(list(features), np.int64)
-        if not len(ids):
-            raise AtlasError("a concept query needs at least one atlas feature")
-        if outside := ids[(ids < 0) | (ids >= self.width)].tolist():
-            raise AtlasError(f"atlas feature {outside[0]} does not exist; this atlas has 0 to {self.width - 1}")
-        if weights is not None and len(weights) != len(ids):
-            raise AtlasError(f"{len(ids)} features need as many weights, and {len(weights)} were given")
-        q = np.zeros(self.width, np.float32)
-        q[ids] = 1.0 if weights is None else np.asarray(weights, np.float32)
-        return jnp.asarray(q)
+        return jnp.asarray(feature_query(features, weights, self.width))
 
     def search(self, text: str, k: int = 10, *, embedder: Embedder | None = None, method: str = "hybrid") -> list[Hit]:
         """The features whose labels are closest to a text, best first, with their weights in a query.
@@ -170,9 +170,13 @@ class ConceptAtlas:
         index = _index(self.labels, self.home)
         return (index if embedder is None else _embedded(index, embedder)).search(text, k, method)
 
-    def top_features(self, query: Float[Array, " d_c"], k: int = 10) -> list[Hit]:
-        """The features of largest weight in a query, best first, with their labels ("" where there is none)."""
-        weights = np.asarray(query, np.float64)
+    def top_features(self, query: Float[Array | np.ndarray, " w"], k: int = 10) -> list[Hit]:
+        """The features of largest weight in a query, best first, with their labels ("" where there is none).
+
+        Raises:
+          AtlasError: for a query of another width, or with numbers that are not finite.
+        """
+        weights = finite_vector(query, self.width, "a concept query")
         best = [i for i in np.argsort(-weights, kind="stable")[:k].tolist() if weights[i] > 0]
         return [Hit(i, self.labels[i] or "", float(weights[i]), float(weights[i] / weights[best[0]])) for i in best]
 
@@ -189,29 +193,38 @@ class ConceptAtlas:
 
     def query_from(
         self,
-        texts: Sequence[str],
-        contrast: Sequence[str] | None = None,
+        texts: Sequence[str] | str,
+        contrast: Sequence[str] | str | None = None,
         *,
         mean: Float[Array | np.ndarray, " d_c"] | None = None,
     ) -> Float[Array, " d_c"]:
         """The mean pooled activation over texts, minus that over ``contrast`` or else over a corpus.
 
         Args:
-          texts: what the concept is in.
+          texts: what the concept is in; one string is one text.
           contrast: what it is not in.
           mean: the corpus mean to subtract where there is no contrast, such as ``Translation.mean_atlas``; the
             atlas's own by default, nothing where that is not known.
 
         Raises:
-          AtlasError: if there is no text, or the mean is of another width.
+          AtlasError: if there is no text, the mean is of another width or not finite, or the model's activations are
+            not finite.
         """
-        average = jnp.mean(self.activations(texts), axis=0)
+        average = self._average(texts)
         if contrast is not None:
-            return average - jnp.mean(self.activations(contrast), axis=0)
+            return average - self._average(contrast)
         mean = self.mean if mean is None else mean
-        if mean is not None and mean.shape != (self.width,):
-            raise AtlasError(f"a mean of {mean.shape} does not fit an atlas of {self.width} features")
-        return average if mean is None else average - jnp.asarray(mean)
+        if mean is None:
+            return average
+        return average - jnp.asarray(finite_vector(mean, self.width, "a corpus mean"), jnp.float32)
+
+    def _average(self, texts: Sequence[str] | str) -> Float[Array, " d_c"]:
+        average = jnp.mean(self.activations(texts), axis=0)
+        if not bool(jnp.isfinite(average).all()):
+            raise AtlasError(
+                "the model's activations of these texts are not finite; load it as float32, or leave them out"
+            )
+        return average
 
     def save_pretrained(
         self, directory: str | Path, metadata: dict[str, Any] | None = None, *, dtype: str | None = None
@@ -221,7 +234,7 @@ class ConceptAtlas:
         It appears under its name only when complete.
 
         Args:
-          directory: where to; an atlas already there is replaced.
+          directory: where to; the files of an atlas already there are replaced, all others stay.
           metadata: plain values to keep in the manifest.
           dtype: of the stored model parameters, their own by default.
 
@@ -236,6 +249,14 @@ class ConceptAtlas:
 @jax.jit
 def _pooled(atlas: ConceptAtlas, tokens: Tokens) -> Float[Array, "b d_c"]:
     return atlas.encode(tokens)[atlas.site]
+
+
+def _read_mean(file: Path, width: int) -> Float[np.ndarray, " d_c"]:
+    try:
+        mean = np.load(file, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise AtlasError(f"{file} is damaged ({error}); build the atlas again") from None
+    return finite_vector(mean, width, str(file)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=4)

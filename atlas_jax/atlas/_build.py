@@ -1,29 +1,40 @@
 """Putting an atlas together from parts that come from different places."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from atlas_jax.artifacts import new_directory
 from atlas_jax.atlas._atlas import ConceptAtlas
-from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of
-from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, new_directory, record
+from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of, tuning_note
+from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Labels, write_index
-from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.models import LanguageModel, numerical_fingerprint, resolve
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site
 
 
 class Parts(NamedTuple):
-    """An atlas that is not on disk yet, and where its model is."""
+    """An atlas that is not on disk yet.
+
+    Attributes:
+      atlas: its parts.
+      model: where its model is.
+      metadata: where its parts came from.
+      notes: what to know of them, a sentence each.
+    """
 
     atlas: ConceptAtlas
     model: str
     metadata: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def assemble(
@@ -70,11 +81,12 @@ def assemble(
     width = encoder.config.d_sae
     read = Labels.empty(width)
     if labels is not None:
-        read = Labels.load(labels, width, **(label_options or {}))
-        check_labels(read, site, width, names, partial=partial_labels)
+        read = Labels.load(labels, width, **{"site": site} | dict(label_options or {}))
+        check_labels(read, lm.config, site, width, names, partial=partial_labels)
     sources = {"model": str(model), "sae": str(sae), "labels": None if labels is None else str(labels)}
     metadata = {"sources": sources, "model_name": list(model_name), "sae_format": encoder.config.format}
-    return Parts(ConceptAtlas.of(lm, encoder, site, read, pooling), str(model), metadata)
+    note = tuning_note(encoder.config.model, names)
+    return Parts(ConceptAtlas.of(lm, encoder, site, read, pooling), str(model), metadata, (note,) if note else ())
 
 
 def write_atlas(
@@ -89,7 +101,7 @@ def write_atlas(
 
     Args:
       parts: from :func:`assemble`.
-      directory: where to; it appears only when complete, and replaces an atlas that is there.
+      directory: where to; it appears only when complete, and replaces the files of an atlas that is there.
       link: refer to the model where it is and copy nothing of it.
       mean: mean pooled activation of every feature on some text.
       metadata: plain values to keep in the manifest.
@@ -100,7 +112,7 @@ def write_atlas(
     atlas, source = parts.atlas, resolve(parts.model)
     if Path(directory).absolute() in (source.absolute(), *source.absolute().parents):
         raise AtlasError(f"the model lies in '{directory}', where the atlas is to be written; choose another place")
-    with new_directory(directory) as new:
+    with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
         if not link:
             copy_files(source, new / "model", MODEL_FILES)
         atlas.sae.save_pretrained(new / "sae", format="native")
@@ -117,6 +129,7 @@ def write_atlas(
             mean=None if mean is None else "mean.npy",
             pooling=atlas.pooling,
             metadata={**parts.metadata, **(metadata or {})},
+            fingerprint=numerical_fingerprint(atlas),
         )
         manifest.write(new)
     return manifest
@@ -126,15 +139,24 @@ def save_atlas(
     atlas: ConceptAtlas, directory: str | Path, metadata: Mapping[str, Any] | None, dtype: str | None
 ) -> None:
     """Write an atlas from memory: what :meth:`ConceptAtlas.save_pretrained` does."""
-    with new_directory(directory) as new:
+    with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
         atlas.model.save_pretrained(new / "model", dtype=dtype)
         atlas.sae.save_pretrained(new / "sae", format="native")
         atlas.labels.save(new / "labels.jsonl")
         if atlas.mean is not None:
             np.save(new / "mean.npy", np.asarray(atlas.mean, np.float32))
         files, mean = _recorded(new, new / "model"), None if atlas.mean is None else "mean.npy"
-        site = str(atlas.site)
-        Manifest(site, files, mean=mean, pooling=atlas.pooling, metadata=metadata or {}).write(new)
+        site, checksums = str(atlas.site), numerical_fingerprint(_as_stored(atlas, dtype))
+        options = {"mean": mean, "pooling": atlas.pooling, "metadata": metadata or {}, "fingerprint": checksums}
+        Manifest(site, files, **options).write(new)
+
+
+def _as_stored(atlas: ConceptAtlas, dtype: str | None) -> ConceptAtlas:
+    """The atlas with its model's parameters rounded as they are stored."""
+    if dtype is None:
+        return atlas
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), atlas.model)
+    return dataclasses.replace(atlas, model=rounded)
 
 
 def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:

@@ -1,10 +1,12 @@
 """Do a model, a site, an SAE and labels belong together? Asked of what their own files say."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
+from atlas_jax.atlas._model_name import ModelName, difference, short
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import Labels
+from atlas_jax.labels import Labels, site_of_hook
 from atlas_jax.models import LanguageModel, ModelConfig, check_site
 from atlas_jax.sae import SAEConfig
 from atlas_jax.types import Site
@@ -13,31 +15,76 @@ _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _DENSE = 0.95
 
 
-def names_of(model: LanguageModel, given: str, stated: Collection[str] = ()) -> set[str]:
+def names_of(model: LanguageModel, given: str, stated: Collection[str] = ()) -> dict[str, bool]:
     """Names a model goes by: those the user states, or else those of its path and of its config.
+
+    Returns:
+      By name, whether it is one the model was published under, and not a folder's, which may be called anything.
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
-      >>> names_of(lm, "google/gemma-2-2b"), names_of(lm, "/data/m", ["Qwen/Qwen3-8B"])
-      ({'gemma-2-2b'}, {'Qwen3-8B'})
+      >>> names_of(lm, "google/gemma-2-2b"), names_of(lm, str(SUBJECT)), names_of(lm, "m", ["Qwen/Qwen3-8B"])
+      ({'gemma-2-2b': True}, {'subject': False}, {'Qwen3-8B': True})
     """
     if stated:
-        return {_short(name) for name in stated}
-    cached = re.findall(r"models--[^/]+--([^/]+)/snapshots/", given)
-    return {_short(n) for n in (given, model.hf_config.get("_name_or_path"), *cached) if n}
+        return {short(name): True for name in stated}
+    written = str(model.hf_config.get("_name_or_path") or "")
+    folder = Path(given).expanduser().absolute()
+    names = {folder.name: False} if folder.exists() else {short(given): True}
+    names |= {short(written): bool(re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", written))} if written else {}
+    return names | dict.fromkeys(re.findall(r"models--[^/]+--([^/]+)/snapshots/", folder.as_posix()), True)
 
 
-def check_model(source: str, expected: str | None, names: Collection[str]) -> None:
-    """Refuse a model other than the one that the SAE or the labels name; case and punctuation do not matter.
+def check_model(source: str, expected: str | None, names: Mapping[str, bool]) -> None:
+    """Refuse a model other than the one that the SAE or the labels name.
+
+    Names are compared by family, version, size and variant, where both tell them; base and instruction-tuned models
+    count as one. A name that tells no family is compared as a whole, and a folder's such name is taken for any model.
 
     Raises:
       AtlasError: if they differ.
     """
-    if expected and _bare(_short(expected)) not in {_bare(name) for name in names}:
-        raise AtlasError(
-            f"{source} of the model '{expected}', and this model goes by '{', '.join(sorted(names))}'; give the right "
-            "model, or state its name with --model-name"
-        )
+    if not expected:
+        return
+    verdicts = {name: _verdict(expected, name, published) for name, published in names.items()}
+    if "" in verdicts.values() or not (differing := {name: v for name, v in verdicts.items() if v}):
+        return
+    found = ", ".join(_described(name) for name in sorted(differing))
+    raise AtlasError(
+        f"{source} of the model {_described(expected)}, and this model goes by {found}, of another "
+        f"{' and '.join(sorted(set(differing.values())))}; give the right model, or state its name with --model-name"
+    )
+
+
+def tuning_note(expected: str | None, names: Mapping[str, bool]) -> str | None:
+    """What to know where an SAE was trained on a base model and is used on an instruction-tuned one, or the reverse.
+
+    Example:
+      >>> tuning_note("gemma-2-2b", {"gemma-2-2b-it": True})
+      "the SAE is of the model 'gemma-2-2b' and is used on 'gemma-2-2b-it': only one of them is instruction-tuned"
+    """
+    for name in names:
+        told = [ModelName.parse(expected or ""), ModelName.parse(name)]
+        if all(one.family for one in told) and (told[0].tuned or False) != (told[1].tuned or False):
+            return (
+                f"the SAE is of the model '{expected}' and is used on '{name}': only one of them is instruction-tuned"
+            )
+    return None
+
+
+def _verdict(expected: str, name: str, published: bool) -> str | None:
+    """The part in which a name contradicts the one expected, "" where it agrees, None where nothing can be said."""
+    a, b = ModelName.parse(expected), ModelName.parse(name)
+    if _bare(short(expected)) == _bare(name):
+        return ""
+    if a.family and b.family:
+        return difference(a, b) or ""
+    return "name" if published else None
+
+
+def _described(name: str) -> str:
+    parts = str(ModelName.parse(name))
+    return f"'{name}' ({parts})" if parts else f"'{name}'"
 
 
 def choose_site(config: ModelConfig, sae: SAEConfig, given: Site | str | None) -> Site:
@@ -55,15 +102,20 @@ def choose_site(config: ModelConfig, sae: SAEConfig, given: Site | str | None) -
     return site
 
 
-def check_labels(labels: Labels, site: Site, width: int, names: Collection[str], *, partial: bool = False) -> None:
-    """Refuse labels of another model, layer or width, as far as their files or their indices tell.
+def check_labels(
+    labels: Labels, config: ModelConfig, site: Site, width: int, names: Mapping[str, bool], *, partial: bool = False
+) -> None:
+    """Refuse labels of another model, layer, hook point or width, as far as their files or their indices tell.
 
     Raises:
       AtlasError: if they differ, or describe features 0 to n - 1 of a far wider SAE nearly without gap, which labels
         of an SAE with n features do, unless ``partial`` says that this is meant.
     """
-    model, layer = labels.origin
+    model, layer, hook, _ = labels.origin
     check_model("the labels are", model, names)
+    read = site_of_hook(hook)
+    if read is not None and same_place(config, read) != same_place(config, site):
+        raise AtlasError(f"the labels are of the hook point '{hook}', and the SAE reads {site}")
     named = re.fullmatch(r"(\d+)(?:-.*?(?:-(\d+)([km]?))?)?", layer.lower())
     if named is not None and int(named[1]) != site.layer:
         raise AtlasError(f"the labels are of layer {named[1]} ('{layer}'), and the SAE reads {site}")
@@ -93,10 +145,6 @@ def same_place(config: ModelConfig, site: Site) -> Site:
 def _same_width(told: int, width: int) -> bool:
     """Releases write 16k for 16384 and for 16000."""
     return 0.9 < told / width < 1.1
-
-
-def _short(name: str) -> str:
-    return name.rstrip("/").rpartition("/")[2]
 
 
 def _bare(name: str) -> str:

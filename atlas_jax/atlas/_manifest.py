@@ -1,13 +1,9 @@
 """``atlas.json``: the parts of an atlas directory, and the size and hash of every file of theirs."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +35,7 @@ class Manifest:
       mean: file of the mean activation of every feature on the atlas's own text, None where it was not measured.
       pooling: over the tokens of a text.
       metadata: plain values, such as where the parts came from and what was measured.
+      fingerprint: of the forward pass (:func:`atlas_jax.models.numerical_fingerprint`), None in older atlases.
     """
 
     site: str
@@ -49,6 +46,7 @@ class Manifest:
     mean: str | None = None
     pooling: str = "max"
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: Mapping[str, Any] | None = None
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
@@ -64,11 +62,23 @@ class Manifest:
             raw = json.loads(path.read_text(encoding="utf-8"))
             files = {part: {n: Recorded(*r) for n, r in group.items()} for part, group in raw.pop("files").items()}
             manifest = cls(files=files, **raw)
-        except (ValueError, KeyError, TypeError, AttributeError) as e:
+            manifest.check_types()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise AtlasError(f"{path} is damaged ({e!r}); build the atlas again") from e
         if missing := {"model", "sae", "labels"} - files.keys():
             raise AtlasError(f"{path} is damaged: it lists no files of {', '.join(sorted(missing))}")
         return manifest
+
+    def check_types(self) -> None:
+        """Raise TypeError for a field that is not what it should be."""
+        wanted = dict.fromkeys(("site", "model", "sae", "labels", "pooling"), str)
+        wanted |= {"mean": str | None, "metadata": Mapping}
+        for name, kind in wanted.items():
+            if not isinstance(getattr(self, name), kind):
+                raise TypeError(f"{name} is {getattr(self, name)!r}")
+        for file in (file for group in self.files.values() for file in group.values()):
+            if not (isinstance(file.bytes, int) and isinstance(file.sha256, str)):
+                raise TypeError(f"a file is recorded as {tuple(file)}")
 
     def write(self, directory: Path) -> None:
         """Write it."""
@@ -117,30 +127,3 @@ def sha256(file: Path) -> str:
     """Hash of a file's bytes."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def new_directory(path: str | Path) -> Iterator[Path]:
-    """A directory that takes its name only when the block ends without an error; an atlas already there is replaced.
-
-    Raises:
-      AtlasError: if something else is at ``path``, or it cannot be written.
-    """
-    target = Path(path).absolute()
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
-        raise AtlasError(f"'{path}' exists and is no Concept Atlas; choose another place")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    except OSError as e:
-        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); choose another place") from e
-    try:
-        yield scratch
-        scratch.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(scratch, target)
-    except OSError as e:
-        raise AtlasError(f"'{path}' cannot be written ({e.strerror}); make room or choose another place") from e
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

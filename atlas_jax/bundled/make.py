@@ -66,7 +66,7 @@ def make_model(name: str, out: Path, documents: Documents) -> None:
     bos_id = hf.bos_token_id
     if backend.token_to_id("<s>") != bos_id:
         raise ValueError(f"the tokenizer put BOS at {backend.token_to_id('<s>')} where the config says {bos_id}")
-    tokenizer = Tokenizer(backend, bos_id, 0)
+    tokenizer = Tokenizer.of(backend, "<s>")
     rows, held_out = (token_rows(tokenizer, t, ROW) for t in (documents.train, documents.held_out))
     config = ModelConfig.from_hf(hf)
     decoder, log = pretrain(config, rows, held_out, **options, progress=_say(name))

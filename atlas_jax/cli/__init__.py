@@ -2,24 +2,45 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
+from atlas_jax import interrupts
 from atlas_jax.errors import AtlasError
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    interrupts.take_over()
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # labels and generated text hold what no terminal may know
     from atlas_jax.cli._app import app
 
     _keep_compiled_programs()
+    warnings.showwarning = _show_warning
     try:
         app()
     except AtlasError as e:
-        sys.stderr.write(f"atlas-jax: {e}\n")
-        sys.exit(2)
+        _end(str(e))
+    except OSError as e:
+        if e.strerror is None:
+            raise
+        _end(f"{e.strerror}: '{e.filename}'" if e.filename else e.strerror)
     except KeyboardInterrupt:
-        sys.stderr.write("atlas-jax: interrupted\n")
-        sys.exit(130)
+        interrupts.leave()
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    from atlas_jax.cli._console import warn
+
+    warn(str(message))
+
+
+def _end(sentence: str) -> None:
+    from atlas_jax.cli._console import plain
+
+    sys.stderr.write(f"atlas-jax: {plain(sentence)}\n")
+    sys.exit(2)
 
 
 def _keep_compiled_programs() -> None:

@@ -1,105 +1,155 @@
 """``atlas-jax align``."""
 
 import contextlib
-import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, silence, stages
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax import interrupts
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, silence, stages, warn
+from atlas_jax.cli._corpus import SENTENCES, read_corpus
+from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-Choose = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--choose",
-        help="Choose a member of the whitened family for a use: detect, retrieve or steer; may be repeated.",
-    ),
-]
+    from atlas_jax.experiments import Measured
+    from atlas_jax.pipeline import Alignment, Checkpoints, Choice
 
 
 def align(
     subject: Annotated[str, typer.Option(help="Subject model: a directory or hub name.")],
     atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
-    site: Annotated[list[str], typer.Option("--site", help="Subject site, such as mlp_act.19; may be repeated.")],
+    site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}; may be repeated.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="Translator; the paper's by default.")] = None,
+    method: Methods = None,
     choose: Choose = None,
-    sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many are held out.", min=2)] = 20000,
-    pooling: Annotated[str, typer.Option(help="Over a sentence: max, absmax, mean or last.")] = "max",
+    sentences: Annotated[
+        int | None,
+        typer.Option(help="Sentences for fitting; half as many are held out.", min=2, show_default="up to 20000"),
+    ] = None,
+    pooling: Annotated[str, typer.Option(help=f"Over the tokens of a sentence, {POOLINGS}.")] = "max",
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
     top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
     dtype: Annotated[str, typer.Option(help="Of the models: float32 or bfloat16.")] = "float32",
     save_dtype: Annotated[str, typer.Option(help="Of the saved translations: float32 or bfloat16.")] = "float32",
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
+    checkpoint_every: CheckpointEvery = 300.0,
     restart: Annotated[bool, typer.Option("--restart", help="Discard an unfinished run at --out.")] = False,
+    overwrite: Overwrite = False,
     model_parallel: Annotated[int, typer.Option(help="Devices that share each model.", min=1)] = 1,
     distributed: Annotated[bool, typer.Option("--distributed", help="Find the other processes, on a TPU pod.")] = False,
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of process 0, without a launcher.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many there are, without a launcher.", min=1)] = None,
     process_id: Annotated[int | None, typer.Option(help="Which this is, without a launcher.", min=0)] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Stream text through a subject and an atlas, solve every translation, and measure them on held-out text.
 
-    A run that was stopped, however, goes on when the same command is given again. Until it is complete it lives in
-    OUT.partial. All devices of all processes take part; OUT must be a place that every process reaches. With --choose,
-    a tenth of the sentences for fitting is held out to choose on, and fitted on afterwards; the chosen translations are
-    named whitened_detect, whitened_retrieve and whitened_steer.
+    A run that was stopped, however, goes on when the same command is given again; one that is finished is left as it
+    is. Until it is complete it lives in OUT.partial. All devices of all processes take part; OUT must be a place that
+    every process reaches.
+
+    With --choose, a tenth of the sentences for fitting is held out to choose a member of the whitened family
+    (AsᵀAs)^-α AsᵀAc (AcᵀAc)^-β on, and fitted on afterwards. The chosen translations are named whitened_detect,
+    whitened_retrieve and whitened_steer.
 
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
     from atlas_jax import experiments, pipeline, processes as others
-    from atlas_jax.artifacts import partial_directory, run_directory, write_json
-    from atlas_jax.cli._tables import certificate_table, choice_table, quality_table
+    from atlas_jax.artifacts import check_place, new_directory, partial_directory
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
+    check_place(out_dir, "a run", overwrite=True)
     others.start(coordinator, processes, process_id, launcher=distributed)
-    if others.count() > 1:
-        keep_standard_output()
-    if not others.is_first():
-        silence()
+    _speak_once(others)
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
-    with stopped_cleanly():
+    saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note)
+    with resumable(saved):
+        note("loading both models")
         pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
         note("reading text")
-        corpus = read_corpus(text, n_fit=sentences, seed=seed)
-        run = run_directory(out_dir) if others.is_first() else contextlib.nullcontext(out_dir)
+        corpus = read_corpus(text, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
+        if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
+            _say_finished(out_dir, as_json=as_json)
+            return
+        run = new_directory(out_dir, overwrite=overwrite) if others.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, stages() as stage:
-            saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note)
             if restart and others.is_first():
                 saved.discard()
             others.wait("checkpoints are as they should be")
             alignment = pipeline.align(pair, corpus, settings, stage=stage, checkpoints=saved, chooser=chooser)
-            alignment, quality = experiments.measure(alignment, stage=stage)
-            alignment.save(directory, dtype=save_dtype)
-            if others.is_first():
-                write_json(directory / "tables" / "quality.json", quality.as_json())
+            found = experiments.measured(alignment, stage=stage)
+            found.save(directory, dtype=save_dtype)
+    if others.is_first():
+        _show(found, as_json=as_json)
+    err.print(f"written to {out_dir}")
+    found.raise_fault()
+
+
+def _speak_once(others: ModuleType) -> None:
+    """After the start of several processes: signals are ours again, and the first of them alone prints."""
+    interrupts.take_back()
+    if others.count() > 1:
+        keep_standard_output()
+    if not others.is_first():
+        silence()
+
+
+def _say_finished(run: Path, *, as_json: bool) -> None:
+    from atlas_jax.artifacts import read_json
+
+    note(f"'{run}' holds this run already; --overwrite makes it anew")
+    table = run / "tables" / "quality.json"
+    if as_json:
+        emit(True, read_json(table) if table.is_file() else None, lambda: None)
+
+
+def _show(found: "Measured", *, as_json: bool) -> None:
+    """The result, then what is to be known about it."""
+    from atlas_jax.cli._tables import certificate_table, quality_table
+
+    quality = found.quality
+    if as_json or quality is not None:
+        emit(as_json, quality and quality.as_json(), lambda: quality_table(quality))
+    if not as_json:
+        show_choice(found.alignment.choice)
+        certificates = certificate_table(found.alignment.translations)
+        if certificates.row_count:
+            out.print(certificates)
+    warn_of(found.alignment, found.fault)
+
+
+def show_choice(choice: "Choice | None") -> None:
+    """The members of the whitened family that were chosen, if any were."""
+    from atlas_jax.cli._tables import choice_table
+
+    if choice is not None and choice.members:
+        out.print(choice_table(choice))
+
+
+def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
+    """What is wrong with a run that was saved all the same."""
+    if isinstance(fault, AtlasError):
+        warn(f"the run is saved, but not measured: {fault}")
+    if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
+        warn(f"no member of the whitened family was chosen: {reason}")
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
     for (site, method), translation in alignment.translations.items():
         if translation.certificate.get("accepted") is False:
             note(f"{method} at {site} misses its tolerances, as its certificate tells: do not trust its last digits")
-    if not as_json and others.is_first():
-        out.print(certificate_table(alignment.translations))
-        if alignment.choice is not None:
-            out.print(choice_table(alignment.choice))
-    emit(as_json, quality.as_json(), lambda: quality_table(quality))
-    err.print(f"written to {out_dir}")
 
 
 def mesh_of_all(model: int) -> "Mesh | None":
@@ -118,13 +168,12 @@ def mesh_of_all(model: int) -> "Mesh | None":
 
 
 @contextlib.contextmanager
-def stopped_cleanly() -> Iterator[None]:
-    """Let SIGTERM act as Ctrl-C, and end either with exit code 130 and the way to go on."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+def resumable(saved: "Checkpoints") -> Iterator[None]:
+    """When a signal ends the block, say whether the same command goes on from a checkpoint."""
+    again = "give the same command again to go on from the last checkpoint"
+    interrupts.say_at_end(lambda: f"interrupted; {again if saved.exist() else 'no checkpoint was saved yet'}")
     try:
         yield
-    except KeyboardInterrupt as e:
-        err.print("interrupted; give the same command again to go on from the last checkpoint")
-        raise typer.Exit(130) from e
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    except KeyboardInterrupt:
+        interrupts.leave()
+        raise

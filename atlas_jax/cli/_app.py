@@ -1,23 +1,45 @@
 """All commands. Their modules import the numerics only when they run, so ``--help`` is quick."""
 
+import importlib.metadata
+from typing import Annotated
+
 import typer
 
-from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _quickstart, _sae, _use
+from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _inspect, _quickstart, _sae, _use
 
 app = typer.Typer(
     name="atlas-jax",
-    help="Read and steer a language model through a labelled concept atlas of another.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"atlas-jax {importlib.metadata.version('atlas-jax')}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Read and steer a language model through a labelled concept atlas of another."""
+
+
 app.command()(_quickstart.quickstart)
 app.add_typer(_corpus.app, name="corpus")
 app.add_typer(_atlas.app, name="atlas")
 app.add_typer(_sae.app, name="sae")
 app.command()(_align.align)
+app.command()(_inspect.info)
 app.command()(_use.identify)
 app.command()(_use.name)
 app.command()(_use.steer)
+app.command()(_inspect.inspect)
 app.add_typer(_evaluate.app, name="evaluate")

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_jax.cli._console import emit, err, note, stages
+from atlas_jax.cli._console import emit, note, stages, warn
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._options import Overwrite, finite
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from atlas_jax.labels import Embedder, Hit
 
 app = typer.Typer(help="Foundation model, SAE and labels.", no_args_is_help=True)
+OWN_TEXT = "documentation of Python and installed packages, no --text being given"
 Directory = Annotated[Path | None, typer.Argument(help="An atlas directory; the bundled one by default.")]
 Text = Annotated[list[Path] | None, typer.Option("--text", help="Text to measure on.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -33,34 +35,43 @@ def build(
     ] = None,
     sae_format: Annotated[str | None, typer.Option(help="Layout of the SAE; found from its files by default.")] = None,
     norm_scaling_factor: Annotated[
-        float | None, typer.Option(help="What activations were multiplied by in training, if the files omit it.")
+        float | None,
+        typer.Option(help="What activations were multiplied by, if no file says.", callback=finite(above=0)),
     ] = None,
     labels_format: Annotated[str | None, typer.Option(help="json, jsonl, csv or parquet; by suffix.")] = None,
     column: Annotated[
         list[str] | None, typer.Option(help="A label field's name in the file, such as index=feature_id.")
     ] = None,
     layer: Annotated[str | None, typer.Option(help="Read only labels of this layer.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Read only labels of this model, hook or release, such as release=NAME.")
+    ] = None,
     prefer: Annotated[list[str] | None, typer.Option(help="Explainer whose labels win; may be repeated.")] = None,
     partial_labels: Annotated[bool, typer.Option(help="The labels cover only the first features on purpose.")] = False,
     text: Text = None,
     sentences: Annotated[int, typer.Option(help="Sentences to measure on, given --text.", min=100)] = 4000,
+    overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
     """Assemble a model, an SAE and labels into one atlas directory with a manifest of hashes; refuse misfits.
 
     Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
     """
+    from atlas_jax.artifacts import check_place
     from atlas_jax.atlas import assemble, write_atlas
     from atlas_jax.cli._tables import facts_table
 
+    check_place(out, "a Concept Atlas", overwrite=overwrite)
     note("loading the parts")
     label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
+    label_options["only"] = _columns(only, "--only")
     sae_options = {"format": sae_format, "norm_scaling_factor": norm_scaling_factor}
     parts = assemble(
         model, sae, labels, site=site, model_name=model_name or (), sae_options=sae_options,
         label_options=label_options, partial_labels=partial_labels,
     )  # fmt: skip
     measured, mean, warnings = _measured(parts.atlas, text, sentences) if text else ({}, None, [])
+    warnings = [*parts.notes, *warnings]
     write_atlas(parts, out, link=link, mean=mean, metadata={"measured": measured} if text else {})
     atlas = parts.atlas
     facts = {"site": str(atlas.site), "features": atlas.width, "labelled": len(atlas.labels.described())}
@@ -79,7 +90,8 @@ def info(
 ) -> None:
     """Measure an atlas on text beside what its release states, and say what is wrong where the two disagree.
 
-    FVU, L0 and dead features of its SAE, coverage and quality of its labels.
+    FVU, L0 and dead features of its SAE, coverage and quality of its labels; on documentation of Python and the
+    installed packages where there is no --text.
 
     Example: atlas-jax atlas info my-atlas --text my-texts/
     """
@@ -89,10 +101,12 @@ def info(
         count = _verified(directory)
         emit(as_json, {"verified": count}, lambda: facts_table("Concept Atlas", {"files as built": count}))
         return
-    atlas = _load(directory)
+    atlas = _load(directory, verify=True)
     facts, check = _examined(atlas, text, sentences)
     emit(as_json, facts | {"check": check.as_json()}, lambda: check_table("Concept Atlas", facts, check))
     _warn(check.warnings)
+    if check.warnings and not text:
+        note(f"measured on {OWN_TEXT}, which is unlike most text; give --text of the kind the SAE was trained on")
 
 
 @app.command()
@@ -127,11 +141,11 @@ def search(
     emit(as_json, [h._asdict() for h in hits], lambda: hits_table(title, hits))
 
 
-def _load(directory: Path | None) -> "ConceptAtlas":
+def _load(directory: Path | None, verify: bool = False) -> "ConceptAtlas":
     from atlas_jax.atlas import ConceptAtlas
     from atlas_jax.bundled import ATLAS
 
-    return ConceptAtlas.from_pretrained(directory or ATLAS)
+    return ConceptAtlas.from_pretrained(ATLAS if directory is None else directory, verify=verify)
 
 
 def _found(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":
@@ -158,7 +172,7 @@ def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) ->
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
     with stages() as stage:
         facts = atlas_facts(atlas, texts, stage=stage)
-    return facts, check_sae(atlas, texts, facts)
+    return {"text": ", ".join(map(str, text)) if text else OWN_TEXT} | facts, check_sae(atlas, texts, facts)
 
 
 def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
@@ -169,10 +183,10 @@ def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
     return facts, mean_activation(atlas, texts), check.warnings
 
 
-def _columns(pairs: list[str] | None) -> dict[str, str]:
+def _columns(pairs: list[str] | None, option: str = "--column") -> dict[str, str]:
     columns = dict(pair.split("=", 1) for pair in pairs or () if "=" in pair)
     if len(columns) != len(pairs or ()):
-        raise AtlasError("write --column FIELD=NAME, each field once, such as --column index=feature_id")
+        raise AtlasError(f"write {option} FIELD=NAME, each field once, not {' '.join(pairs or ())}")
     return columns
 
 
@@ -186,4 +200,4 @@ def _verified(directory: Path | None) -> int:
 
 def _warn(warnings: list[str]) -> None:
     for warning in warnings:
-        err.print(f"[bold red]WARNING[/bold red] {warning}", highlight=False)
+        warn(warning)

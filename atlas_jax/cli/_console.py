@@ -2,16 +2,45 @@
 
 import json
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
-out = Console()
-err = Console(stderr=True)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
+_UNPAIRED = re.compile(r"[\ud800-\udfff]")
+
+
+def plain(text: str) -> str:
+    r"""Text that a terminal only shows: without control characters, and halves of surrogate pairs as U+FFFD.
+
+    Example:
+      >>> plain("a \x1b[31mdog\x00")
+      'a [31mdog'
+    """
+    return _UNPAIRED.sub("\ufffd", _CONTROL.sub("", text))
+
+
+class _Console(Console):
+    """A console that prints labels, sentences and generated text as they are: no markup, no emoji codes, no escapes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As rich does, with :func:`plain` text."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=plain(segment.text))
+
+
+out = _Console()
+err = _Console(stderr=True)
 
 
 def emit(as_json: bool, data: Any, render: Callable[[], Any]) -> None:
@@ -35,18 +64,23 @@ def keep_standard_output() -> None:
 
 def note(text: str) -> None:
     """A line about what is going on."""
-    err.print(f"[dim]{text}[/dim]")
+    err.print(text, style="dim")
+
+
+def warn(text: str) -> None:
+    """A line about what is wrong."""
+    err.print(Text.assemble(("WARNING", "bold red"), " ", text), highlight=False)
 
 
 @contextmanager
 def stages() -> Iterator[Callable[..., Callable[[int, int, int], None]]]:
     """Progress bars of named passes, each with sentences (or another unit) and tokens a second and the time left."""
     columns = (
-        TextColumn("{task.description:12}"),
+        TextColumn("{task.description:12}", markup=False),
         BarColumn(bar_width=30),
         TaskProgressColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=err) as bars:

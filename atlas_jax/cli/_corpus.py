@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group
-from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from atlas_jax.cli._console import emit, err
+from atlas_jax.cli._options import Overwrite
 from atlas_jax.cli._tables import facts_table, table
 from atlas_jax.errors import AtlasError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Sentences to align on.", no_args_is_help=True)
 FEWEST = 100
+SENTENCES = 20000  # to fit on, where no number is given
 BYTES_PER_SENTENCE = 210  # of installed documentation, for one unique sentence of the fit half
 SHOWN = 20
 COUNTED = ("split", "after_length", "after_letters", "unique")  # which the table of filters tells
@@ -50,6 +51,7 @@ def build(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes; every CPU where the text is long.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Key of the hash that halves the corpus.")] = 0,
+    overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Split text into filtered, deduplicated sentences in two disjoint halves (Appendix A.2).
@@ -58,8 +60,10 @@ def build(
 
     Example: atlas-jax corpus build my-texts/ --out corpus
     """
+    from atlas_jax.artifacts import check_place
     from atlas_jax.corpus import build_corpus, read_sources
 
+    check_place(out, "a corpus", overwrite=overwrite)
     weights = dict(_weight(text) for text in weight or ())
     skipped: Counter[str] = Counter()
     documents = read_sources(
@@ -84,9 +88,7 @@ def build(
     emit(
         as_json,
         facts | {"domains": counts, "dropped": dropped, "skipped": skipped},
-        lambda: Group(
-            facts_table(f"Corpus written to {escape(str(out))}", shown), _filters(corpus, skipped), _domains(counts)
-        ),
+        lambda: Group(facts_table(f"Corpus written to {str(out)}", shown), _filters(corpus, skipped), _domains(counts)),
     )
 
 
@@ -115,8 +117,8 @@ def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int, exact: bool 
     limits = {"n_fit": n_fit, "n_eval": n_eval, "seed": seed}
     if paths:
         return build_corpus(read_sources(paths), at_least=at_least, **limits)
-    usual = installed_documentation(max_bytes=n_fit * BYTES_PER_SENTENCE, seed=seed)
-    corpus = build_corpus(usual, at_least=FEWEST, **limits)
+    enough = max(n_fit, 5 * FEWEST) * BYTES_PER_SENTENCE
+    corpus = build_corpus(installed_documentation(max_bytes=enough, seed=seed), at_least=FEWEST, **limits)
     if not exact or (len(corpus.fit), len(corpus.eval)) == (n_fit, n_eval):
         return corpus
     return build_corpus(installed_documentation(seed=seed), at_least=at_least, **limits)
@@ -133,7 +135,7 @@ def _weight(text: str) -> tuple[str, float]:
 @contextmanager
 def _rates() -> Iterator[Callable[[int, int], None]]:
     """A line with documents and sentences so far and a second."""
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err) as line:
         task, start = line.add_task("reading", total=None), time.monotonic()
 
@@ -151,7 +153,7 @@ def _filters(corpus: "Corpus", skipped: Counter[str]) -> Table:
     low, high = found.length_bounds
     caption = f"kept are {low:g} to {high:g} characters"
     if skipped:
-        caption += f"; {skipped.total():,} records without text were skipped, in {', '.join(map(escape, skipped))}"
+        caption += f"; {skipped.total():,} records without text were skipped, in {', '.join(skipped)}"
     made = table("Sentences by filter", "", ">sentences", caption=caption)
     left_out = found.unique - len(corpus)
     for name, count in {
@@ -172,5 +174,5 @@ def _domains(counts: dict[str, tuple[int, int]]) -> Table:
         others = tuple(sum(pair[side] for _, pair in rest) for side in (0, 1))
         rows = [*rows[:SHOWN], (f"{len(rest)} others", others)]
     for domain, (fit, held_out) in rows:
-        shares.add_row(escape(domain), str(fit), str(held_out))
+        shares.add_row(domain, str(fit), str(held_out))
     return shares

@@ -45,17 +45,13 @@ def retrieval(
     from atlas_jax.pipeline import Alignment
 
     alignment = Alignment.load(run)
-    stream = alignment.stream("eval")
-    if sentences > (most := experiments.most_sentences(stream)):
-        note(f"queries are averaged over {most} sentences, half of the {stream.size} held out, not over {sentences}")
     with stages() as stage:
         found = experiments.semantic_retrieval(
-            stream, alignment.translations, sentences=sentences, centre=centre, stage=stage
+            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
         )
     if found.sentences < sentences:
-        note(
-            f"there are {found.held_out} held-out sentences: every query is averaged over all of them, not {sentences}"
-        )
+        told = f"queries are averaged over {found.sentences} sentences, not over {sentences}"
+        note(f"{told}: over at most half of the {found.held_out} held out")
     emit(as_json, found.as_json(), lambda: retrieval_table(found))
 
 

@@ -1,49 +1,66 @@
 """``atlas-jax quickstart``."""
 
+import itertools
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._align import Choose
+from atlas_jax.cli._align import show_choice, warn_of
 from atlas_jax.cli._console import emit, err, note, out, stages
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._corpus import SENTENCES, read_corpus
+from atlas_jax.cli._options import Choose, Methods, Overwrite, Seed, Sites, finite
 from atlas_jax.errors import AtlasError
 
+if TYPE_CHECKING:
+    from atlas_jax.experiments import Result
+
+OUT = Path("runs/quickstart")
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
 CONCEPTS = ("attention", "font", "file")
 PROMPTS = ("This function", "The", "When")
-STRENGTHS = (0.0, 20.0, 40.0, 80.0)
+STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 
 
 def quickstart(
     text: Annotated[list[Path] | None, typer.Option("--text", help="Your own text instead of installed docs.")] = None,
     more_text: Annotated[list[Path] | None, typer.Argument(help="More text files, after --text.")] = None,
-    out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")] = Path("runs/quickstart"),
-    site: Annotated[list[str] | None, typer.Option("--site", help="Subject site; may be repeated.")] = None,
-    method: Annotated[list[str] | None, typer.Option("--method", help="Translator; may be repeated.")] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where the run is written.", show_default=f"{OUT}, with a number if that is taken"),
+    ] = None,
+    overwrite: Overwrite = False,
+    site: Sites = None,
+    method: Methods = None,
     choose: Choose = None,
     concept: Annotated[list[str] | None, typer.Option("--concept", help="Concept in words; may be repeated.")] = None,
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
-    strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
-    sentences: Annotated[int, typer.Option(help="Sentences for fitting; half as many measure.", min=2)] = 20000,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option("--strength", help="In mean token norms of a site; may be repeated.", callback=finite()),
+    ] = None,
+    sentences: Annotated[
+        int | None, typer.Option(help="Sentences for fitting; half as many measure.", min=2, show_default="up to 20000")
+    ] = None,
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """The whole job offline on the bundled pair: align, measure, search, identify and steer.
 
-    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 40
+    Example: atlas-jax quickstart --concept "image" --strength 0 --strength 0.5
     """
     start = time.monotonic()
     if more_text and not text:
         raise AtlasError(f"unexpected '{more_text[0]}'; name text files after --text")
     note("loading both models")
+    from atlas_jax.artifacts import check_place
     from atlas_jax.bundled import ATLAS, SUBJECT
-    from atlas_jax.cli._tables import choice_table, concept_group, quality_table
     from atlas_jax.experiments import METHODS, Chooser, quickstart as experiment, whitened_grid
     from atlas_jax.pipeline import AlignSettings, load_pair
 
+    out_dir = out_dir or _free(OUT)
+    check_place(out_dir, "a run", overwrite=overwrite)
     settings = AlignSettings(tuple(site or SITES), tuple(method or METHODS), seed=seed)
     chooser = None
     if choose:
@@ -54,21 +71,38 @@ def quickstart(
         )  # detection never wants the atlas whitened
     pair = load_pair(SUBJECT, ATLAS, settings)
     note("reading text")
-    corpus = read_corpus([*(text or ()), *(more_text or ())], n_fit=sentences, seed=seed)
+    paths = [*(text or ()), *(more_text or ())]
+    corpus = read_corpus(paths, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
     note(f"{len(corpus.fit)} sentences to fit on, {len(corpus.eval)} held out")
     with stages() as stage:
         result = experiment(
             pair, corpus, settings, out_dir,
             concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS, stage=stage,
-            note=note, chooser=chooser,
+            note=note, chooser=chooser, overwrite=overwrite,
         )  # fmt: skip
-    choice = result.alignment.choice
-    data = {"quality": result.quality.as_json(), "concepts": [c.as_json() for c in result.concepts]}
+    _show(result, as_json=as_json)
+    err.print(f"written to {result.directory} in {time.monotonic() - start:.0f} s")
+
+
+def _free(path: Path) -> Path:
+    """``path``, or with the first number after it where nothing is."""
+    numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
+    return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def _show(result: "Result", *, as_json: bool) -> None:
+    from atlas_jax.cli._tables import concept_group, quality_table
+
+    choice, quality = result.alignment.choice, result.quality
+    data = {"quality": quality and quality.as_json(), "concepts": [c.as_json() for c in result.concepts]}
     if choice is not None:
         data["chosen"] = choice.record["chosen"]
-        if not as_json:
-            out.print(choice_table(choice))
-    emit(as_json, data, lambda: quality_table(result.quality))
-    for found in [] if as_json else result.concepts:
-        out.print(concept_group(found))
-    err.print(f"written to {result.directory} in {time.monotonic() - start:.0f} s")
+    if as_json:
+        emit(True, data, lambda: None)
+    else:
+        if quality is not None:
+            out.print(quality_table(quality))
+        show_choice(choice)
+        for concept in result.concepts:
+            out.print(concept_group(concept))
+    warn_of(result.alignment, result.fault)

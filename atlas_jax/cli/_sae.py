@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._align import stopped_cleanly
-from atlas_jax.cli._console import emit, err, note, stages
+from atlas_jax import interrupts
+from atlas_jax.cli._align import resumable
+from atlas_jax.cli._console import emit, err, note, stages, warn
 from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._options import SITES, CheckpointEvery, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -19,32 +21,45 @@ Model = Annotated[str, typer.Option(help="Model: a directory or hub name.")]
 Text = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")]
 Dtype = Annotated[str, typer.Option(help="Of the model: float32 or bfloat16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SAE = "a trained SAE"
 PER_WIDTH = 8  # features for each number of an activation, unless told otherwise
 
 
 @app.command()
 def train(
     model: Model,
-    site: Annotated[str, typer.Option(help="Where activations are read, such as resid_post.3.")],
+    site: Annotated[str, typer.Option(help=f"Where activations are read, {SITES}.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the SAE is written.")],
     text: Text = None,
     features: Annotated[int | None, typer.Option(help="Of the SAE; 8 times the width by default.", min=2)] = None,
-    k: Annotated[float, typer.Option("--k", help="Active features a token (L0) to reach.")] = 32.0,
+    k: Annotated[
+        float, typer.Option("--k", help="Active features a token (L0) to reach.", callback=finite(above=0))
+    ] = 32.0,
     architecture: Annotated[str, typer.Option(help="batchtopk or jumprelu.")] = "batchtopk",
-    tokens: Annotated[int, typer.Option(help="Activations to train on.", min=1)] = 4_000_000,
+    tokens: Annotated[
+        int, typer.Option("--training-tokens", "--tokens", help="Tokens whose activations are trained on.", min=1)
+    ] = 4_000_000,
     batch: Annotated[int, typer.Option(help="Activations of a step.", min=2)] = 1024,
     buffer: Annotated[int, typer.Option(help="Activations held in memory for shuffling.", min=8)] = 1 << 17,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; 0.1 / sqrt(width) by default.")] = None,
-    sparsity_warmup: Annotated[float, typer.Option(help="Share of the steps.", min=0, max=1)] = 0.2,
-    dead_after: Annotated[int, typer.Option(help="Silent activations after which a feature is revived.")] = 50_000,
-    norm_limit: Annotated[float, typer.Option(help="Times the median norm; 0 is none.", min=0)] = 10.0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(help="Peak; 0.1 / sqrt(width) by default.", max=1.0, callback=finite(above=0)),
+    ] = None,
+    sparsity_warmup: Annotated[float, typer.Option(help="Share of the steps.", min=0, max=1, callback=finite())] = 0.2,
+    dead_after: Annotated[
+        int, typer.Option(help="Silent activations after which a feature is revived.", min=1)
+    ] = 50_000,
+    norm_limit: Annotated[
+        float, typer.Option(help="Times the median norm; 0 is none.", min=0, callback=finite())
+    ] = 10.0,
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     sentences: Annotated[int, typer.Option(help="Sentences to read; half as many are held out.", min=2)] = 50_000,
     held_out: Annotated[int, typer.Option(help="Held-out sentences that are measured.", min=1)] = 1000,
     dtype: Dtype = "float32",
-    checkpoint_every: Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0)] = 300.0,
+    checkpoint_every: CheckpointEvery = 300.0,
     restart: Annotated[bool, typer.Option("--restart", help="Discard what is at --out or unfinished there.")] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train a sparse autoencoder on the activations of a model, computed as they are needed.
@@ -55,12 +70,13 @@ def train(
     Example: atlas-jax sae train --model my-llama --site resid_post.12 --text my-texts/ --k 50 --out my-sae
     """
     from atlas_jax import experiments
-    from atlas_jax.artifacts import directory_hash, partial_directory, run_directory
+    from atlas_jax.artifacts import check_place, directory_hash, new_directory, partial_directory
     from atlas_jax.cli._tables import facts_table
     from atlas_jax.models import LanguageModel, check_site, resolve
     from atlas_jax.pipeline import Checkpoints
 
-    start, path = time.monotonic(), resolve(model).absolute()
+    check_place(out_dir, SAE, overwrite=True)
+    start, path, overwrite = time.monotonic(), resolve(model).absolute(), overwrite or restart
     lm = LanguageModel.from_pretrained(path, dtype=dtype)
     width = lm.config.width(check_site(lm.config, site).point)
     settings = experiments.SAESettings(
@@ -68,17 +84,16 @@ def train(
         dead_after, norm_limit, max_length, held_out, seed,
     )  # fmt: skip
     settings.config()
-    with stopped_cleanly():
+    saved = Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note, unit="steps")
+    with resumable(saved):
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
         about = settings.as_json() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
-        result = None if restart else experiments.finished_training(out_dir, about)
+        result = None if overwrite else experiments.finished_training(out_dir, about)
         if result is not None:
-            err.print(f"'{out_dir}' is trained already; --restart trains it anew")
+            note(f"'{out_dir}' is trained already; --overwrite trains it anew")
         else:
-            with run_directory(out_dir) as directory, stages() as stage:
-                folder = partial_directory(out_dir) / "checkpoints"
-                saved = Checkpoints(folder, every=checkpoint_every, say=note, unit="steps")
+            with new_directory(out_dir, SAE, overwrite=overwrite) as directory, stages() as stage:
                 saved.fingerprint = about
                 if restart:
                     saved.discard()
@@ -89,6 +104,8 @@ def train(
     facts = {"features": settings.features, **result["measured"], "passes over the text, about": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
     emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
+    if not result["measured"]["fvu"] < 1:
+        warn("it explains nothing of the activations (an FVU of 1 or more): training diverged; lower --learning-rate")
 
 
 @app.command()
@@ -105,9 +122,12 @@ def label(
     base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible API; OPENAI_BASE_URL by default.")] = None,
     workers: Annotated[int, typer.Option(help="Questions asked at the same time.", min=1)] = 8,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what asking would take.")] = False,
-    price: Annotated[tuple[float, float], typer.Option(help="Of a million tokens, in and out.")] = (0.0, 0.0),
+    price: Annotated[
+        tuple[float, float], typer.Option(help="Of a million tokens, in and out.", callback=finite(least=0))
+    ] = (0.0, 0.0),
+    overwrite: Overwrite = False,
     dtype: Dtype = "float32",
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Seed = 0,
     as_json: AsJson = False,
 ) -> None:
     """Describe every feature of an SAE by the sentences that activate it most, and test it on held-out ones.
@@ -119,11 +139,13 @@ def label(
     Example: atlas-jax sae label --model my-llama --sae my-sae --text my-texts/ --out labels.jsonl
     """
     from atlas_jax import experiments
+    from atlas_jax.artifacts import check_place, new_file
     from atlas_jax.cli._tables import facts_table
     from atlas_jax.labels import AnswerBook, ChatEndpoint
 
     if out.suffix != ".jsonl":
         raise AtlasError(f"labels are written as lines of JSON: name --out something.jsonl, not '{out.name}'")
+    check_place(out, overwrite=overwrite or dry_run)
     endpoint = None if chat_model is None else ChatEndpoint.connect(chat_model, base_url=base_url)
     if endpoint is None and dry_run:
         raise AtlasError("--dry-run tells what asking a chat model would take: give --chat-model too")
@@ -131,7 +153,9 @@ def label(
     note("reading text")
     corpus = read_corpus(text, n_fit=sentences, seed=seed)
     labels, facts = None, {"features": atlas.width}
-    with stopped_cleanly(), stages() as stage:
+    if endpoint is not None:
+        interrupts.say_at_end(lambda: "interrupted; give the same command again, which asks no question twice")
+    with stages() as stage:
         shown = experiments.gather_evidence(atlas, corpus, features=feature, contexts=contexts, seed=seed, stage=stage)
         facts["that fire"] = len(shown)
         if endpoint is None:
@@ -144,7 +168,8 @@ def label(
             by_feature = lambda name: stage(name, "features")
             labels = experiments.label_by_chat(shown, endpoint, book, atlas.width, workers=workers, stage=by_feature)
     if labels is not None:
-        labels.save(out)
+        with new_file(out) as file:
+            labels.save(file)
         facts |= experiments.label_facts(labels)
         err.print(f"written to {out}")
     emit(as_json, facts, lambda: facts_table("Labels", facts))

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -40,7 +39,8 @@ def certificate_table(translations: Mapping[tuple[Any, str], Any]) -> Table:
     """How far each Procrustes solution may be from the best one, by its own certificate."""
     made = table(
         "Certificates", "site", "method", "solver", ">rank", ">residual", ">gap", "accepted",
-        caption="residual: of orthogonality; gap: to the bound on the best there can be, relative",
+        caption="what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: "
+        "how far, relatively, it can be from the best there is; accepted: both are within their tolerances",
     )  # fmt: skip
     for (site, method), translation in translations.items():
         found = translation.certificate
@@ -56,7 +56,8 @@ def choice_table(choice: Any) -> Table:
     told = "; ".join(f"{use}: {meaning}" for use, meaning in choice.record["uses"].items())
     made = table(
         "Chosen members of the whitened family", "site", "use", ">α", ">β", "rows", "centred", ">ridge", ">score",
-        caption=f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
+        caption="the family is (AsᵀAs)^-α AsᵀAc (AcᵀAc)^-β: α whitens the subject's side, β the atlas's; "
+        f"scores on {choice.record['held_out']} held-out sentences of the fit half; {told}",
     )  # fmt: skip
     for row in choice.record["chosen"]:
         rows, centred = ("unit" if row["normalize_rows"] else "raw"), ("yes" if row["centre"] else "no")
@@ -91,7 +92,7 @@ def hits_table(title: str, hits: Sequence[Any]) -> Table:
     """Atlas features found by their labels."""
     made = table(title, ">feature", "label", ">score", ">weight")
     for hit in hits:
-        made.add_row(str(hit.index), escape(hit.label), f"{hit.score:.3f}", f"{hit.weight:.3f}")
+        made.add_row(str(hit.index), hit.label, f"{hit.score:.3f}", f"{hit.weight:.3f}")
     return made
 
 
@@ -99,23 +100,32 @@ def identified_table(title: str, found: Sequence[Any]) -> Table:
     """Subject features with their maximally activating sentences, the peak token marked."""
     made = table(title, ">feature", ">similarity", ">activation", "maximally activating held-out sentences")
     for item in found:
-        for i, peak in enumerate(item.peaks):
-            head = (str(item.feature), f"{item.similarity:.3f}") if i == 0 else ("", "")
-            made.add_row(*head, f"{peak.activation:.2f}", _marked(peak), end_section=i == len(item.peaks) - 1)
+        head = (str(item.feature), f"{item.similarity:.3f}")
+        for peak in item.peaks:
+            made.add_row(*head, f"{peak.activation:.2f}", _marked(peak))
+            head = ("", "")
+        if not item.peaks:
+            made.add_row(*head, "", "none known")
+        made.add_section()
     return made
 
 
-def steered_table(title: str, steered: Sequence[Any]) -> Table:
+def steered_table(title: str, steered: Sequence[Any], unit: str) -> Table:
     """Baseline beside steered text."""
+    told = {"norm": "in mean token norms of the site", "raw": "λ of Eq. 4"}[unit]
     made = table(
-        title, "prompt", ">strength", ">concept", "continuation",
-        caption="concept: activation of the query's atlas features on the continuation; strength 0 is the baseline",
+        title, "prompt", ">strength", ">concept", ">perplexity", "continuation",
+        caption=f"strength: {told}, 0 is the baseline; concept: activation of the query's atlas features on the "
+        "continuation; perplexity: of the continuation under the unsteered subject, sense is lost where it soars",
     )  # fmt: skip
     prompt = None
     for s in steered:
+        if prompt not in (None, s.prompt):
+            made.add_section()
         shown = "" if s.prompt == prompt else s.prompt
         prompt = s.prompt
-        made.add_row(escape(shown), f"{s.strength:g}", f"{s.concept:.2f}", escape(" ".join(s.text.split())))
+        numbers = f"{s.strength:g}", f"{s.concept:.2f}", "" if s.perplexity is None else f"{s.perplexity:.3g}"
+        made.add_row(shown, *numbers, " ".join(s.text.split()))
     return made
 
 
@@ -125,7 +135,7 @@ def concept_group(concept: Any) -> Group:
     return Group(
         hits_table(f"Concept '{concept.text}': atlas features", concept.hits),
         identified_table(f"Concept '{concept.text}': subject features at {where}", concept.identified),
-        steered_table(f"Concept '{concept.text}': steering", concept.steered),
+        steered_table(f"Concept '{concept.text}': steering", concept.steered, concept.unit),
     )
 
 
@@ -139,20 +149,22 @@ def facts_table(title: str, facts: dict[str, Any]) -> Table:
 
 def check_table(title: str, facts: dict[str, Any], check: Any) -> Group:
     """What was measured beside what is stated, and the usual mistakes undone where the two disagree."""
-    stated = {"L0": check.advertised.l0, "FVU": check.advertised.fvu, "dead share": check.advertised.dead}
-    made = table(title, "", "measured", "stated")
+    caption = "stated: by the SAE's own files; when built: by atlas build, on the text it was given"
+    made = table(title, "", "measured", "stated", "when built", caption=caption)
+    columns = [dict(zip(("L0", "FVU", "dead share"), c, strict=True)) for c in (check.advertised, check.built)]
     for name, value in facts.items():
-        made.add_row(name, _shown(value), "" if stated.get(name) is None else f"{stated[name]:.4g}")
+        told = ("" if column.get(name) is None else f"{column[name]:.4g}" for column in columns)
+        made.add_row(name, _shown(value), *told)
     tried = table("The usual mistakes undone", "", ">L0", ">FVU", "agrees")
     for t in check.trials:
-        tried.add_row(escape(t.name), f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
+        tried.add_row(t.name, f"{t.l0:.3g}", f"{t.fvu:.3g}", "yes" if t.agrees else "")
     return Group(made, tried) if check.trials else Group(made)
 
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
         return " to ".join(map(_shown, value))
-    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _marked(peak: Any) -> Text:

@@ -1,21 +1,26 @@
 """``atlas-jax identify``, ``name`` and ``steer``: using an alignment."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit
+from atlas_jax.artifacts import check_place, new_file
+from atlas_jax.cli._console import emit, err, note
+from atlas_jax.cli._options import Overwrite, Seed, finite
+from atlas_jax.cli._query import Concept, Features, Like, Unlike, asked_query
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
+    from atlas_jax.labels import Hit
     from atlas_jax.pipeline import Alignment
+    from atlas_jax.translation import Named, Translation
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
-Concept = Annotated[str | None, typer.Option("--concept", help="The concept in words, searched among the labels.")]
-Features = Annotated[list[int] | None, typer.Option("--feature", help="Atlas feature id; may be repeated.")]
-Method = Annotated[str, typer.Option(help="Translator.")]
+Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
 
 
 def identify(
@@ -23,6 +28,8 @@ def identify(
     site: Annotated[str, typer.Option(help="Subject site.")],
     concept: Concept = None,
     feature: Features = None,
+    like: Like = None,
+    unlike: Unlike = None,
     method: Method = "procrustes",
     k: Annotated[int, typer.Option(help="Subject features to show.", min=1)] = 5,
     as_json: AsJson = False,
@@ -31,88 +38,154 @@ def identify(
 
     Example: atlas-jax identify runs/quickstart --site mlp_act.2 --concept "dates and time"
     """
+    from rich.console import Group
+
     from atlas_jax import experiments
     from atlas_jax.cli._tables import identified_table
+    from atlas_jax.cli._use_tables import query_table
 
-    alignment = _load(run)
+    alignment = load_run(run)
     translation = alignment.translation(site, method)
-    top = alignment.top[translation.site]
-    query = _query(alignment, concept, feature)
-    found = experiments.identify(
-        translation, query, top, alignment.corpus.sentence, alignment.subject.model.tokenizer, k=k
-    )
-    title = f"Subject features at {site} by {method}"
-    emit(as_json, [i.as_json() for i in found], lambda: identified_table(title, found))
+    query = asked_query(alignment, concept, feature, like, unlike)
+    top = (alignment.top or {}).get(translation.site)
+    if top is None:
+        note("this run was saved without the strongest held-out sentences of its features, so none are shown")
+    tokenizer = alignment.subject.model.tokenizer
+    found = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
+    data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.as_json() for i in found]}
+    title = f"Subject features at {translation.site} by {method}"
+    emit(as_json, data, lambda: Group(query_table(query.features), identified_table(title, found)))
 
 
 def name(
     run: RunArgument,
     site: Annotated[str, typer.Option(help="Subject site.")],
-    feature: Annotated[int, typer.Option(help="Subject feature id.")],
+    feature: Annotated[int | None, typer.Option(help="Subject feature id.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Name all subject features of the site, into --out.")] = False,
+    out_file: Annotated[Path | None, typer.Option("--out", help="JSON lines, with --all.")] = None,
+    overwrite: Overwrite = False,
     method: Method = "procrustes",
     k: Annotated[int, typer.Option(help="Atlas features to show.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
-    """Name a subject feature by the atlas features that weigh most in its row of T.
+    """Name a subject feature by the atlas features that weigh most in its row of T, or all of them into a file.
 
-    Example: atlas-jax name runs/quickstart --site mlp_act.2 --feature 17
+    Examples: atlas-jax name runs/quickstart --site mlp_act.2 --feature 17
+
+    atlas-jax name runs/quickstart --site mlp_act.2 --all --out names.jsonl
     """
-    from atlas_jax.cli._tables import hits_table
-    from atlas_jax.labels import Hit
+    from atlas_jax.cli._use_tables import named_table
 
-    alignment = _load(run)
-    ranked = alignment.translation(site, method).name_feature(feature, k)
-    pairs = zip(ranked.features.tolist(), ranked.scores.tolist(), strict=True)
-    hits = [Hit(i, alignment.atlas.labels[i] or "", s, s) for i, s in pairs]
-    title = f"Subject feature {feature} at {site} by {method}"
-    emit(as_json, [h._asdict() for h in hits], lambda: hits_table(title, hits))
+    if every == (feature is not None) or every != (out_file is not None):
+        raise AtlasError("give either --feature ID, or --all with --out FILE")
+    if out_file is not None:
+        check_place(out_file, overwrite=overwrite)
+    alignment = load_run(run)
+    translation, labels = alignment.translation(site, method), alignment.atlas.labels
+    if out_file is not None:
+        count = _write_names(out_file, translation, [_hits(named) for named in translation.name_features(k, labels)])
+        err.print(f"{count} names written to {out_file}", highlight=False)
+        return
+    hits = _hits(translation.name_feature(feature, k, labels))
+    if not hits:
+        note(f"subject feature {feature} has nothing in its row of T, as features that never fired, so it has no name")
+    title = f"Subject feature {feature} at {translation.site} by {method}"
+    emit(as_json, [h._asdict() for h in hits], lambda: named_table(title, hits))
 
 
 def steer(
     run: RunArgument,
     site: Annotated[list[str], typer.Option("--site", help="Subject site to steer at; may be repeated.")],
-    prompt: Annotated[list[str], typer.Option("--prompt", help="Text to continue; may be repeated.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
+    prompts: Annotated[Path | None, typer.Option("--prompts", help="A file with a prompt a line.")] = None,
     concept: Concept = None,
     feature: Features = None,
-    strength: Annotated[list[float] | None, typer.Option("--strength", help="λ of Eq. 4; may be repeated.")] = None,
+    like: Like = None,
+    unlike: Unlike = None,
+    strength: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--strength",
+            help="In mean token norms of the site; 0.25 and 0.5 by default; may be repeated.",
+            callback=finite(),
+        ),
+    ] = None,
+    raw_strength: Annotated[
+        list[float] | None,
+        typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
+    ] = None,
     method: Method = "procrustes",
-    tokens: Annotated[int, typer.Option(help="Tokens to generate.", min=1)] = 40,
-    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0)] = 0.5,
-    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
+    temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
+    seed: Seed = 0,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages in the model's chat template.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts, steered along a concept, beside the unsteered continuation.
 
     Example: atlas-jax steer runs/quickstart --site resid_post.2 --concept "plots" --prompt "This function"
-    """
+    """  # fmt: skip
+    from rich.console import Group
+
     from atlas_jax import experiments
     from atlas_jax.cli._tables import steered_table
+    from atlas_jax.cli._use_tables import query_table
 
-    alignment = _load(run)
+    if strength and raw_strength:
+        raise AtlasError("give strengths either as --strength or as --raw-strength, not both")
+    unit = "raw" if raw_strength else "norm"
+    strengths = list(dict.fromkeys([0.0, *(raw_strength or strength or STRENGTHS)]))
+    texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
+    if not texts:
+        raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
+    alignment = load_run(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
-    query = _query(alignment, concept, feature)
-    strengths = list(dict.fromkeys([0.0, *(strength or (20.0, 40.0))]))
+    query = asked_query(alignment, concept, feature, like, unlike)
     steered = experiments.steer(
-        alignment.subject.model,
-        alignment.atlas,
-        translations,
-        query,
-        prompt,
-        strengths,
-        max_new_tokens=tokens,
-        temperature=temperature,
-        seed=seed,
-    )
-    emit(as_json, [s._asdict() for s in steered], lambda: steered_table("Steering", steered))
+        alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
+        max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat,
+    )  # fmt: skip
+    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
+    data["steered"] = [s._asdict() for s in steered]
+    title = f"Steering at {', '.join(map(str, translations))} by {method}"
+    emit(as_json, data, lambda: Group(query_table(query.features), steered_table(title, steered, unit)))
 
 
-def _load(run: Path) -> "Alignment":
+def load_run(run: Path) -> "Alignment":
+    """The alignment of a run directory."""
     from atlas_jax.pipeline import Alignment
 
     return Alignment.load(run)
 
 
-def _query(alignment: "Alignment", concept: str | None, features: list[int] | None) -> Any:
-    if (concept is None) == (not features):
-        raise AtlasError("give either --concept in words or --feature ids")
-    return alignment.atlas.query(features) if features else alignment.atlas.query_text(concept)
+def _hits(named: "Named") -> "list[Hit]":
+    """The atlas features that weigh anything in a subject feature's row."""
+    from atlas_jax.labels import Hit
+
+    rows = zip(named.features.tolist(), named.labels, named.scores.tolist(), strict=True)
+    return [Hit(i, label, score, score) for i, label, score in rows if score > 0]
+
+
+def _write_names(path: Path, translation: "Translation", names: "list[list[Hit]]") -> int:
+    """One JSON object a subject feature; the file appears when it is complete."""
+    with new_file(path) as place, place.open("w", encoding="utf-8", newline="\n") as file:
+        for i, hits in enumerate(names):
+            row = {"feature": i, "site": str(translation.site), "method": translation.method}
+            row["atlas_features"] = [{"index": h.index, "label": h.label, "score": h.score} for h in hits]
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return len(names)
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file that hold something.
+
+    Raises:
+      AtlasError: if it cannot be read, or holds nothing.
+    """
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as e:
+        raise AtlasError(f"'{path}' cannot be read as UTF-8 text with a prompt a line ({e})") from e
+    if not lines:
+        raise AtlasError(f"'{path}' has no prompt; write one a line")
+    return lines

@@ -9,15 +9,16 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
+from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._corpus import Corpus, CorpusStatistics, dropped
 from atlas_jax.corpus._document import Document
-from atlas_jax.corpus._files import HALVES, HalfWriter, new_directory, parent_of, read_half
+from atlas_jax.corpus._files import HALVES, HalfWriter, parent_of, read_half
 from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
 from atlas_jax.corpus._sentences import TRAINING_CHARACTERS, Splitter, published_splitter, train_splitter
 from atlas_jax.corpus._spill import Spill
@@ -29,7 +30,7 @@ Progress = Callable[[int, int], None]
 
 
 def build_corpus(
-    documents: Iterable[Document],
+    documents: Any,
     *,
     n_fit: int | None = None,
     n_eval: int | None = None,
@@ -94,7 +95,7 @@ def build_corpus(
         if target is None:
             with tempfile.TemporaryFile() as fit, tempfile.TemporaryFile() as evaluation:
                 return _write(chosen, (fit, evaluation), facts)
-        with new_directory(target) as partial, contextlib.ExitStack() as stack:
+        with new_directory(target, "a corpus", overwrite=True) as partial, contextlib.ExitStack() as stack:
             files = [stack.enter_context((partial / name).open("w+b")) for name in HALVES]
             corpus = _write(chosen, (files[0], files[1]), facts)
             corpus.write_summary(partial)

@@ -8,12 +8,14 @@ import numbers
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from atlas_jax.corpus._files import HALVES, ROWS, SUMMARY, Half, HalfWriter, new_directory, read_half
+from atlas_jax.artifacts import new_directory
+from atlas_jax.corpus._files import HALVES, ROWS, SUMMARY, Half, HalfWriter, read_half
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading
 
 
 class CorpusStatistics(NamedTuple):
@@ -107,7 +109,7 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.fit) + len(self.eval)
 
-    def sentence(self, index: int) -> str:
+    def sentence(self, index: Any) -> str:
         """The sentence with this id.
 
         Raises:
@@ -155,13 +157,13 @@ class Corpus:
     def save(self, directory: str | Path) -> None:
         """Write ``fit.arrow``, ``eval.arrow`` (``id``, ``domain``, ``text``) and ``corpus.json``, all or nothing.
 
-        The halves are Arrow streams, which ``datasets.Dataset.from_file`` opens too. A corpus already there is
-        replaced.
+        The halves are Arrow streams, which ``datasets.Dataset.from_file`` opens too. The files of a corpus already
+        there are replaced, all others stay.
 
         Raises:
           AtlasError: if ``directory`` exists and is not a corpus.
         """
-        with new_directory(Path(directory).absolute()) as partial:
+        with new_directory(directory, "a corpus", overwrite=True) as partial:
             self._write(partial)
 
     def _write(self, directory: Path) -> None:
@@ -188,14 +190,16 @@ class Corpus:
         source = Path(directory)
         if not (source / SUMMARY).is_file():
             raise AtlasError(f"'{source}' is not a corpus (no {SUMMARY}); make one with 'atlas-jax corpus build'")
-        try:
+        with reading(source / SUMMARY, "build the corpus again"):
             summary = json.loads((source / SUMMARY).read_text(encoding="utf-8"))
             statistics = {name: summary[name] for name in CorpusStatistics._fields}
             statistics |= {name: tuple(statistics[name]) for name in ("length_bounds", "percentiles")}
-            corpus = cls.of_halves(*(_half(source / name) for name in HALVES), CorpusStatistics(**statistics))
             expected = summary["hash"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise AtlasError(f"the corpus in '{source}' is damaged ({error}); build it again") from error
+        halves = []
+        for name in HALVES:
+            with reading(source / name, "build the corpus again"):
+                halves.append(_half(source / name))
+        corpus = cls.of_halves(*halves, CorpusStatistics(**statistics))
         if corpus.hash != expected:
             raise AtlasError(f"the sentences in '{source}' are not those that were saved; build the corpus again")
         return corpus

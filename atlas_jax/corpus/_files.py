@@ -1,19 +1,14 @@
 """The files of a corpus: halves as memory-mapped Arrow streams, in directories that are complete or not there."""
 
-import contextlib
 import mmap
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from atlas_jax.artifacts import check_place
 from atlas_jax.corpus._texts import Texts
-from atlas_jax.errors import AtlasError
 
 SUMMARY = "corpus.json"
 HALVES = ("fit.arrow", "eval.arrow")
@@ -69,27 +64,6 @@ def parent_of(target: Path) -> Path:
     Raises:
       AtlasError: if it cannot be written, or anything but a corpus or an empty directory is at ``target``.
     """
-    if target.exists() and not (target / SUMMARY).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise AtlasError(f"'{target}' exists and is not a corpus; choose another directory")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise AtlasError(f"'{target}' cannot be written ({error.strerror}); choose another directory") from error
-    if not os.access(target.parent, os.W_OK):
-        raise AtlasError(f"'{target.parent}' may not be written to; choose another directory")
+    check_place(target, "a corpus", overwrite=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
     return target.parent
-
-
-@contextlib.contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
-    """A directory to write a corpus into; it takes the place of ``target`` when the block ends without an error."""
-    partial = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent_of(target)))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if target.exists():
-            os.replace(target, partial.with_name(f"{partial.name}-old"))
-        os.replace(partial, target)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(partial.with_name(f"{partial.name}-old"), ignore_errors=True)

@@ -10,6 +10,11 @@ from atlas_jax.experiments._choose import USES as USES, Chooser as Chooser, whit
 from atlas_jax.experiments._evidence import Evidence as Evidence, gather_evidence as gather_evidence
 from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
 from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
+from atlas_jax.experiments._inspect import (
+    Traced as Traced,
+    token_features as token_features,
+    token_projections as token_projections,
+)
 from atlas_jax.experiments._label import (
     Estimate as Estimate,
     estimate_requests as estimate_requests,
@@ -17,6 +22,8 @@ from atlas_jax.experiments._label import (
     label_by_words as label_by_words,
     label_facts as label_facts,
 )
+from atlas_jax.experiments._measure import Measured as Measured, measure as measure, measured as measured
+from atlas_jax.experiments._perplexity import perplexities as perplexities
 from atlas_jax.experiments._preference import preference as preference
 from atlas_jax.experiments._quality import (
     Quality as Quality,
@@ -24,19 +31,23 @@ from atlas_jax.experiments._quality import (
     choose_features as choose_features,
     translation_quality as translation_quality,
 )
+from atlas_jax.experiments._query import (
+    ConceptQuery as ConceptQuery,
+    concept_query as concept_query,
+    weakness as weakness,
+)
 from atlas_jax.experiments._quickstart import (
     METHODS as METHODS,
     Concept as Concept,
     explore as explore,
-    measure as measure,
     quickstart as quickstart,
 )
 from atlas_jax.experiments._retrieval import (
     Retrieval as Retrieval,
     RetrievalRow as RetrievalRow,
-    most_sentences as most_sentences,
     semantic_retrieval as semantic_retrieval,
 )
+from atlas_jax.experiments._run_facts import RunFacts as RunFacts, run_facts as run_facts
 from atlas_jax.experiments._sae_check import (
     Advertised as Advertised,
     SAECheck as SAECheck,
@@ -56,6 +67,7 @@ from atlas_jax.experiments._sae_train import (
 from atlas_jax.experiments._sae_trials import Trial as Trial, trials as trials
 from atlas_jax.experiments._steering import (
     Steered as Steered,
+    Unit as Unit,
     expression_rates as expression_rates,
     steer as steer,
 )

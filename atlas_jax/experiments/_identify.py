@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
+from atlas_jax.experiments._query import check_query
 from atlas_jax.models import Tokenizer
 from atlas_jax.statistics import TopK
 from atlas_jax.translation import Translation
@@ -22,7 +23,7 @@ class Peak(NamedTuple):
 
 
 class Identified(NamedTuple):
-    """A subject feature found by a concept query (Eq. 3), with its maximally activating sentences."""
+    """A subject feature found by a concept query (Eq. 3), with its maximally activating sentences where known."""
 
     feature: int
     similarity: float
@@ -36,7 +37,7 @@ class Identified(NamedTuple):
 def identify(
     translation: Translation,
     query: Float[Array, " d_c"],
-    top: TopK,
+    top: TopK | None,
     sentence: Callable[[int], str],
     tokenizer: Tokenizer,
     *,
@@ -48,18 +49,19 @@ def identify(
     Args:
       translation: of the subject's site.
       query: the concept query.
-      top: the maximally activating sentences of that site's features.
+      top: the maximally activating sentences of that site's features; None for features alone.
       sentence: the text of a sentence id.
       tokenizer: the subject's.
       k: features to return.
       sentences: sentences a feature.
 
     Raises:
-      AtlasError: for a query of the wrong width, or more features than there are.
+      AtlasError: for a query of the wrong width, one that is zero or not finite, or more features than there are.
     """
+    check_query(query)
     ranked = translation.top_features(query, k)
     return [
-        Identified(int(f), float(s), top_peaks(top, int(f), sentence, tokenizer, sentences))
+        Identified(int(f), float(s), [] if top is None else top_peaks(top, int(f), sentence, tokenizer, sentences))
         for f, s in zip(np.asarray(ranked.features), np.asarray(ranked.scores), strict=True)
     ]
 

@@ -1,22 +1,23 @@
 """The whole job in one call: align, measure, identify and steer, each step a function of its own."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_jax.artifacts import run_directory, write_json
+from atlas_jax.artifacts import new_directory, write_json
+from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import Identified, identify
-from atlas_jax.experiments._quality import BAND, Quality, best_method, choose_features, translation_quality
-from atlas_jax.experiments._steering import Steered, steer
+from atlas_jax.experiments._measure import kept, measured
+from atlas_jax.experiments._quality import Quality, best_method
+from atlas_jax.experiments._steering import Steered, Unit, steer
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
 from atlas_jax.types import Site
 
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
-FEATURES = 100
+ATLAS_FEATURES = 3  # of a concept
 
 
 class Concept(NamedTuple):
@@ -29,6 +30,7 @@ class Concept(NamedTuple):
       method: the translation used.
       identified: the subject features.
       steered: continuations by prompt and strength.
+      unit: of the strengths, see :func:`steer`.
     """
 
     text: str
@@ -37,6 +39,7 @@ class Concept(NamedTuple):
     method: str
     identified: list[Identified]
     steered: list[Steered]
+    unit: Unit = "raw"
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -46,17 +49,9 @@ class Concept(NamedTuple):
             "site": str(self.site),
             "method": self.method,
             "identified": [i.as_json() for i in self.identified],
+            "unit": self.unit,
             "steered": [s._asdict() for s in self.steered],
         }
-
-
-def measure(alignment: Alignment, *, stage: Stage, features: int = FEATURES) -> tuple[Alignment, Quality]:
-    """The quality table of an alignment, and the alignment with its maximally activating held-out sentences."""
-    chosen = choose_features(alignment.rate, count=features, band=BAND, seed=alignment.settings.seed)
-    quality, scored = translation_quality(
-        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=stage("measure")
-    )
-    return dataclasses.replace(alignment, top=scored.top), quality
 
 
 def explore(
@@ -67,21 +62,23 @@ def explore(
     steer_sites: Sequence[Site],
     prompts: Sequence[str],
     strengths: Sequence[float],
-    atlas_features: int = 3,
+    atlas_features: int = ATLAS_FEATURES,
     max_new_tokens: int = 40,
+    unit: Unit = "raw",
 ) -> Concept:
     """One concept through the whole chain: label search, query, identification, steering at some sites.
 
     Subject features are shown for the site where the most similar one is found.
+
+    Raises:
+      AtlasError: if no label matches the text.
     """
-    hits = alignment.atlas.search(text, atlas_features)
-    if not hits:
-        raise AtlasError(f"no label of this atlas matches '{text}'; try other words, or give feature ids")
+    hits = search(alignment.atlas, text, atlas_features)
     query = alignment.atlas.query([h.index for h in hits], [h.weight for h in hits])
     at = lambda site: alignment.translation(site, method)
     site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
     tokenizer = alignment.subject.model.tokenizer
-    found = identify(at(site), query, alignment.top[site], alignment.corpus.sentence, tokenizer)
+    found = identify(at(site), query, alignment.strongest(site), alignment.corpus.sentence, tokenizer)
     steered = steer(
         alignment.subject.model,
         alignment.atlas,
@@ -91,17 +88,30 @@ def explore(
         strengths,
         max_new_tokens=max_new_tokens,
         seed=alignment.settings.seed,
+        unit=unit,
     )
-    return Concept(text, hits, site, method, found, steered)
+    return Concept(text, hits, site, method, found, steered, unit)
+
+
+def search(atlas: ConceptAtlas, text: str, count: int = ATLAS_FEATURES) -> list[Hit]:
+    """The atlas features whose labels match a text.
+
+    Raises:
+      AtlasError: if there are none.
+    """
+    if hits := atlas.search(text, count):
+        return hits
+    raise AtlasError(f"no label of this atlas matches '{text}'; try other words, or give feature ids")
 
 
 class Result(NamedTuple):
-    """What a quickstart found, and where it was written."""
+    """What a quickstart found, where it was written, and why there is no quality table where there is none."""
 
     alignment: Alignment
-    quality: Quality
+    quality: Quality | None
     concepts: list[Concept]
     directory: Path
+    fault: Exception | None = None
 
 
 def quickstart(
@@ -116,26 +126,32 @@ def quickstart(
     stage: Stage,
     note: Callable[[str], None] = lambda text: None,
     chooser: Chooser | None = None,
+    overwrite: bool = False,
 ) -> Result:
     """Align a subject to an atlas, measure every method, and take concepts through identification and steering.
 
-    Concepts use the method of highest AP. Steering acts on the sites of the residual stream, or on all sites where
-    there is none.
+    Concepts use the method of highest AP, the first where none could be measured. Steering acts on the sites of the
+    residual stream, or on all sites where there is none; strengths are in mean token norms of a site. The run is
+    written when its translations are there, whatever fails after them.
 
     Raises:
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
     """
-    with run_directory(out) as directory:
-        alignment, quality = measure(align(pair, corpus, settings, stage=stage, chooser=chooser), stage=stage)
-        method = best_method(quality)
+    for text in concepts:
+        search(pair.atlas, text)
+    with new_directory(out, overwrite=overwrite) as directory:
+        found = measured(align(pair, corpus, settings, stage=stage, chooser=chooser), stage=stage)
+        alignment = found.alignment
+        method = settings.methods[0] if found.quality is None else best_method(found.quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
-        sites = residual or alignment.subject.sites
+        options = {"steer_sites": residual or alignment.subject.sites, "prompts": prompts, "strengths": strengths}
         note("searching, identifying and steering")
-        explored = [
-            explore(alignment, text, method, steer_sites=sites, prompts=prompts, strengths=strengths)
-            for text in concepts
-        ]
-        alignment.save(directory)
-        write_json(directory / "tables" / "quality.json", quality.as_json())
+        explored, faults = [], []
+        with kept(faults):
+            explored = [explore(alignment, text, method, unit="norm", **options) for text in concepts]
+        found.save(directory)
         write_json(directory / "tables" / "concepts.json", [c.as_json() for c in explored])
-    return Result(alignment, quality, explored, Path(out))
+    found.raise_fault()
+    for fault in faults:
+        raise fault
+    return Result(alignment, found.quality, explored, Path(out), found.fault)

@@ -1,6 +1,6 @@
 """Semantic retrieval, the protocol of Table 4: is a subject feature found from the sentences that activate it?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from atlas_jax.translation import Translation
 from atlas_jax.types import Site, Tokens
 
 SENTENCES = 20  # a feature, as many as the paper generates
-LISTED = 2**24  # sentences of all features' lists at once, of about 32 bytes each while they are merged
+CELLS = 2**26  # strongest activations that are kept, of all features of a site: a quarter of a gigabyte
 QUERIES = 1024  # ranked at once
 
 
@@ -102,51 +102,30 @@ def semantic_retrieval(
     Each subject feature's query is averaged over the sentences that activate it most, where the paper has twenty
     written for it. As in the paper, features that their own sentences do not activate most are left out (activations
     are compared in standard deviations from their means), and the others are ranked among themselves. Of sentences that
-    activate a feature alike, those with the lowest ids count.
-
-    Memory does not grow with ``sentences``: where the lists of all features would be long, some features have their
-    turn in a pass of their own.
+    activate a feature alike those with the lowest ids count, of features that stand out alike the lowest.
 
     Args:
       stream: the evaluation half.
       translations: by site and method.
-      sentences: how many a query is averaged over; at most half of those there are, for queries over all are all the
-        same. The result says how many.
+      sentences: how many a query is averaged over; at most half of those there are, for queries over all of them are
+        all the same, and fewer where memory for the strongest of every feature would not do (:data:`CELLS`). The
+        result says how many it was.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
       stage: makes a progress callback for each pass.
 
     Raises:
-      AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is below 1.
+      AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is no whole number
+        from 1 up.
     """
-    sentences = min(as_count(sentences, "sentences of a query"), most_sentences(stream))
-    gathered: dict[Site, list[_Part]] = {site: [] for site in stream.spaces[0].sites}
-    for features in _turns(stream.spaces[0].widths, sentences):
-        statistics = _strongest(stream, features, sentences, stage)
-        for site, lenses in _lenses(stream, statistics.top, stage).items():
-            gathered[site].append(_Part(*_moments(statistics.statistics(site)), *lenses))
-    averaged = {site: _averaged(site, parts) for site, parts in gathered.items()}
+    most = min(stream.size // 2, CELLS // max(stream.spaces[0].widths.values()))
+    sentences = min(as_count(sentences, "sentences of a query"), max(1, most))
+    averaged = averaged_queries(stream, _strongest(stream, sentences, stage), sentences, stage=stage)
     rows = []
     for (site, method), t in translations.items():
         found = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
         rows.append(RetrievalRow(site, method, *map(bootstrap_mean, found)))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
-
-
-def most_sentences(stream: Pass) -> int:
-    """How many sentences a query may be averaged over."""
-    return max(1, stream.size // 2)
-
-
-def _turns(widths: Mapping[Site, int], sentences: int) -> Iterator[dict[Site, Int[np.ndarray, " f"]]]:
-    """The features of all sites in turns that need few lists at once; equal in size but the last."""
-    places = [(site, i) for site, width in widths.items() for i in range(width)]
-    most = max(1, LISTED // sentences)
-    for start in range(0, len(places), most):
-        turn: dict[Site, list[int]] = {}
-        for site, i in places[start : start + most]:
-            turn.setdefault(site, []).append(i)
-        yield {site: np.array(features, np.int32) for site, features in turn.items()}
 
 
 def _retrieved(
@@ -185,14 +164,8 @@ def averaged_queries(
     Raises:
       AtlasError: as :func:`semantic_retrieval`.
     """
-    tops = {s: TopK(*(x if x is None else x[:, :sentences] for x in top)) for s, top in statistics.top.items()}
-    found = _lenses(stream, tops, stage)
-    return {s: _averaged(s, [_Part(*_moments(statistics.statistics(s)), *lenses)]) for s, lenses in found.items()}
-
-
-def _lenses(stream: Pass, tops: Mapping[Site, TopK], stage: Stage) -> dict[Site, tuple[Lens, Lens]]:
-    """Subject and atlas activations summed over the sentences of every list."""
     subject, atlas = stream.spaces
+    tops = {s: TopK(*(x if x is None else x[:, :sentences] for x in top)) for s, top in statistics.top.items()}
     lenses = {site: (lens_init(top, subject.widths[site]), lens_init(top, atlas.width)) for site, top in tops.items()}
 
     def step(lenses: dict[Site, tuple[Lens, Lens]], *tokens: Tokens) -> dict[Site, tuple[Lens, Lens]]:
@@ -200,28 +173,24 @@ def _lenses(stream: Pass, tops: Mapping[Site, TopK], stage: Stage) -> dict[Site,
         return _lens_step(lenses, a_s, a_c[atlas.site], tokens[0].index)
 
     selected = stream.only(selected_samples(*tops.values()))
-    return fold(selected, step, lenses, name="queries", progress=stage("queries"))
+    lenses = fold(selected, step, lenses, name="queries", progress=stage("queries"))
+    return {site: _averaged(site, statistics.statistics(site), *pair) for site, pair in lenses.items()}
 
 
-def _strongest(
-    stream: Pass, features: Mapping[Site, Int[np.ndarray, " f"]], sentences: int, stage: Stage
-) -> PassStatistics:
-    """Statistics of some of the subject's features alone, with the sentences that activate each most."""
+def _strongest(stream: Pass, sentences: int, stage: Stage) -> PassStatistics:
+    """Statistics of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
-    state = PassStatistics.init(["top_k"], {s: len(f) for s, f in features.items()}, 1, top_k=sentences)
-    step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), features, tokens.index)
+    state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
+    step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)
     return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=stage("strongest"))
 
 
 @partial(jax.jit, donate_argnames="state")
 def _strongest_step(
-    state: PassStatistics,
-    a_s: dict[Site, Float[Array, "b _"]],
-    features: dict[Site, Int[Array, " f"]],
-    index: Int[Array, " b"],
+    state: PassStatistics, a_s: dict[Site, Float[Array, "b _"]], index: Int[Array, " b"]
 ) -> PassStatistics:
     weight = (index >= 0).astype(jnp.float32)
-    return update_pass(state, {s: a_s[s][:, f] for s, f in features.items()}, weight[:, None], weight, index)
+    return update_pass(state, a_s, weight[:, None], weight, index)
 
 
 @partial(jax.jit, donate_argnames="lenses")
@@ -237,47 +206,21 @@ def _lens_step(
     }
 
 
-class _Part(NamedTuple):
-    """Some features of a site: their means and deviations, and what was summed over their sentences."""
-
-    mean: Float[np.ndarray, " f"]
-    deviation: Float[np.ndarray, " f"]
-    subject: Lens
-    atlas: Lens
-
-
-def _moments(statistics: Statistics) -> tuple[Float[np.ndarray, " f"], Float[np.ndarray, " f"]]:
-    mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
-    return mean, np.sqrt(scatter / float(statistics.weight))
-
-
-def _averaged(site: Site, parts: Sequence[_Part]) -> Averaged:
-    mean, deviation = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    over = lambda lens: lens.total / jnp.maximum(lens.found, 1).astype(jnp.float32)[:, None]
-    stands_out, first = [], 0
-    for part in parts:
-        stands_out.append(_activates_most(to_host(over(part.subject)), first, mean, deviation))
-        first += len(part.mean)
-    valid = np.flatnonzero(np.concatenate(stands_out))
+def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) -> Averaged:
+    count = jnp.maximum(atlas.found, 1).astype(jnp.float32)[:, None]
+    valid = np.flatnonzero(_activates_most(to_host(subject.total / count), statistics))
     if not len(valid):
-        raise AtlasError(
-            f"no feature at {site} is the one that its own sentences activate most; give more text, or average queries"
-            " over fewer sentences"
-        )
-    return Averaged(jnp.concatenate([over(part.atlas) for part in parts]), valid)
+        raise AtlasError(f"no feature at {site} is the one that its own sentences activate most; give more text")
+    return Averaged(atlas.total / count, valid)
 
 
-def _activates_most(
-    means: Float[np.ndarray, "f d_s"], first: int, mean: Float[np.ndarray, " d_s"], deviation: Float[np.ndarray, " d_s"]
-) -> Bool[np.ndarray, " f"]:
-    """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i.
-
-    Of features that stand out alike the lowest is the one.
-    """
-    most = np.empty(len(means), bool)
-    scale = np.where(deviation > 0, deviation, np.inf)
+def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics) -> Bool[np.ndarray, " d_s"]:
+    """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i."""
+    mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
+    deviation = np.sqrt(scatter / float(statistics.weight))
+    scale, most = np.where(deviation > 0, deviation, np.inf), np.empty(len(means), bool)
     for start in range(0, len(means), QUERIES):
         score = (means[start : start + QUERIES] - mean) / scale
-        own = np.arange(first + start, first + start + len(score))
+        own = start + np.arange(len(score))
         most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > 0)
     return most

@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from atlas_jax.artifacts import RUN, read_json, write_json
+from atlas_jax.artifacts import RUN, differences, read_json, write_json
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._sae_train import Curves, Trained
 
@@ -22,17 +22,16 @@ def finished_training(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | N
       about: all that determines the run, as plain values in one level.
 
     Raises:
-      AtlasError: if the run that is there had other settings, naming the first that differs.
+      AtlasError: if the run that is there had other settings, naming every difference.
     """
     if not (out / RESULT).is_file():
         return None
-    found, about = read_json(out / RESULT), dict(about)
-    for key in sorted(found["about"].keys() | about.keys()):
-        if (was := found["about"].get(key)) != (now := about.get(key)):
-            raise AtlasError(
-                f"'{out}' holds an SAE trained with {key} {was}, and {now} was given; "
-                "choose another place with --out, or --restart to replace it"
-            )
+    found = read_json(out / RESULT)
+    if changed := differences(found["about"], about):
+        raise AtlasError(
+            f"'{out}' holds an SAE trained with something else: {changed}; "
+            "choose another place with --out, or replace it with --overwrite"
+        )
     return found
 
 

@@ -1,10 +1,18 @@
 """What a training run of an SAE is asked for."""
 
 import dataclasses
+from math import inf, isfinite
 from typing import Any
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import ARCHITECTURES, TrainConfig
+
+_LIMITS = {
+    "learning_rate": (1e-12, inf),
+    "sparsity_warmup": (0, 1),
+    "dead_after": (1, inf),
+    "norm_limit": (0, inf),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,10 @@ class SAESettings:
         """
         if self.architecture not in ARCHITECTURES:
             raise AtlasError(f"unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}")
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and least <= value <= most):
+                raise AtlasError(f"{name} is {value}; it must be a number from {least} to {most}")
         if not 0 < self.k < self.features:
             raise AtlasError(f"k is {self.k:g}; it must be above 0 and below the number of features, {self.features}")
         if self.buffer < 4 * self.batch:

@@ -15,8 +15,9 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._activations import ActivationStream, typical_norm
 from atlas_jax.experiments._held_out import HeldOut, held_out
 from atlas_jax.experiments._sae_settings import SAESettings
+from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.models import LanguageModel, check_site
-from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass, Progress, postponed_interrupts
+from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass, Progress
 from atlas_jax.sae import (
     Cursor,
     Metrics,

@@ -18,6 +18,7 @@ from atlas_jax.types import Site
 TOKENS = 4096
 MAX_LENGTH = 128
 CELLS = 1 << 26
+SAME_NORM = 0.01
 _KIN = (
     ("resid_pre", "resid_mid", "resid_post"),
     ("mlp_in", "mlp_out", "mlp_out_post"),
@@ -62,7 +63,8 @@ def trials(atlas: ConceptAtlas, texts: Sequence[str], l0: float | None) -> list[
     """Measure an SAE with each usual mistake undone, on about 4096 tokens.
 
     Sites near the atlas's, other tokens counted, BOS added, activations or thresholds multiplied by
-    ``sqrt(d) / mean norm`` or divided by it, rows normalised, ``b_dec`` subtracted or not, top-k for ReLU.
+    ``sqrt(d) / mean norm`` or divided by it, thresholds divided by the norms of the decoder's rows, rows normalised,
+    ``b_dec`` subtracted or not, top-k for ReLU.
 
     Args:
       atlas: the atlas.
@@ -106,6 +108,8 @@ def _readings(
         yield f"activations {name}", sae, factor
         if sae.threshold is not None:
             yield f"thresholds {name}", dataclasses.replace(sae, threshold=sae.threshold * factor), 1.0
+    for name, threshold in _thresholds(sae, scale):
+        yield name, dataclasses.replace(sae, threshold=threshold), 1.0
     described = lambda **change: dataclasses.replace(sae, config=dataclasses.replace(c, **change))
     if c.transcoder:
         return
@@ -118,12 +122,28 @@ def _readings(
         yield f"the {round(l0)} largest features kept", described(kind="topk", k=max(1, round(l0))), 1.0
 
 
+def _thresholds(sae: SparseAutoencoder, scale: float) -> Iterator[tuple[str, Float[Array, " m"]]]:
+    """Thresholds in units of the pre-activation times the norm of the feature's row of the decoder, or no longer so.
+
+    Where training activations were scaled, the norm was that of the row as it was for them, ``scale`` times today's,
+    and the threshold itself may have been scaled or not. What is left out is as good as another trial.
+    """
+    if sae.threshold is None:
+        return
+    norms = jnp.maximum(jnp.linalg.norm(sae.W_dec, axis=1), 1e-12)
+    for power, also in ((0, ""), (1, f" times {scale:.3g}"), (2, f" times {scale:.3g} squared")):
+        rows = norms * scale**power
+        if float(jnp.max(jnp.abs(jnp.log(rows)))) > SAME_NORM:
+            yield f"thresholds divided by the decoder norms{also}", sae.threshold / rows
+            yield f"thresholds times the decoder norms{also}", sae.threshold * rows
+
+
 def _with_bos(model: LanguageModel) -> LanguageModel | None:
     """The model with BOS before every text, None where it has that already or knows none."""
     bos, tokenizer = model.hf_config.get("bos_token_id"), model.tokenizer
     if tokenizer.bos_id is not None or not isinstance(bos, int) or tokenizer.encode(["a"])[0][:1] == [bos]:
         return None
-    added = Tokenizer(tokenizer.backend, bos, tokenizer.pad_id, tokenizer.config)
+    added = Tokenizer.of(tokenizer.backend, tokenizer.backend.id_to_token(bos))
     return LanguageModel(model.config, added, model.decoder, model.hf_config)
 
 

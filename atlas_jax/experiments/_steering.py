@@ -1,32 +1,42 @@
 """Steering: baseline beside steered text, for several strengths, in one batch (section 4.4)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float
 
 from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._perplexity import perplexities
+from atlas_jax.experiments._query import check_finite, check_query
 from atlas_jax.models import LanguageModel, generate
+from atlas_jax.pipeline import encode_batch
 from atlas_jax.steering import Steer
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
+Unit = Literal["norm", "raw"]
+UNITS = get_args(Unit)
+
 
 class Steered(NamedTuple):
-    """Text generated at one strength, and how strongly it expresses the concept.
+    """Text generated at one strength, how strongly it expresses the concept, and how likely it is without steering.
 
     Attributes:
       prompt: what was continued.
-      strength: λ of Eq. 4; 0 is the baseline.
+      strength: in the unit that was asked for; 0 is the baseline.
       text: the continuation.
       concept: mean pooled activation of the query's atlas features on the continuation, weighted as in the query.
+      perplexity: of the continuation after the prompt under the unsteered subject; None where it has no token.
     """
 
     prompt: str
     strength: float
     text: str
     concept: float
+    perplexity: float | None = None
 
 
 def steer(
@@ -40,29 +50,84 @@ def steer(
     max_new_tokens: int,
     temperature: float = 0.5,
     seed: int = 0,
+    unit: Unit = "raw",
+    chat: bool = False,
 ) -> list[Steered]:
     """Steer along a concept at every site of ``translations`` at once; all rows decode as one batch.
 
-    The direction at each site is the similarity vector ``s_c`` of Eq. 3, unnormalised as in the paper. A prompt is
-    sampled with the same random numbers at every strength, so strength 0 is the unsteered text exactly.
+    A prompt is sampled with the same random numbers at every strength, so strength 0 is the unsteered text exactly.
+
+    Args:
+      model: the subject.
+      atlas: the Concept Atlas, which judges the continuations.
+      translations: by site, where to steer.
+      query: the concept query ``[d_c]``.
+      prompts: what to continue.
+      strengths: in ``unit``; negative ones steer away from the concept.
+      max_new_tokens: tokens to add to each prompt.
+      temperature: of sampling, 0 is greedy.
+      seed: of sampling.
+      unit: what a strength of 1 is. "raw" is λ of Eq. 4 along the similarity vector ``s_c`` of Eq. 3, unnormalised as
+        in the paper. "norm" is one mean token norm of the site along ``s_c`` of unit length, which means the same at
+        every site of every model.
+      chat: each prompt is a user's message in the model's own chat template.
 
     Returns:
       One entry a prompt and strength, prompts outermost.
+
+    Raises:
+      AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site,
+        translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
     """
+    check_query(query)
+    check_finite(strengths, "steering strengths")
     grid = [(p, s) for p in prompts for s in strengths]
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
-    edits = {site: Steer(t.similarity(query), strength) for site, t in translations.items()}
+    edits = {site: Steer(direction(t, query, unit), strength) for site, t in translations.items()}
     seeds = [seed + prompts.index(p) for p, _ in grid]
-    texts = generate(
-        model, [p for p, _ in grid], max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds
-    ).texts
-    concept = concept_activation(atlas, query, texts)
-    return [Steered(p, float(s), text, c) for (p, s), text, c in zip(grid, texts, concept, strict=True)]
+    ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
+    rows = [ids[p] for p, _ in grid]
+    found = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
+    measured = concept_activation(atlas, query, found.texts), perplexities(model, rows, found)
+    return [
+        Steered(p, float(s), text, concept, perplexity)
+        for (p, s), text, concept, perplexity in zip(grid, found.texts, *measured, strict=True)
+    ]
+
+
+def direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
+    """What a strength of 1 adds to the activations of a site.
+
+    Raises:
+      AtlasError: for an unknown unit, a token norm that is not known, or a query without a direction here.
+    """
+    if unit not in UNITS:
+        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
+    similarity = translation.similarity(query)
+    if unit == "raw":
+        return similarity
+    if translation.token_norm is None:
+        raise AtlasError(
+            f"this run does not know the mean token norm of {translation.site}, the unit of strengths; "
+            "align again, or give strengths as λ of Eq. 4 (--raw-strength, unit='raw')"
+        )
+    length = float(jnp.linalg.norm(similarity))
+    if not length:
+        raise AtlasError(f"the concept has no direction at {translation.site}: no feature there is similar to it")
+    return similarity * (translation.token_norm / length)
+
+
+def _as_chat(model: LanguageModel, prompt: str) -> list[int]:
+    return model.chat([{"role": "user", "content": prompt}])
 
 
 def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) -> list[float]:
-    """How active the features of a concept query are on each text: ``a_c · q / sum |q|`` of pooled activations."""
-    acts = np.asarray(atlas.activations(texts))
+    """How active the features of a concept query are on each text: ``a_c · q / sum |q|`` of pooled activations.
+
+    Texts are cut to the atlas's context.
+    """
+    tokens = atlas.tokenize(texts, max_length=atlas.model.config.max_positions)
+    acts = np.asarray(encode_batch(atlas, tokens)[atlas.site])
     q = np.asarray(query)
     return (acts @ q / np.abs(q).sum()).tolist()
 

@@ -7,9 +7,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Float
-from scipy.sparse.linalg import svds
 
 from atlas_jax.labels._embedders import Embedder
+from atlas_jax.labels._leading import leading_directions
 from atlas_jax.labels._lexical import document_frequency
 from atlas_jax.labels._static import StaticEmbedding
 from atlas_jax.labels._terms import count_matrix, terms
@@ -50,17 +50,15 @@ class LSA:
 
     @classmethod
     def of(cls, counts: sp.csr_matrix, vocabulary: Mapping[str, int], width: int = 100) -> "LSA | None":
-        """Fit to at most 50,000 evenly spaced texts; None for tiny sets."""
+        """Fit to at most 50,000 evenly spaced texts, alike to the bit each time; None for tiny sets."""
         containing = document_frequency(counts)
         rarity = np.where(containing > 1, np.log((1 + counts.shape[0]) / (1 + containing)) + 1, 0)
         weighted = _log_weighted(counts, rarity)
         fitted = weighted[np.unique(np.linspace(0, counts.shape[0] - 1, LSA_ROWS).astype(int))]
-        rank = min(width, min(fitted.shape) - 1)
-        if rank < 2:
+        basis = leading_directions(fitted, width)
+        if basis.shape[1] < 2:
             return None
-        start = np.random.default_rng(0).standard_normal(min(fitted.shape)).astype(np.float32)
-        basis = np.ascontiguousarray(svds(fitted, k=rank, v0=start, return_singular_vectors="vh")[2].T)
-        return cls(unit(weighted @ basis), basis, rarity, vocabulary)
+        return cls(unit(weighted @ basis), basis.astype(np.float32), rarity, vocabulary)
 
     def embed(self, text: str) -> Float[np.ndarray, " w"]:
         """A query in the same space."""
@@ -139,9 +137,9 @@ def _without(rows: Float[np.ndarray, "n w"], common: Float[np.ndarray, "w c"]) -
 
 def _log_weighted(counts: sp.csr_matrix, rarity: Float[np.ndarray, " words"]) -> sp.csr_matrix:
     """Unit rows of (1 + log f) * rarity."""
-    weighted = counts.copy()
-    weighted.data = (1 + np.log(counts.data)) * rarity[counts.indices]
+    weighted = counts.astype(np.float64)
+    weighted.data = (1 + np.log(weighted.data)) * rarity[weighted.indices]
     norms = np.sqrt(np.asarray(weighted.multiply(weighted).sum(axis=1)).ravel())
     per_entry = np.repeat(norms, np.diff(weighted.indptr))
-    weighted.data = (weighted.data / np.where(per_entry > 0, per_entry, 1)).astype(np.float32)
+    weighted.data = weighted.data / np.where(per_entry > 0, per_entry, 1)
     return weighted

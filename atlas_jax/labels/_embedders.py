@@ -131,7 +131,10 @@ class CachedEmbedder:
         digest = hashlib.sha256("\0".join([self.name, *texts]).encode()).hexdigest()
         path = self.directory / f"{digest[:32]}.npy"
         if path.is_file():
-            return np.load(path, allow_pickle=False)
+            try:
+                return np.load(path, allow_pickle=False)
+            except (OSError, EOFError, ValueError) as error:
+                raise AtlasError(f"{path} is damaged ({error}); delete it, and its texts are embedded again") from None
         rows = self.inner.encode(texts)
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".tmp", delete=False) as file:

@@ -14,7 +14,7 @@ from atlas_jax.labels._lexical import BM25
 from atlas_jax.labels._search import TextIndex, chosen_texts
 from atlas_jax.labels._static import StaticEmbedding
 
-_VERSION = 1
+_VERSION = 2
 _HEAD = "index.json"
 _CSC = ("data", "indices", "indptr")
 _ARRAYS = {"lsa": ("documents", "basis", "rarity"), "static": ("documents", "rarity", "common")}
@@ -77,7 +77,9 @@ def _read(directory: Path, labels: Labels) -> TextIndex | None:
         csc = tuple(array(f"bm25_{name}") for name in _CSC)
         lexical = BM25(sp.csc_matrix(csc, (len(features), len(vocabulary)), copy=False), vocabulary)
         arrays = {part: {name: array(f"{part}_{name}") for name in _ARRAYS[part]} for part in head["parts"]}
-    except (OSError, ValueError, KeyError) as error:
+        if any(len(part["documents"]) != len(features) for part in arrays.values()):
+            raise ValueError("its arrays are of different lengths")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise AtlasError(f"the search index in {directory} is damaged ({error}); delete the folder") from error
     dense: dict[str, Dense] = {}
     if "lsa" in arrays:

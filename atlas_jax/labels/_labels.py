@@ -3,12 +3,14 @@
 import dataclasses
 import itertools
 import json
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.types import Site
 
 
 class Label(NamedTuple):
@@ -37,10 +39,14 @@ class Origin(NamedTuple):
     Attributes:
       model: name of the model, "" where unknown.
       layer: layer number, or Neuronpedia's name of the SAE such as ``20-gemmascope-res-16k``, "" where unknown.
+      hook: the hook point the SAE reads, "" where unknown.
+      release: the release the SAE is of, "" where unknown.
     """
 
     model: str = ""
     layer: str = ""
+    hook: str = ""
+    release: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -48,7 +54,8 @@ class Labels:
     """The descriptions of the features of one SAE or one layer of neurons.
 
     One description a feature is chosen by a fixed policy, in this order: positive polarity (a feature that has only
-    negative ones gets none, because pooled activations are maxima); the highest score, scored before unscored; the
+    negative ones gets none, because pooled activations are maxima); the highest score, scored before unscored (nan and
+    infinity are no scores); the
     explainer named first in ``prefer``; the explainer that describes the most features here, so that descriptions
     are as uniform as they can be; the one that comes first in the file.
 
@@ -102,7 +109,8 @@ class Labels:
         order = {name: i for i, name in enumerate(prefer)}
 
         def rank(row: Label) -> tuple[bool, float, int, int]:
-            score = float("inf") if row.score is None else -row.score
+            scored = row.score is not None and math.isfinite(row.score)
+            score = -row.score if scored else float("inf")
             return row.polarity == "negative", score, order.get(row.explainer, len(order)), -common[row.explainer]
 
         return cls(n_features, _grouped(sorted(unique, key=rank)), origin)
@@ -115,6 +123,8 @@ class Labels:
         *,
         prefer: Sequence[str] = (),
         layer: str | int | None = None,
+        only: Mapping[str, str] | None = None,
+        site: Site | None = None,
         columns: Mapping[str, str] | None = None,
         format: str | None = None,
     ) -> "Labels":
@@ -124,25 +134,28 @@ class Labels:
         ``explanations`` folder), and JSON, JSONL, CSV, each plain or gzipped, and Parquet. Columns are ``index``
         (or ``feature``, ``neuron``) and ``description`` (or ``label``, ``explanation``); optional are ``explainer``
         (or ``explanationModelName``), ``source`` (or ``typeName``), ``score``, ``polarity``, ``layer`` and ``model``
-        (or ``modelId``); all others, such as embeddings, are left out. Transluce's ``neuron_id`` gives model, layer
-        and neuron. Rows without text are dropped; a description that ends in "(negative activations)" has negative
-        polarity.
+        (or ``modelId``), ``hook_point`` and ``release``; all others, such as embeddings, are left out. Transluce's
+        ``neuron_id`` gives model, layer and neuron. Rows without text are dropped; a description that ends in
+        "(negative activations)" has negative polarity.
 
         Args:
           path: file or folder; a file written by :meth:`save` keeps its choices.
           n_features: width of the SAE; by default what the file says, or its largest index plus one.
           prefer: explainers, best first.
-          layer: reads only rows of this ``layer``; needed where a file has several.
+          layer: reads only rows of this ``layer``; needed where a file has several and ``site`` does not tell.
+          only: values that ``model``, ``layer``, ``hook`` or ``release`` of a row must have, where a file has several.
+          site: where the SAE reads; of several layers or hook points its own are read.
           columns: the file's own name for a field, such as ``{"index": "feature_id"}``.
           format: "json", "jsonl", "csv" or "parquet"; by default what the suffix says.
 
         Raises:
-          AtlasError: for a missing or corrupt file, an unknown format, several layers or models, no usable row, or an
-            index outside the width.
+          AtlasError: for a missing or corrupt file, an unknown format, labels of several SAEs, no usable row, a column
+            that cannot be the feature's number, or an index outside the width.
         """
         from atlas_jax.labels._read import read_labels
 
-        width, rows, origin = read_labels(Path(path), layer, columns, format)
+        only = dict(only or {}) | ({} if layer is None else {"layer": str(layer)})
+        width, rows, origin = read_labels(Path(path), columns, format, only=only, site=site)
         if width is None:
             return cls.from_rows(rows, n_features, prefer, origin)
         if n_features not in (None, width):

@@ -123,8 +123,8 @@ class TextIndex:
         Raises:
           AtlasError: for a blank text or an unknown retriever.
         """
-        if not text.strip():
-            raise AtlasError("the text to search for is blank")
+        if not isinstance(text, str) or not text.strip():
+            raise AtlasError("the text to search for is blank" if isinstance(text, str) else f"{text!r} is no text")
         if method not in self.methods:
             raise AtlasError(f"there is no retriever '{method}'; this index has {', '.join(self.methods)}")
         if method == "bm25":

@@ -51,7 +51,7 @@ class StaticEmbedding:
             tensors = load_file(directory / "model.safetensors")
             normalize = json.loads((directory / "config.json").read_text()).get("normalize", True)
             table = tensors["embeddings"].astype(np.float32)
-        except (OSError, SafetensorError, ValueError, KeyError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError) as error:
             raise AtlasError(f"{directory} holds no static embeddings in model2vec's layout: {error!r}") from error
         rows = tensors.get("mapping", np.arange(len(table)))
         weights = tensors.get("weights", np.ones(len(rows))).astype(np.float32)

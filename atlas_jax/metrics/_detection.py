@@ -5,8 +5,7 @@ The work is done where the data is. Numpy arrays and concrete arrays on CPU devi
 trace take the float32 path of ``_detection_device``.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
@@ -32,11 +31,7 @@ class Detection(NamedTuple):
     n_positive: Int[AnyArray, "*q"]
 
 
-def auroc(
-    scores: Num[AnyArray, "*q n"] | Sequence,
-    labels: Shaped[AnyArray, "*l n"] | Sequence,
-    weights: Num[AnyArray, "*w n"] | Sequence | None = None,
-) -> Float[AnyArray, "*q"]:
+def auroc(scores: Any, labels: Any, weights: Any = None) -> Float[AnyArray, "*q"]:
     r"""Area under the ROC curve, the AUROC of Table 3.
 
     The weighted share of (positive, negative) pairs in which the positive scores higher, ties counting one half:
@@ -63,11 +58,7 @@ def auroc(
     return _measure(scores, labels, weights, ("auroc",)).auroc
 
 
-def average_precision(
-    scores: Num[AnyArray, "*q n"] | Sequence,
-    labels: Shaped[AnyArray, "*l n"] | Sequence,
-    weights: Num[AnyArray, "*w n"] | Sequence | None = None,
-) -> Float[AnyArray, "*q"]:
+def average_precision(scores: Any, labels: Any, weights: Any = None) -> Float[AnyArray, "*q"]:
     r"""Average precision, the AP of Table 3.
 
     :math:`\sum_t (R_t - R_{t-1}) P_t` over the distinct scores t from the highest down, with precision P and recall
@@ -91,11 +82,7 @@ def average_precision(
     return _measure(scores, labels, weights, ("average_precision",)).average_precision
 
 
-def detection(
-    scores: Num[AnyArray, "*q n"] | Sequence,
-    labels: Shaped[AnyArray, "*l n"] | Sequence,
-    weights: Num[AnyArray, "*w n"] | Sequence | None = None,
-) -> Detection:
+def detection(scores: Any, labels: Any, weights: Any = None) -> Detection:
     """AUROC and AP of Table 3 together, for little more than the time of one: they share the sort.
 
     Args:
@@ -118,9 +105,9 @@ def detection(
 
 
 def _measure(
-    scores: Num[AnyArray, "*q n"] | Sequence,
-    labels: Shaped[AnyArray, "*l n"] | Sequence,
-    weights: Num[AnyArray, "*w n"] | Sequence | None,
+    scores: Any,
+    labels: Any,
+    weights: Any,
     wanted: tuple[str, ...],
 ) -> Detection:
     scores, labels = as_numbers(scores, "the score"), _positive(as_numbers(labels, "the label"))
@@ -137,7 +124,7 @@ def _measure(
     return Detection(*_detection_host.measure(*map(np.asarray, inputs), wanted=wanted))
 
 
-def _positive(labels: Num[AnyArray, "*l n"] | Bool[AnyArray, "*l n"]) -> Bool[AnyArray, "*l n"]:
+def _positive(labels: Shaped[AnyArray, "*l"]) -> Bool[AnyArray, "*l"]:
     """Which samples are positive."""
     if labels.dtype == bool:
         return labels

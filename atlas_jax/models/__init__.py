@@ -2,6 +2,11 @@
 
 from atlas_jax.models._config import ModelConfig as ModelConfig
 from atlas_jax.models._decoder import Decoder as Decoder
+from atlas_jax.models._fingerprint import (
+    fingerprint_difference as fingerprint_difference,
+    is_small as is_small,
+    numerical_fingerprint as numerical_fingerprint,
+)
 from atlas_jax.models._generate import Generation as Generation, generate as generate
 from atlas_jax.models._language_model import LanguageModel as LanguageModel, resolve as resolve
 from atlas_jax.models._run import (

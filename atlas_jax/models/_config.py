@@ -6,27 +6,40 @@ from typing import Any
 
 from atlas_jax.errors import AtlasError
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
-
-READ = {
+_EVERY = {
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "hidden_act", "hidden_activation", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings",
-    "rope_parameters", "attention_bias", "mlp_bias", "query_pre_attn_scalar", "sliding_window", "layer_types",
-    "final_logit_softcapping", "attn_logit_softcapping", "bos_token_id", "eos_token_id", "pad_token_id", "model_type",
-    "use_sliding_window", "max_window_layers", "sliding_window_pattern", "_sliding_window_pattern",
+    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_parameters", "bos_token_id",
+    "eos_token_id", "pad_token_id", "model_type",
 }  # fmt: skip
-# Training-time, bookkeeping, or old spellings that transformers has already folded into rope_parameters and dtype.
+_WINDOWS = {"sliding_window", "layer_types"}
+_GEMMA = _WINDOWS | {
+    "hidden_activation", "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
+}  # fmt: skip
+# The attributes that the model of each family reads in transformers. Any other changes nothing there, nor here.
+FAMILIES = {
+    "llama": _EVERY | {"hidden_act", "attention_bias", "mlp_bias"},
+    "mistral": _EVERY | {"hidden_act", "sliding_window"},
+    "qwen2": _EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers"},
+    "qwen3": _EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers", "attention_bias"},
+    "gemma2": _EVERY | _GEMMA,
+    "gemma3_text": (_EVERY | _GEMMA) - {"attn_logit_softcapping"},
+}
+# Declared by the configuration classes; of training, of bookkeeping, already read into another attribute, or (the soft
+# cap of Gemma 3) read by no one.
 IRRELEVANT = {
     "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
-    "torch_dtype", "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout",
-    "_name_or_path", "rope_theta", "rope_scaling", "rope_local_base_freq", "cache_implementation", "pretraining_tp",
-    "unsloth_fixed", "unsloth_version", "tokenizer_class", "_attn_implementation_autoset", "auto_map",
+    "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout", "_name_or_path",
+    "pretraining_tp", "rope_scaling", "attn_logit_softcapping",
 }  # fmt: skip
-# Attributes that are read elsewhere by transformers and computed here for these values alone.
+# What transformers reads for every family, and the values that this decoder computes.
 ONLY = {
     "use_bidirectional_attention": (None, False),
-    "is_encoder_decoder": (False,),
-    "chunk_size_feed_forward": (0,),
+    "is_causal": (None, True),
+    "is_encoder_decoder": (None, False),
+    "chunk_size_feed_forward": (None, 0),
+    "is_heterogeneous": (None, False),
+    "quantization_config": (None,),
+    "compression_config": (None,),
 }
 
 
@@ -56,7 +69,7 @@ class Rope:
         kind = p["rope_type"]
         if kind not in ("default", "linear", "llama3"):
             raise AtlasError(f"rope_type '{kind}' is not supported; supported are default, linear and llama3")
-        if p.get("partial_rotary_factor", 1.0) != 1.0:
+        if kind != "default" and p.get("partial_rotary_factor", 1.0) != 1.0:  # ignored by the default rotary embedding
             raise AtlasError(f"partial_rotary_factor {p['partial_rotary_factor']} is not supported; only 1.0 is")
         llama3 = kind == "llama3"
         return cls(
@@ -123,19 +136,15 @@ class ModelConfig:
           >>> ModelConfig.from_hf(transformers.LlamaConfig(num_hidden_layers=2)).num_layers
           2
         """
-        hf = getattr(hf, "text_config", hf) if hf.model_type == "gemma3" else hf
+        hf = hf.get_text_config(decoder=True)
         _check_attributes(hf)
-        return cls.from_attributes(hf)
-
-    @classmethod
-    def from_attributes(cls, hf: Any) -> "ModelConfig":
-        """:meth:`from_hf` without the check for attributes that are not handled."""
+        read = lambda name, otherwise: getattr(hf, name) if name in FAMILIES[hf.model_type] else otherwise
         gemma = hf.model_type.startswith("gemma")
         activation = hf.hidden_activation if gemma else hf.hidden_act
         if activation not in ("silu", "gelu_pytorch_tanh"):
             raise AtlasError(f"activation '{activation}' is not supported; supported are silu and gelu_pytorch_tanh")
         head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
-        types = _layer_types(hf)
+        types = _layer_types(hf.num_hidden_layers, read("layer_types", None), read("sliding_window", None))
         return cls(
             family=hf.model_type,
             vocab_size=hf.vocab_size,
@@ -151,13 +160,13 @@ class ModelConfig:
             query_scale=(hf.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
             windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
             ropes=tuple(Rope.from_hf(_rope_parameters(hf, t)) for t in types),
-            attn_softcap=getattr(hf, "attn_logit_softcapping", None),
-            final_softcap=getattr(hf, "final_logit_softcapping", None),
+            attn_softcap=read("attn_logit_softcapping", None),
+            final_softcap=read("final_logit_softcapping", None),
             gemma=gemma,
             qk_norm=hf.model_type in ("qwen3", "gemma3_text"),
-            qkv_bias=hf.model_type == "qwen2" or getattr(hf, "attention_bias", False),
-            o_bias=hf.model_type != "qwen2" and getattr(hf, "attention_bias", False),
-            mlp_bias=getattr(hf, "mlp_bias", False),
+            qkv_bias=hf.model_type == "qwen2" or read("attention_bias", False),
+            o_bias=read("attention_bias", False),
+            mlp_bias=read("mlp_bias", False),
             tie_embeddings=hf.tie_word_embeddings,
             bos_id=hf.bos_token_id,
             eos_ids=_as_tuple(hf.eos_token_id),
@@ -165,28 +174,25 @@ class ModelConfig:
 
 
 def _check_attributes(hf: Any) -> None:
+    """Refuse what transformers computes and this decoder does not: new attributes of the class, and a few of all."""
     if hf.model_type not in FAMILIES:
         raise AtlasError(f"model_type '{hf.model_type}' is not supported; supported are {', '.join(FAMILIES)}")
-    defaults = type(hf)().to_dict()
-    for name, value in hf.to_dict().items():
-        if is_settled(name, value):
-            continue
-        if name not in defaults or value != defaults[name]:
+    handled = FAMILIES[hf.model_type] | IRRELEVANT
+    for field in dataclasses.fields(hf):
+        name, value = field.name, getattr(hf, field.name)
+        if name not in handled | ONLY.keys() and value != field.default:
             raise AtlasError(f"config attribute {name}={value!r} is not handled; the outputs could be wrong without it")
+    for name, values in ONLY.items():
+        if (value := getattr(hf, name, values[0])) not in values:
+            raise AtlasError(f"config attribute {name}={value!r} is not handled; the outputs would be wrong without it")
 
 
-def is_settled(name: str, value: Any) -> bool:
-    """Whether an attribute is handled, or can change nothing."""
-    return name in READ or name in IRRELEVANT or value in ONLY.get(name, ())
-
-
-def _layer_types(hf: Any) -> list[str]:
-    n = hf.num_hidden_layers
-    types = getattr(hf, "layer_types", None)
-    if types is None:
-        types = ["sliding_attention" if getattr(hf, "sliding_window", None) else "full_attention"] * n
-    if len(types) != n or not set(types) <= {"sliding_attention", "full_attention"}:
-        raise AtlasError(f"layer_types {types} must name sliding_attention or full_attention for each of {n} layers")
+def _layer_types(layers: int, types: list[str] | None, window: int | None) -> list[str]:
+    types = types or ["full_attention" if window is None else "sliding_attention"] * layers
+    if len(types) != layers or not set(types) <= {"sliding_attention", "full_attention"}:
+        raise AtlasError(
+            f"layer_types {types} must name sliding_attention or full_attention for each of {layers} layers"
+        )
     return types
 
 

@@ -15,9 +15,11 @@ from atlas_jax.models._taps import Taps
 from atlas_jax.types import Site, Tokens, Where
 
 # Decoding goes in stretches, each with a block of cache more, so attention reads little that is still empty. Every
-# stretch is compiled on its own, which few tokens would not repay.
+# stretch is compiled on its own, which few tokens would not repay; on an accelerator, which reads faster and compiles
+# for longer, many.
 MOST_STRETCHES = 8
 TOKENS_A_STRETCH = 1400
+TOKENS_A_STRETCH_ON_ACCELERATORS = 32768
 
 
 class Request(NamedTuple):
@@ -60,12 +62,23 @@ class State(NamedTuple):
 def complete(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
     """Read the prompts and generate ``n`` tokens, fewer when all rows end before."""
     state = _start(decoder, request, n, greedy)
-    stretches = min(MOST_STRETCHES, 1 + n * state.done.shape[0] // TOKENS_A_STRETCH)
-    stretch = max(1, -(-(n - 1) // stretches))
+    stretch = max(1, -(-(n - 1) // stretches(n * state.done.shape[0], jax.default_backend())))
     for done in range(1, n, stretch):
         until = min(done + stretch, n)
         state = _advance(decoder, request, _with_room(decoder, request, state, until - done), jnp.int32(until), greedy)
     return state
+
+
+def stretches(tokens: int, backend: str) -> int:
+    """How many stretches so many new tokens of all rows go in.
+
+    Example:
+      >>> stretches(11_200, "cpu"), stretches(11_200, "gpu")
+      (8, 1)
+    """
+    return min(
+        MOST_STRETCHES, 1 + tokens // (TOKENS_A_STRETCH if backend == "cpu" else TOKENS_A_STRETCH_ON_ACCELERATORS)
+    )
 
 
 @partial(jax.jit, static_argnames=("n", "greedy"))

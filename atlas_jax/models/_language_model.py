@@ -1,8 +1,7 @@
 """A language model: configuration, tokenizer and decoder, as one thing."""
 
 import dataclasses
-import json
-import shutil
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,15 @@ from jax.sharding import Mesh
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._config_file import load_config
+from atlas_jax.models._json import read_object, write_object
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
 from atlas_jax.types import Tokens
+
+GENERATION = "generation_config.json"
+# What a model directory may hold that is read; published repositories keep the same weights in other formats beside it.
+DOWNLOADED = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt", "*.npz"]
+NOT_DOWNLOADED = ["original/*", "consolidated*", "onnx/*", "metal/*", "runs/*"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +30,7 @@ class _Static:
     config: ModelConfig
     tokenizer: Tokenizer
     hf_config: dict[str, Any] = dataclasses.field(hash=False, compare=False)
+    generation_config: dict[str, Any] = dataclasses.field(hash=False, compare=False)
 
 
 @jax.tree_util.register_pytree_node_class
@@ -36,6 +42,7 @@ class LanguageModel:
       tokenizer: text to ids and back.
       decoder: the Flax NNX module, a pytree that may be passed to jitted functions.
       hf_config: the content of the checkpoint's ``config.json``; of the text part alone where there are others.
+      generation_config: the content of its ``generation_config.json``, empty where there is none.
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
@@ -43,17 +50,25 @@ class LanguageModel:
       1
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, decoder: Any, hf_config: dict[str, Any]):
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        decoder: Any,
+        hf_config: dict[str, Any],
+        generation_config: dict[str, Any] | None = None,
+    ):
         self.config, self.tokenizer, self.decoder, self.hf_config = config, tokenizer, decoder, hf_config
+        self.generation_config = generation_config or {}
 
     def tree_flatten(self) -> "tuple[tuple, _Static]":
         """The parameters, and all the rest as one static value compared by identity of the tokenizer."""
-        return (self.decoder,), _Static(self.config, self.tokenizer, self.hf_config)
+        return (self.decoder,), _Static(self.config, self.tokenizer, self.hf_config, self.generation_config)
 
     @classmethod
     def tree_unflatten(cls, static: "_Static", children: tuple) -> "LanguageModel":
         """Inverse of :meth:`tree_flatten`."""
-        return cls(static.config, static.tokenizer, children[0], static.hf_config)
+        return cls(static.config, static.tokenizer, children[0], static.hf_config, static.generation_config)
 
     @classmethod
     def from_pretrained(
@@ -75,33 +90,56 @@ class LanguageModel:
             raise AtlasError(f"dtype '{dtype}' is not supported; use float32 or bfloat16")
         directory = resolve(name, revision)
         config, raw = load_config(directory)
-        tokenizer = Tokenizer.load(directory)
-        return cls(config, tokenizer, load_decoder(directory, config, jnp.dtype(dtype), mesh), raw)
+        tokenizer = Tokenizer.load(directory, config.vocab_size)
+        decoder = load_decoder(directory, config, jnp.dtype(dtype), mesh)
+        raw = raw | {"tie_word_embeddings": decoder.config.tie_embeddings}
+        generation = read_object(directory / GENERATION, missing={})
+        return cls(decoder.config, tokenizer, decoder, raw, generation)
 
     def save_pretrained(self, directory: str | Path, *, dtype: str | None = None) -> None:
-        """Write a directory that ``transformers`` loads; it appears under its name only when complete.
+        """Write a directory that ``transformers`` loads, with the chat template and generation defaults it came with.
+
+        A new directory appears under its name only when complete. In an existing one, files of the same names are
+        replaced one by one and all others are left alone.
 
         Args:
-          directory: where to; an existing one is replaced.
+          directory: where to.
           dtype: of the stored parameters, their own by default.
+
+        Raises:
+          AtlasError: if it cannot be written, or holds a LoRA adapter, which would act on this model.
         """
         directory = Path(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
-            new = Path(temporary) / "model"
-            new.mkdir()
-            dtype = dtype or str(self.decoder.norm.weight[...].dtype)
-            save_decoder(self.decoder, new, jnp.dtype(dtype))
-            self.tokenizer.save(new)
-            (new / "config.json").write_text(json.dumps(self.hf_config | {"dtype": dtype}, indent=2))
-            if directory.exists():
-                shutil.rmtree(directory)
-            new.rename(directory)
+        if directory.exists() and not directory.is_dir():
+            raise AtlasError(f"'{directory}' is a file; give a directory")
+        if (directory / "adapter_config.json").is_file():
+            raise AtlasError(f"'{directory}' holds a LoRA adapter, which would act on this model; choose another place")
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=directory.parent) as temporary:
+                new = Path(temporary) / "model"
+                new.mkdir()
+                self._write(new, dtype or str(self.decoder.norm.weight[...].dtype))
+                if not directory.exists():
+                    new.rename(directory)
+                    return
+                for file in sorted(new.iterdir()):
+                    os.replace(file, directory / file.name)
+        except OSError as e:
+            raise AtlasError(f"'{directory}' cannot be written ({e.strerror}); choose another place") from e
+
+    def _write(self, directory: Path, dtype: str) -> None:
+        save_decoder(self.decoder, directory, jnp.dtype(dtype))
+        self.tokenizer.save(directory)
+        write_object(directory / "config.json", self.hf_config | {"dtype": dtype})
+        if self.generation_config:
+            write_object(directory / GENERATION, self.generation_config)
 
     def tokenize(
         self,
-        texts: Sequence[str],
+        texts: Any = None,
         *,
+        messages: Any = None,
         index: Sequence[int] | None = None,
         length: int | None = None,
         max_length: int | None = None,
@@ -110,23 +148,68 @@ class LanguageModel:
         """Encode texts into one padded batch.
 
         Args:
-          texts: at least one.
+          texts: one, or several.
+          messages: a conversation in place of texts, written by the model's own chat template (see :meth:`chat`).
           index: sentence ids; 0, 1, 2, ... by default.
           length: tokens a row; that of the longest text by default.
-          max_length: where longer texts are cut; the model's context by default.
+          max_length: where longer texts are cut; none are by default.
           side: on which side padding goes, "right" or "left".
 
         Returns:
           :class:`Tokens` with ``ids[b, t]``; ``mask`` is false on BOS, special tokens and padding.
 
         Raises:
-          AtlasError: if there is no text.
+          AtlasError: if there is no text, one is no string or is longer than the model's context and may not be cut,
+            or a token is not in the model's embedding.
         """
-        if not texts:
-            raise AtlasError("there is no text to tokenize; give at least one")
-        rows = self.tokenizer.encode(texts, max_length or self.config.max_positions)
-        length = length or max(1, *map(len, rows))
-        return self.tokenizer.pad(rows, length, range(len(rows)) if index is None else index, side)
+        if (texts is None) == (messages is None):
+            raise AtlasError("give either texts or messages to tokenize")
+        if messages is not None:
+            rows = [self.chat(messages)[:max_length]]
+        else:
+            rows = self.tokenizer.encode(one_or_more(texts, "text"), max_length)
+        longest, context = max(map(len, rows)), self.config.max_positions
+        if longest > context:
+            raise AtlasError(
+                f"a text of {longest} tokens exceeds the model's context of {context}; shorten it, or give max_length"
+            )
+        return self.tokenizer.pad(rows, length or max(1, longest), range(len(rows)) if index is None else index, side)
+
+    def chat(self, messages: Any, *, add_generation_prompt: bool = True) -> list[int]:
+        """Token ids of a conversation, by the chat template that came with the model: a prompt for :func:`generate`.
+
+        Args:
+          messages: ``{"role": ..., "content": ...}`` each, roles as the template knows them.
+          add_generation_prompt: end with what opens the model's answer.
+
+        Raises:
+          AtlasError: if the model has no chat template, or the template refuses the messages.
+
+        Example:
+          >>> lm = LanguageModel.from_pretrained(SUBJECT)
+          >>> lm.tokenizer.hf.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
+          >>> lm.tokenizer.decode(lm.chat([{"role": "user", "content": "the value"}]))
+          'user: the value'
+        """
+        return self.tokenizer.encode_chat(messages, add_generation_prompt)
+
+
+def one_or_more(texts: Any, noun: str) -> list[str]:
+    """A list of texts; one string is one text.
+
+    Raises:
+      AtlasError: if there is none, or one of them is no string.
+
+    Example:
+      >>> one_or_more("a text", "text")
+      ['a text']
+    """
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    if not texts:
+        raise AtlasError(f"there is no {noun} to tokenize; give at least one")
+    if wrong := [t for t in texts if not isinstance(t, str)]:
+        raise AtlasError(f"a {noun} must be a string, and {wrong[0]!r} is a {type(wrong[0]).__name__}")
+    return texts
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
@@ -144,8 +227,8 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.npz"]
-        return Path(snapshot_download(str(name), revision=revision, allow_patterns=patterns))
+        options = {"allow_patterns": DOWNLOADED, "ignore_patterns": NOT_DOWNLOADED}
+        return Path(snapshot_download(str(name), revision=revision, **options))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
         reason = type(e).__name__
         raise AtlasError(

@@ -1,11 +1,12 @@
 """The forward pass: read any site, edit any site, stop where nothing more is needed."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
@@ -15,15 +16,16 @@ from atlas_jax.models._decoder import Context, Decoder
 from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.models._partition import shard_rows
 from atlas_jax.models._taps import Pool, Taps
-from atlas_jax.types import Run, Site, Tokens, Where
+from atlas_jax.models._tokenizer import check_ids
+from atlas_jax.types import Run, Site, Tokens, Where, edits_by_site, sites_of
 
 
 def run(
     model: LanguageModel,
-    tokens: Tokens,
+    tokens: Any,
     *,
-    capture: Collection[Site | str] = (),
-    edits: Mapping[Site | str, Any] | None = None,
+    capture: Collection[Site | str] | Site = (),
+    edits: Any = None,
     logits: bool = True,
     pool: Pool | None = None,
 ) -> Run:
@@ -31,10 +33,11 @@ def run(
 
     Args:
       model: the language model.
-      tokens: a batch, padded on either side or not at all.
-      capture: sites to return, after their edits. Nothing else is kept.
-      edits: site to edit (``Steer``, ``Add``, ... or any callable pytree ``edit(x, where) -> x``), or to a sequence
-        of them applied in order. Changing the values inside an edit does not retrace.
+      tokens: a batch of :class:`Tokens`, padded on either side or not at all.
+      capture: sites to return, after their edits; one, or several. Nothing else is kept.
+      edits: a mapping of each site to its edit (``Steer``, ``Add``, ... or any callable pytree
+        ``edit(x, where) -> x``), or to a sequence of them applied in order. Changing the values inside an edit does
+        not retrace.
       logits: whether to compute logits; without, the pass stops after the last captured layer.
       pool: a function ``[b, t, d] -> anything`` applied to each captured array inside the pass. It is static: pass the
         same function object each time, or the pass is traced again.
@@ -43,8 +46,8 @@ def run(
       :class:`Run` with float32 ``logits[b, t, v]`` (None without ``logits``) and ``acts[site][b, t, d]``.
 
     Raises:
-      AtlasError: for a site past the last layer, an edit of the wrong width or for another number of rows, or a text
-        longer than the model's context.
+      AtlasError: for a site past the last layer, an edit of the wrong width or for another number of rows, a site
+        edited twice, a token id the model does not have, or a text longer than the model's context.
 
     Example:
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
@@ -52,8 +55,12 @@ def run(
       3
     """
     config = model.config
-    sites = tuple(check_site(config, s) for s in capture)
-    edits = check_edits(config, edits or {}, tokens.ids.shape[0])
+    if not isinstance(tokens, Tokens):
+        raise AtlasError(f"run needs Tokens, not {type(tokens).__name__}; make them with tokenize(texts)")
+    if isinstance(tokens.ids, np.ndarray) or (concrete(tokens.ids) and tokens.ids.is_fully_addressable):
+        check_ids(np.asarray(tokens.ids), config.vocab_size)
+    sites = tuple(check_site(config, site) for site in sites_of(capture))
+    edits = check_edits(config, edits, tokens.ids.shape[0])
     if tokens.ids.shape[1] > config.max_positions:
         raise AtlasError(
             f"texts of {tokens.ids.shape[1]} tokens exceed the model's context of {config.max_positions}; shorten them"
@@ -134,21 +141,23 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
     return site
 
 
-def check_edits(config: ModelConfig, edits: Mapping[Site | str, Any], rows: int) -> dict[Site, Any]:
+def check_edits(config: ModelConfig, edits: Any, rows: int) -> dict[Site, Any]:
     """Parse the sites of the edits and check the widths and rows of those that state them.
 
     Raises:
-      AtlasError: as :func:`check_site`, for an edit of another width than its site, for other rows than the batch, or
-        at a point that can only be read.
+      AtlasError: as :func:`check_site`, if edits are no mapping, for a site under two names, for an edit of another
+        width than its site, for other rows than the batch, or at a point that can only be read.
     """
     checked = {}
-    for name, edit in edits.items():
-        site = check_site(config, name)
+    for site, edit in edits_by_site(edits).items():
+        check_site(config, site)
         if site.point == "head_norm":
             raise AtlasError(
                 f"{site} can only be read; edit z.{site.layer}, where a head has {config.head_dim} features"
             )
-        for one in (edit,) if callable(edit) else tuple(edit):
+        for one in _sequence(site, edit):
+            if check := getattr(one, "check", None):
+                check()
             width, there = getattr(one, "width", None), config.width(site.point)
             if width not in (None, there):
                 raise AtlasError(f"an edit of width {width} cannot go to {site}, which is {there} wide")
@@ -156,6 +165,19 @@ def check_edits(config: ModelConfig, edits: Mapping[Site | str, Any], rows: int)
                 raise AtlasError(f"an edit with arrays for {wanted} rows cannot go to {site} of a batch of {rows}")
         checked[site] = jax.tree.map(_strong, edit if callable(edit) else tuple(edit))
     return checked
+
+
+def _sequence(site: Site, edit: Any) -> tuple:
+    several = isinstance(edit, Sequence) and not callable(edit) and not isinstance(edit, str)
+    edits = tuple(edit) if several else (edit,)
+    if wrong := [e for e in edits if not callable(e)]:
+        raise AtlasError(f"the edit at {site} must be Steer, Add, ... or a callable pytree, not {wrong[0]!r}")
+    return edits
+
+
+def concrete(x: Any) -> bool:
+    """Whether an array has values now, and is not traced."""
+    return isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
 
 
 def _strong(leaf: Any) -> Array:

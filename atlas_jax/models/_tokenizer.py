@@ -1,76 +1,149 @@
-"""Text to token ids and back, from a model directory's ``tokenizer.json``."""
+"""Text to token ids and back, by the tokenizer that transformers loads from a model directory."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.models._json import read_object
+from atlas_jax.models._transformers import transformers
 from atlas_jax.types import Tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 class Tokenizer:
-    """A fast tokenizer that knows which of its ids are special.
+    """A tokenizer of transformers with a fast backend, and what pooling needs to know of it.
 
-    Raises:
-      AtlasError: if the directory has no readable ``tokenizer.json``.
+    Attributes:
+      hf: the tokenizer of transformers.
+      backend: its ``tokenizers.Tokenizer``, which encodes.
+      bos_id: the id that every encoded text begins with, None where there is none.
+      pad_id: the id that fills rows up. It is masked, so any will do.
+      special_ids: ids that pooling leaves out.
+      limit: rows of the model's embedding; ids from there on are refused. None for no model.
 
     Example:
       >>> Tokenizer.load(SUBJECT).decode([])
       ''
     """
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, bos_id: int | None, pad_id: int, config: dict[str, Any] | None = None
-    ):
-        self.backend, self.bos_id, self.pad_id, self.config = backend, bos_id, pad_id, config or {}
+    def __init__(self, hf: "PreTrainedTokenizerFast", limit: int | None = None):
+        self.hf, self.backend, self.limit, self.pad_id = hf, hf.backend_tokenizer, limit, 0
         self.backend.no_padding()
         self.backend.no_truncation()
-        added = backend.get_added_tokens_decoder()
-        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        added = self.backend.get_added_tokens_decoder()
+        self.special_ids = frozenset(hf.all_special_ids) | {i for i, token in added.items() if token.special}
+        self.bos_id = hf.bos_token_id if self.backend.encode("a").ids[:1] == [hf.bos_token_id] else None
+        largest = max([self.backend.get_vocab_size(with_added_tokens=False) - 1, *added])
+        self._may_exceed = limit is not None and largest >= limit
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
-        """Read ``tokenizer.json``, and ``tokenizer_config.json`` for whether BOS is added."""
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise AtlasError(f"{directory} has no tokenizer.json; save one there with tokenizer.save_pretrained")
-        try:
-            backend = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as e:  # noqa: BLE001 - the library raises bare Exception
-            raise AtlasError(f"{path} is not a readable tokenizer ({e}); save it again") from e
-        config = _read_json(directory / "tokenizer_config.json")
-        bos = config.get("bos_token")
-        bos = bos["content"] if isinstance(bos, dict) else bos
-        bos_id = backend.token_to_id(bos) if bos else None
-        added = config.get("add_bos_token")
-        added = bos_id in backend.encode("a").ids if added is None else added
-        return cls(backend, bos_id if added else None, 0, config)
+    def load(cls, directory: Path, limit: int | None = None) -> "Tokenizer":
+        """Read a model directory's tokenizer by ``transformers.AutoTokenizer``.
+
+        A ``tokenizer.json`` without ``tokenizer_config.json`` is taken as it stands, where transformers would rebuild
+        it as the usual tokenizer of the model's family.
+
+        Args:
+          directory: the model's.
+          limit: rows of the model's embedding.
+
+        Raises:
+          AtlasError: if the directory has no readable tokenizer, it has no fast backend, or its vocabulary is larger
+            than the embedding.
+        """
+        for name in _SETTINGS:
+            read_object(directory / name, missing={})
+        tokenizer = cls(_load(directory), limit)
+        if limit is not None and (size := tokenizer.backend.get_vocab_size(with_added_tokens=False)) > limit:
+            raise AtlasError(
+                f"the tokenizer of {directory} has {size} tokens and the model's embedding {limit} rows, so they are "
+                "not of one model; put the model's own tokenizer there"
+            )
+        return tokenizer
+
+    @classmethod
+    def of(cls, backend: tokenizers.Tokenizer, bos_token: str | None) -> "Tokenizer":
+        """A tokenizer of the ``tokenizers`` library; every text begins with ``bos_token``, None for nothing.
+
+        Example:
+          >>> Tokenizer.of(Tokenizer.load(SUBJECT).backend, None).bos_id is None
+          True
+        """
+        options = {} if bos_token is None else {"bos_token": bos_token}
+        options |= {"tokenizer_object": backend, "add_bos_token": bos_token is not None}
+        return cls(transformers().PreTrainedTokenizerFast(**options))
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Ids of each text, BOS first where the model uses one, cut to ``max_length``."""
-        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=True)
-        return [self._with_bos(e.ids)[:max_length] for e in encodings]
+        """Ids of each text, as transformers encodes it, cut to ``max_length``; BOS at the beginning is never doubled.
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids, special tokens left out."""
-        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+        Raises:
+          AtlasError: if a text has a token that the model's embedding does not.
+        """
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=True)
+        rows = [self._one_bos(e.ids)[:max_length] for e in encodings]
+        if self._may_exceed:
+            self._check(rows)
+        return rows
+
+    def encode_chat(self, messages: Any, add_generation_prompt: bool = True) -> list[int]:
+        """Ids of a conversation as the model's own chat template writes it; see :meth:`LanguageModel.chat`."""
+        from jinja2 import TemplateError
+
+        if not isinstance(messages, Sequence) or not messages or not all(_is_message(m) for m in messages):
+            raise AtlasError('a conversation is a list of messages such as {"role": "user", "content": "Hello"}')
+        if not self.hf.chat_template:
+            raise AtlasError("this model has no chat template; give a model tuned for chat, or plain text")
+        try:
+            rendered = self.hf.apply_chat_template(
+                list(messages), add_generation_prompt=add_generation_prompt, tokenize=True
+            )
+        except TemplateError as e:
+            raise AtlasError(f"the model's chat template refuses this conversation: {e}") from e
+        ids = self._one_bos(list(rendered["input_ids"]))
+        self._check([ids])
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids, without special tokens unless they are asked for."""
+        return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
+
+    def continuation(self, prompt: Sequence[int], ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids that follow a prompt: the prompt's text and this one, put together, are the text of all ids.
+
+        Example:
+          >>> tokenizer = Tokenizer.load(SUBJECT)
+          >>> ids = tokenizer.encode(["Return the value"])[0]
+          >>> tokenizer.continuation(ids[:-1], ids[-1:])
+          ' value'
+        """
+        before = self.decode(prompt, skip_special_tokens=skip_special_tokens)
+        both = self.decode([*prompt, *ids], skip_special_tokens=skip_special_tokens)
+        if both.startswith(before):
+            return both[len(before) :]
+        # The prompt ends within a character, which only all ids together spell.
+        return both[next(i for i, (a, b) in enumerate(zip(before, both + "\0", strict=False)) if a != b) :]
 
     def span(self, text: str, position: int) -> tuple[int, int]:
         """Where in a text the token at ``position`` (BOS counted) comes from: first character and one past the last."""
         encoding = self.backend.encode(text)
-        shift = len(self._with_bos(encoding.ids)) - len(encoding.ids)
-        return encoding.offsets[position - shift]
+        dropped = len(encoding.ids) - len(self._one_bos(encoding.ids))
+        return encoding.offsets[position + dropped]
 
     def pad(self, rows: Sequence[Sequence[int]], length: int, index: Sequence[int], side: str = "right") -> Tokens:
         """Stack rows of ids into a batch of one length.
 
         Raises:
           ValueError: if a row is longer than ``length``.
+          AtlasError: for an id that the model's embedding does not have.
         """
         ids = np.full((len(rows), length), self.pad_id, np.int32)
         real = np.zeros((len(rows), length), bool)
@@ -79,22 +152,53 @@ class Tokenizer:
                 raise ValueError(f"row {i} has {len(row)} tokens, more than the length {length}")
             span = slice(0, len(row)) if side == "right" else slice(length - len(row), length)
             ids[i, span], real[i, span] = row, True
+        check_ids(ids, self.limit)
         content = real & ~np.isin(ids, list(self.special_ids))
         return Tokens(jnp.asarray(ids), jnp.asarray(content), jnp.asarray(index, jnp.int32), jnp.asarray(real))
 
     def save(self, directory: Path) -> None:
-        """Write ``tokenizer.json`` and ``tokenizer_config.json``."""
-        self.backend.save(str(directory / "tokenizer.json"))
-        config = (
-            {"tokenizer_class": "PreTrainedTokenizerFast"} | self.config | {"add_bos_token": self.bos_id is not None}
-        )
-        if self.bos_id is not None:
-            config["bos_token"] = self.backend.id_to_token(self.bos_id)
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2))
+        """Write the files ``AutoTokenizer`` loads it from, chat template included."""
+        self.hf.save_pretrained(directory)
 
-    def _with_bos(self, ids: list[int]) -> list[int]:
-        return ids if self.bos_id is None or ids[:1] == [self.bos_id] else [self.bos_id, *ids]
+    def _one_bos(self, ids: list[int]) -> list[int]:
+        return ids[1:] if self.bos_id is not None and ids[:2] == [self.bos_id] * 2 else ids
+
+    def _check(self, rows: Sequence[Sequence[int]]) -> None:
+        if self.limit is not None and (wrong := [i for row in rows for i in row if i >= self.limit]):
+            raise AtlasError(
+                f"token {self.hf.convert_ids_to_tokens(wrong[0])!r} has the id {wrong[0]}, and the model's embedding "
+                f"{self.limit} rows; resize the embedding (resize_token_embeddings), or leave the token out"
+            )
 
 
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+def check_ids(ids: np.ndarray, limit: int | None) -> None:
+    """Refuse token ids that a model does not have.
+
+    Raises:
+      AtlasError: for a negative id, or one not below ``limit``.
+
+    Example:
+      >>> check_ids(np.array([0, 4]), 5)
+    """
+    if limit is not None and (wrong := ids[(ids < 0) | (ids >= limit)]).size:
+        raise AtlasError(f"token id {wrong[0]} does not exist; this model has 0 to {limit - 1}")
+
+
+def _load(directory: Path) -> "PreTrainedTokenizerFast":
+    alone = directory / "tokenizer.json"
+    try:
+        if alone.is_file() and not (directory / "tokenizer_config.json").is_file():
+            return transformers().PreTrainedTokenizerFast(tokenizer_file=str(alone))
+        hf = transformers().AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as e:  # noqa: BLE001 - transformers and tokenizers raise whatever the file made them stumble on
+        if not any((directory / n).is_file() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+            raise AtlasError(f"{directory} has no tokenizer.json; save one there with tokenizer.save_pretrained") from e
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise AtlasError(f"the tokenizer of {directory} cannot be read ({reason}); save it there again") from e
+    if not hf.is_fast:
+        raise AtlasError(f"the tokenizer of {directory} has no tokenizer.json; save one with a fast tokenizer")
+    return hf
+
+
+def _is_message(message: Any) -> bool:
+    return isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message

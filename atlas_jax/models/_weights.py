@@ -1,9 +1,11 @@
 """Parameters from and to safetensors, read slice by slice onto the devices that hold them."""
 
-import json
-from collections.abc import Callable, Iterator
+import dataclasses
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,36 +19,113 @@ from safetensors.numpy import save_file
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Decoder
+from atlas_jax.models._json import read_object
 from atlas_jax.models._partition import sharding
 
 _PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
-_SKIPPED = ("rotary_emb.inv_freq", "vision_tower", "multi_modal_projector")
+_HEADS = {"lm_head.weight", "language_model.lm_head.weight"}
+_BUFFERS = "rotary_emb.inv_freq"
+_OTHER_MODALITIES = ("vision_tower", "multi_modal_projector")
+_DECODER = re.compile(r"(layers\.|embed_tokens\.|norm\.|lm_head\.)")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+
+
+class _Tensor(NamedTuple):
+    """Where a parameter is stored, and under which name."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def load_decoder(directory: Path, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None) -> Decoder:
-    """Build a decoder with its parameters read from ``*.safetensors``.
+    """Build a decoder with its parameters read from the safetensors files that transformers would choose.
 
-    Every process reads only the slices its own devices hold, each of them once, one parameter after the other.
+    Every process reads only the slices its own devices hold, each of them once, one parameter after the other. A tied
+    matrix is read from whichever of its two names is stored; where both are and differ, they are not tied, as in
+    transformers, and the decoder's config says so.
 
     Raises:
-      AtlasError: one that lists all missing, unexpected and mis-shaped tensors, or names an unreadable file.
+      AtlasError: one that lists all missing, unexpected and mis-shaped tensors, names an unreadable file, or says
+        between which files or tensors it cannot choose.
     """
-    abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
-    files = _tensor_files(directory)
-    stored = _strip_prefix(files)
+    stored = _by_parameter(_tensors(weight_files(directory)))
+    if config.tie_embeddings:
+        config = _tie(stored, config)
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     wanted = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    _check(directory, wanted, stored, config)
+    _check(directory, wanted, stored)
 
     def load(path: tuple, leaf: Any) -> Any:
         name = ".".join(map(str, path))
-        tensor, file = stored[name]
-        return leaf.replace(
-            _read(file, tensor, leaf.shape, _is_transposed(name), dtype, sharding(name, leaf.shape, mesh))
-        )
+        where = sharding(name, leaf.shape, mesh)
+        return leaf.replace(_read(stored[name], leaf.shape, _is_transposed(name), dtype, where))
 
     flat = [(path, load(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(flat))
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The files that hold a directory's weights, chosen as ``from_pretrained`` of transformers chooses them.
+
+    That is the file or index that ``config.json`` names as ``transformers_weights``, else ``model.safetensors``, else
+    ``model.safetensors.index.json`` and the files it lists. Without any of these, a complete set of numbered shards or
+    a single file is taken too.
+
+    Raises:
+      AtlasError: if there are none, several candidates, or a LoRA adapter beside them.
+
+    Example:
+      >>> [file.name for file in weight_files(SUBJECT)]
+      ['model.safetensors']
+    """
+    named = read_object(directory / "config.json", missing={}).get("transformers_weights")
+    choices = [named] if named else ["model.safetensors", "model.safetensors.index.json"]
+    first = next((directory / str(name) for name in choices if (directory / str(name)).is_file()), None)
+    if named and first is None:
+        raise AtlasError(f"{directory}/config.json names the weights '{named}', which is not there; download it again")
+    others = sorted(p.name for p in directory.glob("*.safetensors") if not p.name.startswith("adapter_model"))
+    if (directory / "adapter_config.json").is_file():
+        raise AtlasError(
+            f"{directory} holds weights ({', '.join(others) or 'none'}) and a LoRA adapter (adapter_config.json); "
+            "merge the adapter (merge_and_unload) and save the result, or move the adapter's files away"
+        )
+    if first is None:
+        return [directory / name for name in _only_candidate(directory, others)]
+    return _listed(first) if first.name.endswith(".index.json") else [first]
+
+
+def _only_candidate(directory: Path, names: list[str]) -> list[str]:
+    """A single file, or all shards of one set; what transformers would not find by itself."""
+    if len(names) == 1 and not _SHARD.fullmatch(names[0]):
+        return names
+    shards = [m for m in map(_SHARD.fullmatch, names) if m]
+    sets = {(m[1], m[3]) for m in shards}
+    if len(sets) == 1 and len(shards) == len(names) == int(shards[0][3]):
+        return names
+    if not names:
+        raise AtlasError(
+            f"{directory} has no *.safetensors; convert the checkpoint with save_pretrained of transformers"
+        )
+    raise AtlasError(
+        f"{directory} has neither model.safetensors nor an index, and several candidates: {', '.join(names)}; keep the "
+        "one that is meant as model.safetensors, or download the index of the shards"
+    )
+
+
+def _listed(index: Path) -> list[Path]:
+    shards = read_object(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+        raise AtlasError(f"{index} has no weight_map of tensor names to files; download it again")
+    files = [index.parent / name for name in sorted(set(shards.values()))]
+    if lost := [file.name for file in files if not file.is_file()]:
+        raise AtlasError(
+            f"{index} lists {', '.join(lost)}, which cannot be read because it is not there; download it again"
+        )
+    return files
 
 
 def save_decoder(decoder: Decoder, directory: Path, dtype: jnp.dtype) -> None:
@@ -64,22 +143,6 @@ def _is_transposed(name: str) -> bool:
     return name.endswith("proj.weight") or name == "lm_head.weight"
 
 
-def _tensor_files(directory: Path) -> dict[str, Path]:
-    index = directory / "model.safetensors.index.json"
-    if index.is_file():
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        files = sorted(p.name for p in directory.glob("*.safetensors"))
-    if not files:
-        raise AtlasError(
-            f"{directory} has no *.safetensors; convert the checkpoint with save_pretrained of transformers"
-        )
-    names: dict[str, Path] = {}
-    for file in files:
-        names |= dict.fromkeys(_open(directory / file, lambda f: list(f.keys())), directory / file)
-    return names
-
-
 def _open(file: Path, use: Callable[[Any], Any]) -> Any:
     try:
         with safe_open(str(file), framework="numpy") as f:
@@ -88,47 +151,89 @@ def _open(file: Path, use: Callable[[Any], Any]) -> Any:
         raise AtlasError(f"{file} cannot be read ({e}); download it again") from e
 
 
-def _strip_prefix(files: dict[str, Path]) -> dict[str, tuple[str, Path]]:
-    prefix = next(p for p in _PREFIXES if any(n.startswith(f"{p}layers.") for n in files) or not p)
-    heads = {"lm_head.weight", "language_model.lm_head.weight"}
+def _tensors(files: Iterable[Path]) -> Iterator[_Tensor]:
+    """All tensors of some files.
 
-    def short(name: str) -> str:
-        return "lm_head.weight" if name in heads else name.removeprefix(prefix)
+    Raises:
+      AtlasError: if a file cannot be read, or a tensor is in two of them.
+    """
+    seen: dict[str, Path] = {}
+    for file in files:
+        parts = _open(file, lambda f: [(name, f.get_slice(name)) for name in f.keys()])  # noqa: SIM118 - no mapping
+        for name, part in parts:
+            if name in seen:
+                raise AtlasError(f"the tensor {name} is in {seen[name]} and in {file}; keep one of the two")
+            seen[name] = file
+            yield _Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
 
-    return {short(n): (n, f) for n, f in files.items() if not any(s in n for s in _SKIPPED)}
+
+def _by_parameter(tensors: Iterable[_Tensor]) -> dict[str, _Tensor]:
+    """Tensors by the name of the decoder's parameter they hold, or by their own where there is none."""
+    tensors = [t for t in tensors if not t.name.endswith(_BUFFERS) and not any(m in t.name for m in _OTHER_MODALITIES)]
+    prefix = next(p for p in _PREFIXES if any(t.name.startswith(f"{p}layers.") for t in tensors) or not p)
+    stored: dict[str, _Tensor] = {}
+    for tensor in tensors:
+        name = _HEAD if tensor.name in _HEADS else tensor.name.removeprefix(prefix)
+        if _DECODER.match(name) and tensor.dtype not in _FLOATS:
+            raise AtlasError(
+                f"{tensor.file} stores {tensor.name} as {tensor.dtype}, which is not supported; save the model in "
+                "bfloat16 or float32"
+            )
+        if name in stored:
+            raise AtlasError(f"{tensor.file} holds {name} twice, as {stored[name].name} and {tensor.name}; keep one")
+        stored[name] = tensor
+    return stored
 
 
-def _check(directory: Path, wanted: dict[str, Any], stored: dict[str, tuple[str, Path]], config: ModelConfig) -> None:
+def _tie(stored: dict[str, _Tensor], config: ModelConfig) -> ModelConfig:
+    """Leave one of the two names of a tied matrix, or the config untied where they hold different values."""
+    if _HEAD not in stored:
+        return config
+    if _EMBEDDING in stored and not _equal(stored[_EMBEDDING], stored[_HEAD]):
+        return dataclasses.replace(config, tie_embeddings=False)
+    head = stored.pop(_HEAD)
+    stored.setdefault(_EMBEDDING, head)
+    return config
+
+
+def _equal(a: _Tensor, b: _Tensor) -> bool:
+    n, step = a.shape[0], 4096  # rows at a time, for the memory
+    rows = [slice(i, min(i + step, n)) for i in range(0, n, step)]
+    return a.shape == b.shape and all(np.array_equal(_part(a, (r,)), _part(b, (r,))) for r in rows)
+
+
+def _check(directory: Path, wanted: dict[str, Any], stored: dict[str, _Tensor]) -> None:
     problems = [f"missing {n}" for n in wanted if n not in stored]
-    tied = {"lm_head.weight"} if config.tie_embeddings else set()
-    problems += [f"unexpected {n}" for n in stored if n not in wanted and n not in tied]
-    for name, shape in _shapes(wanted, stored):
-        expected = tuple(wanted[name].shape)
+    extra = [n for n in stored if n not in wanted]
+    problems += [f"unexpected {n}" for n in extra if _DECODER.match(n)]
+    for name in wanted.keys() & stored.keys():
+        shape, expected = stored[name].shape, tuple(wanted[name].shape)
         expected = expected[::-1] if _is_transposed(name) else expected
         if shape != expected:
             problems.append(f"{name} has shape {shape} where the config asks for {expected}")
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AtlasError(f"the tensors of {directory} do not fit its config.json: {shown}")
-
-
-def _shapes(wanted: dict[str, Any], stored: dict[str, tuple[str, Path]]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for file in sorted({f for _, f in stored.values()}):
-        here = [(n, t) for n, (t, f) in stored.items() if f == file and n in wanted]
-        yield from _open(file, lambda f, here=here: [(n, tuple(f.get_slice(t).get_shape())) for n, t in here])
+    if others := [n for n in extra if not _DECODER.match(n)]:
+        shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
+        warnings.warn(f"{directory} holds tensors of no part of the language model, not used: {shown}", stacklevel=3)
 
 
 def _read(
-    file: Path, tensor: str, shape: tuple[int, ...], transposed: bool, dtype: jnp.dtype, where: jax.sharding.Sharding
+    tensor: _Tensor, shape: tuple[int, ...], transposed: bool, dtype: jnp.dtype, where: jax.sharding.Sharding
 ) -> jax.Array:
     read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one reading of it
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((s.start, s.stop) for s in index)
         if key not in read:
-            value = _open(file, lambda f: f.get_slice(tensor)[index[::-1] if transposed else index])
-            value = value.view(ml_dtypes.bfloat16) if value.dtype == np.dtype("V2") else value
+            value = _part(tensor, index[::-1] if transposed else index)
             read[key] = np.ascontiguousarray(value.T if transposed else value).astype(dtype, copy=False)
         return read[key]
 
     return jax.make_array_from_callback(shape, where, part)
+
+
+def _part(tensor: _Tensor, index: tuple[slice, ...]) -> np.ndarray:
+    value = _open(tensor.file, lambda f: f.get_slice(tensor.name)[index])
+    return value.view(ml_dtypes.bfloat16) if value.dtype == np.dtype("V2") else value

@@ -2,10 +2,10 @@
 
 from atlas_jax.pipeline._alignment import (
     Alignment as Alignment,
-    AlignSettings as AlignSettings,
     Pair as Pair,
     align as align,
     fingerprint as fingerprint,
+    is_finished as is_finished,
     load_pair as load_pair,
     silent as silent,
 )
@@ -18,7 +18,6 @@ from atlas_jax.pipeline._choose import (
 )
 from atlas_jax.pipeline._encode import encode_batch as encode_batch
 from atlas_jax.pipeline._fold import fold as fold
-from atlas_jax.pipeline._interrupt import postponed_interrupts as postponed_interrupts
 from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress, Stage as Stage
 from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
 from atlas_jax.pipeline._residuals import (
@@ -26,6 +25,7 @@ from atlas_jax.pipeline._residuals import (
     site_activations as site_activations,
     token_activations as token_activations,
 )
+from atlas_jax.pipeline._settings import AlignSettings as AlignSettings
 from atlas_jax.pipeline._solve import solve as solve
 from atlas_jax.pipeline._stream import (
     Fitted as Fitted,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.metadata
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,17 +10,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-from atlas_jax.artifacts import RUN, directory_hash, read_json, write_json
+from atlas_jax.artifacts import RUN, directory_hash, kind_at, write_json
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import reading
 from atlas_jax.mesh import mesh_of
-from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
 from atlas_jax.pipeline._pass import BLOCK, Pass, Stage, silent
+from atlas_jax.pipeline._run_files import AGAIN, Record, asked_for, check_same, read_rate, read_top, read_translation
+from atlas_jax.pipeline._settings import AlignSettings
 from atlas_jax.pipeline._solve import solve
 from atlas_jax.pipeline._stream import fit_statistics
 from atlas_jax.processes import is_first
@@ -27,32 +31,7 @@ from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
 from atlas_jax.translators import needs_of
-from atlas_jax.types import Site
-
-
-@dataclasses.dataclass(frozen=True)
-class AlignSettings:
-    """How an alignment is fitted. Defaults are the paper's where it states one.
-
-    Attributes:
-      sites: subject sites.
-      methods: names in :data:`atlas_jax.translators.METHODS`.
-      pooling: over the tokens of a sentence.
-      max_length: tokens at which sentences are cut.
-      token_budget: tokens of a batch, for each model.
-      top_k: activations per feature that SemanticLens averages.
-      seed: of everything random.
-      dtype: of both models' parameters and activations, "float32" or "bfloat16"; statistics are float32 either way.
-    """
-
-    sites: tuple[str, ...]
-    methods: tuple[str, ...]
-    pooling: str = "max"
-    max_length: int = 128
-    token_budget: int = 4096
-    top_k: int = 50
-    seed: int = 0
-    dtype: str = "float32"
+from atlas_jax.types import FeatureSpace, Site
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,16 +71,29 @@ class Alignment:
         """
         key = (Site.parse(site), method)
         if key not in self.translations:
-            known = ", ".join(f"{s} {m}" for s, m in self.translations)
-            raise AtlasError(f"this run has no translation of {key[0]} by {method}; it has {known}")
+            sites, methods = (
+                ", ".join(dict.fromkeys(map(str, names))) for names in zip(*self.translations, strict=True)
+            )
+            raise AtlasError(f"this run has no translation of {key[0]} by {method}; it has {sites}, each by {methods}")
         return self.translations[key]
+
+    def strongest(self, site: str | Site) -> TopK:
+        """The held-out sentences that activate each feature of a site most.
+
+        Raises:
+          AtlasError: for a site that was not aligned, or if they were not looked for.
+        """
+        site = Site.parse(site)
+        if self.top is None or site not in self.top:
+            raise AtlasError(f"this run does not know the strongest sentences of {site}; {AGAIN}")
+        return self.top[site]
 
     def stream(self, half: str) -> Pass:
         """A pass of subject and atlas over the "fit" or the "eval" half."""
         return stream_of(self.subject, self.atlas, self.corpus, self.settings, half)
 
     def save(self, directory: Path, *, dtype: str = "float32") -> None:
-        """Write the run into a directory (see :func:`atlas_jax.artifacts.run_directory`).
+        """Write the run into a directory (see :func:`atlas_jax.artifacts.new_directory`).
 
         In a run of several processes all must call this, and process 0 writes.
 
@@ -109,6 +101,8 @@ class Alignment:
           directory: where to.
           dtype: of the stored translations, "float32" or "bfloat16".
         """
+        spaces = {"subject": self.subject, "atlas": self.atlas}
+        fingerprints = {name: numerical_fingerprint(space) for name, space in spaces.items()}
         for (site, method), translation in self.translations.items():
             translation.save_pretrained(directory / "translations" / str(site) / method, dtype=dtype)
         if not is_first():
@@ -120,13 +114,26 @@ class Alignment:
             write_json(directory / "tables" / "whitened.json", self.choice.record)
         np.save(directory / "rate.npy", self.rate)
         self.corpus.save(directory / "corpus")
-        record = {"settings": dataclasses.asdict(self.settings), "sources": dict(self.sources)}
         chosen = [m for m in dict.fromkeys(m for _, m in self.translations) if m not in self.settings.methods]
-        write_json(directory / RUN, record | {"left_out": list(self.left_out), "chosen": chosen})
+        record = {
+            "settings": dataclasses.asdict(self.settings),
+            "sources": dict(self.sources),
+            "left_out": list(self.left_out),
+            "chosen": chosen,
+            "top": self.top is not None,
+            "dtype": dtype,
+            "fingerprints": fingerprints,
+        }
+        write_json(directory / RUN, record)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Alignment":
+    def load(cls, directory: str | Path, *, verify: bool | None = None) -> "Alignment":
         """Read a run directory, and its models from where they were.
+
+        Args:
+          directory: where it is.
+          verify: compute the forward pass of both models on a fixed text, and warn if it is no longer the one the run
+            was made with; None for models of up to a billion parameters.
 
         Raises:
           AtlasError: if it is no run, is damaged, or a model is not where it was or not what it was.
@@ -134,23 +141,37 @@ class Alignment:
         directory = Path(directory)
         if not (directory / RUN).is_file():
             raise AtlasError(f"'{directory}' is not a run (no {RUN}); make one with atlas-jax align")
-        run = read_json(directory / RUN)
-        settings = AlignSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in run["settings"].items()})
-        sources = run["sources"]
+        record = Record.read(directory)
+        settings, sources = record.settings, record.sources
         pair = load_pair(sources["subject"]["path"], sources["atlas"]["path"], settings)
         if changed := [k for k in ("subject", "atlas") if pair.sources[k]["sha256"] != sources[k]["sha256"]]:
             path = sources[changed[0]]["path"]
             raise AtlasError(f"the {changed[0]} at {path} is not what this run was made with; align again")
-        folder = directory / "translations"
-        methods = [*settings.methods, *run.get("chosen", ())]
-        places = [(site, m, folder / str(site) / m) for site in pair.subject.sites for m in methods]
-        translations = {(site, m): Translation.from_pretrained(path) for site, m, path in places}
-        top = {site: _load_top(directory / "top" / f"{site}.safetensors") for site in pair.subject.sites}
-        top = None if None in top.values() else top
-        corpus = Corpus.load(directory / "corpus")
-        rate = np.load(directory / "rate.npy")
-        left_out = tuple(run.get("left_out", ()))
-        return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top, left_out)
+        for name, space in {"subject": pair.subject, "atlas": pair.atlas}.items():
+            _verify(name, space, record.fingerprints.get(name), verify)
+        with reading(directory / "corpus", AGAIN):
+            corpus = Corpus.load(directory / "corpus")
+        width = pair.atlas.width
+        translations = {
+            (site, method): read_translation(directory, site, method, (d_s, width))
+            for site, d_s in pair.subject.widths.items()
+            for method in record.methods
+        }
+        top, rate = None, read_rate(directory, width)
+        if record.top:
+            top = {site: read_top(directory, site, d_s, corpus) for site, d_s in pair.subject.widths.items()}
+        return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top, record.left_out)
+
+
+def _verify(name: str, space: FeatureSpace, recorded: Mapping[str, Any] | None, verify: bool | None) -> None:
+    """Warn if a forward pass is no longer the recorded one."""
+    wanted = is_small(space.model) if verify is None else verify
+    if wanted and recorded and (changed := fingerprint_difference(recorded, space)):
+        warnings.warn(
+            f"the {name} no longer computes what this run was made with: {changed}; align again, or go back to the "
+            "versions in run.json",
+            stacklevel=3,
+        )
 
 
 class Pair(NamedTuple):
@@ -179,12 +200,33 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
     Raises:
       AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
     """
-    needs_of(settings.methods)
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
     model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
     spaces = Subject.of(model, settings.sites, settings.pooling)
     return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
+
+
+def is_finished(
+    directory: str | Path,
+    pair: Pair,
+    corpus: Corpus,
+    settings: AlignSettings,
+    chooser: Chooser | None = None,
+    *,
+    dtype: str = "float32",
+) -> bool:
+    """Whether a directory holds the run that :func:`align` would make of these arguments, saved in this dtype.
+
+    Raises:
+      AtlasError: if it holds another run, naming every difference.
+    """
+    if kind_at(directory) != "a run":
+        return False
+    hashes = {name: source["sha256"] for name, source in pair.sources.items()}
+    names = () if chooser is None else chooser.names
+    check_same(Path(directory), asked_for(settings, hashes, corpus.hash, names, dtype))
+    return True
 
 
 def align(
@@ -227,8 +269,9 @@ def align(
         fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
     translations = solve(stream, fitted, settings.methods, stage=stage, checkpoints=checkpoints)
     if choice is not None:
-        translations |= solve_choice(fitted.statistics, choice)
-    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, "jax": jax.__version__}
+        translations |= solve_choice(fitted, choice)
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "atlas-jax")}
+    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, **versions}
     rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
     left_out = tuple(fitted.faulty)
     return Alignment(subject, atlas, corpus, settings, sources, translations, rate, left_out=left_out, choice=choice)
@@ -261,7 +304,3 @@ def stream_of(subject: Subject, atlas: ConceptAtlas, corpus: Corpus, settings: A
     first = 0 if half == "fit" else len(corpus.fit)
     options = {"max_length": settings.max_length, "token_budget": settings.token_budget}
     return Pass.of([subject, atlas], texts, first=first, **options)
-
-
-def _load_top(path: Path) -> TopK | None:
-    return TopK(**load_file(path)) if path.is_file() else None

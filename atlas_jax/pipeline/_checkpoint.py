@@ -1,6 +1,5 @@
 """Checkpoints of a run: saved now and then, kept two deep, refused to another run, passed over when damaged."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from atlas_jax.artifacts import differences
 from atlas_jax.errors import AtlasError
+from atlas_jax.interrupts import unhurried
 from atlas_jax.pipeline._checkpoint_files import DamagedError, read_record, read_state, write_checkpoint
 from atlas_jax.pipeline._pass import Cursor
 
@@ -51,15 +52,16 @@ class Checkpoints:
         Raises:
           AtlasError: if the checkpoint is of another run, naming the differences.
         """
-        damaged = []
-        for path in self._found(name):
+        damaged, found = [], self._found(name)
+        for path in found:
             try:
                 record = read_record(path)
                 self._check(record.fingerprint)
                 state = read_state(path, record, like)
             except DamagedError as e:
                 damaged.append(path)
-                self.say(f"the checkpoint '{path}' is damaged ({e}); going back to the one before it")
+                before = "there is none" if path == found[-1] else "going back to the one"
+                self.say(f"the checkpoint '{path}' is damaged ({e}); {before} before it")
                 continue
             cursor = self._saved[name] = Cursor(*record.cursor)
             self.say(f"going on with the {name} pass after {cursor.sentences:,} of {total:,} {self.unit}")
@@ -103,10 +105,15 @@ class Checkpoints:
         if self._saved.get(name) == cursor:
             return
         path = self.directory / name / f"{cursor.sentences:012d}"
-        write_checkpoint(path, state, list(cursor), self.fingerprint)
+        with unhurried():
+            write_checkpoint(path, state, list(cursor), self.fingerprint)
         for old in self._found(name)[KEPT:] if jax.process_index() == 0 else ():
             shutil.rmtree(old, ignore_errors=True)
         self._saved[name], self._last = cursor, time.monotonic()
+
+    def exist(self) -> bool:
+        """Whether there is one of any pass."""
+        return any(path.is_dir() and path.name.isdigit() for path in self.directory.glob("*/*"))
 
     def discard(self) -> None:
         """Remove all of them."""
@@ -116,11 +123,9 @@ class Checkpoints:
         return sorted((p for p in (self.directory / name).glob("*") if p.name.isdigit()), reverse=True)
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
-        ours = json.loads(json.dumps(self.fingerprint))
-        if changed := [k for k in sorted({*ours, *theirs}) if ours.get(k) != theirs.get(k)]:
-            told = "; ".join(f"{k} was {_short(theirs.get(k))} and is {_short(ours.get(k))}" for k in changed)
+        if changed := differences(theirs, self.fingerprint):
             raise AtlasError(
-                f"'{self.directory}' holds an unfinished run of something else: {told}; "
+                f"'{self.directory}' holds an unfinished run of something else: {changed}; "
                 "give what it was started with, or --restart to discard it"
             )
 
@@ -130,7 +135,3 @@ def _agreed(decisions: tuple[bool, bool]) -> tuple[bool, bool]:
     if jax.process_count() == 1:
         return decisions
     return tuple(multihost_utils.broadcast_one_to_all(np.array(decisions)).tolist())
-
-
-def _short(value: Any) -> str:
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -1,6 +1,5 @@
 """One checkpoint on disk: a directory that is there as a whole or not at all, and knows when it is damaged."""
 
-import errno
 import hashlib
 import json
 import os
@@ -14,12 +13,9 @@ import jax
 
 from atlas_jax.artifacts import write_json
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import why_unwritable
 
 MANIFEST, STATE = "manifest.json", "state"
-UNWRITABLE = [  # the storage library raises errors of its own, with the system's words in them
-    os.strerror(number)
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
-]
 
 
 class Record(NamedTuple):
@@ -67,12 +63,12 @@ def write_checkpoint(path: Path, state: Any, cursor: list[int], fingerprint: Map
             os.replace(new, path)
     except Exception as e:
         shutil.rmtree(new, ignore_errors=True)
-        if reason := next((text for text in UNWRITABLE if text in str(e)), None):
-            raise AtlasError(
-                f"no checkpoint could be written to '{path.parent}' ({reason}); "
-                "put that right and give the same command again, which goes on from the one before it"
-            ) from e
-        raise
+        if (reason := why_unwritable(e)) is None:
+            raise
+        again = "put that right and give the same command again"
+        if any(other.name.isdigit() for other in path.parent.glob("*")):
+            again += ", which goes on from the one before it"
+        raise AtlasError(f"no checkpoint could be written to '{path.parent}' ({reason}); {again}") from e
 
 
 def read_record(path: Path) -> Record:
@@ -96,7 +92,7 @@ def read_state(path: Path, record: Record, like: Any) -> Any:
     """A saved state, every array where that of ``like`` is.
 
     Raises:
-      DamagedError: if a file of it is missing, or is not what was written.
+      DamagedError: if a file of it is missing or is not what was written, or it has not the arrays of ``like``.
     """
     import orbax.checkpoint as ocp
 
@@ -107,6 +103,8 @@ def read_state(path: Path, record: Record, like: Any) -> Any:
     if wrong := sorted(name for name in record.files if found.get(name) != record.files[name]):
         raise DamagedError(f"{STATE}/{wrong[0]}")
     named = _named(like)
+    if ocp.PyTreeCheckpointer().metadata(path / STATE).item_metadata.tree.keys() != named.keys():
+        raise DamagedError("its state is that of another version of atlas-jax")
     options = ocp.checkpoint_utils.construct_restore_args(named)
     restored = ocp.PyTreeCheckpointer().restore(path / STATE, item=named, restore_args=options)
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in named])

@@ -23,7 +23,8 @@ class Choice(NamedTuple):
 
     Attributes:
       members: by site and by the name of the translation that each becomes.
-      record: the grid and its scores on the held-out part, as plain values.
+      record: the grid and its scores on the held-out part, as plain values; where nothing could be chosen, why, under
+        ``"fault"``.
     """
 
     members: Mapping[tuple[Site, str], Member]
@@ -89,12 +90,16 @@ def fit_and_choose(
     options = {"top_k": top_k, "checkpoints": checkpoints}
     fitted = fit_statistics(most, needs, progress=stage("align"), **options)
     rest = fit_statistics(held, needs | {"top_k"}, name="held-out", progress=stage("held out"), **options)
-    choice = chooser(held, fitted, rest, stage)
+    try:
+        choice = chooser(held, fitted, rest, stage)
+    except AtlasError as fault:  # the pass is not lost by it
+        choice = Choice({}, {"fault": str(fault), "chosen": []})
     return merge_fitted(fitted, rest), choice
 
 
-def solve_choice(statistics: PassStatistics, choice: Choice) -> dict[tuple[Site, str], Translation]:
+def solve_choice(fitted: Fitted, choice: Choice) -> dict[tuple[Site, str], Translation]:
     """The chosen members, solved from the statistics of the whole fit half."""
+    statistics = fitted.statistics
     wanted = {site: [m for (s, _), m in choice.members.items() if s == site] for site in statistics.sites}
     solved = {
         (site, member): whitening.solve(member)
@@ -105,7 +110,7 @@ def solve_choice(statistics: PassStatistics, choice: Choice) -> dict[tuple[Site,
     for (site, name), member in choice.members.items():
         at, (matrix, certificate) = statistics.statistics(site), solved[site, member]
         means = jnp.array(at.subject.raw.mean), jnp.array(at.atlas.raw.mean)
-        found[site, name] = Translation(matrix, *means, name, site, certificate)
+        found[site, name] = Translation(matrix, *means, name, site, certificate, token_norm=fitted.token_norm(site))
     return found
 
 

@@ -6,8 +6,8 @@ from typing import TypeVar
 
 import jax
 
+from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._interrupt import postponed_interrupts
 from atlas_jax.pipeline._pass import Cursor, Pass, Progress, unreported
 
 State = TypeVar("State")

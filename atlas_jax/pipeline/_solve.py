@@ -40,5 +40,6 @@ def solve(
     for site in fitted.statistics.sites:
         statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))
         for method in methods:
-            found[site, method] = Translation.from_statistics(statistics, method, site=site, metadata=metadata)
+            options = {"site": site, "metadata": metadata, "token_norm": fitted.token_norm(site)}
+            found[site, method] = Translation.from_statistics(statistics, method, **options)
     return found

@@ -1,5 +1,6 @@
 """The streamed passes: both spaces read every batch, and what is pooled goes into the statistics at once."""
 
+import math
 from collections.abc import Iterable
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,16 +14,20 @@ from jaxtyping import Array, Bool, Float, Int
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import everywhere, to_host
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._encode import encode_batch, encode_peaks
+from atlas_jax.pipeline._encode import encode_batch, encode_norms, encode_peaks
 from atlas_jax.pipeline._fold import fold
 from atlas_jax.pipeline._pass import Pass, Progress
 from atlas_jax.pooling import Pooled
 from atlas_jax.statistics import (
     Lens,
+    NormSums,
     PassStatistics,
+    TokenNorms,
     TopK,
+    add_norms,
     lens_init,
     lens_update,
+    merge_norms,
     merge_pass,
     on_mesh,
     selected_samples,
@@ -40,16 +45,23 @@ class Fitted(NamedTuple):
       statistics: of every subject site against the atlas.
       active: sentences in which each atlas feature fired.
       left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
+      norms: of the subject's activations at single tokens, by site.
     """
 
     statistics: PassStatistics
     active: Int[Array, " d_c"]
     left_out: Int[Array, " f"]
+    norms: TokenNorms
 
     @property
     def faulty(self) -> list[int]:
         """The sentences left out, ascending."""
         return sorted(i for i in self.left_out.tolist() if i >= 0)
+
+    def token_norm(self, site: Site) -> float | None:
+        """The mean norm of the subject's activations at a token; None where there was none, or none was told."""
+        mean = self.norms.mean(site)
+        return mean if math.isfinite(mean) else None
 
 
 def fit_statistics(
@@ -82,12 +94,14 @@ def fit_statistics(
 
     def empty() -> Fitted:
         statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
-        return Fitted(statistics, jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32))
+        active, left_out = jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
+        return Fitted(statistics, active, left_out, TokenNorms.init(subject.widths))
 
     def step(state: Fitted, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
         _check_finite(state)
-        a_s, a_c = encode_batch(subject, tokens_s), encode_batch(atlas, tokens_c)[atlas.site]
-        return _fit_step(state, a_s, a_c, tokens_s.index, mesh=stream.mesh)
+        a_s, *norms = encode_norms(subject, tokens_s)
+        a_c = encode_batch(atlas, tokens_c)[atlas.site]
+        return _fit_step(state, a_s, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
 
     state = fold(stream, step, on_mesh(empty, stream.mesh), name=name, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
@@ -103,7 +117,8 @@ def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
     faulty = np.array(a.faulty + b.faulty, np.int32)
     left_out = np.full(max(LEFT_OUT, faulty.size), -1, np.int32)
     left_out[: faulty.size] = np.sort(faulty)
-    merged = Fitted(merge_pass(a.statistics, b.statistics), a.active + b.active, jnp.asarray(left_out))
+    statistics, norms = merge_pass(a.statistics, b.statistics), merge_norms(a.norms, b.norms)
+    merged = Fitted(statistics, a.active + b.active, jnp.asarray(left_out), norms)
     _check_finite(merged)
     return merged
 
@@ -122,6 +137,7 @@ def _fit_step(
     state: Fitted,
     a_s: dict[Site, Float[Array, "b _"]],
     a_c: Float[Array, "b d_c"],
+    norms: NormSums,
     index: Int[Array, " b"],
     *,
     mesh: Mesh | None,
@@ -133,7 +149,8 @@ def _fit_step(
     faulty = real & ~finite
     place = state.statistics.faults.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
     left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(index, mode="drop")
-    return Fitted(statistics, *everywhere((state.active + active, left_out), mesh))
+    kept = jax.tree.map(lambda x: jnp.sum(jnp.where(real & finite, x, 0.0)), norms)
+    return Fitted(statistics, *everywhere((state.active + active, left_out, add_norms(state.norms, kept)), mesh))
 
 
 def fit_lenses(

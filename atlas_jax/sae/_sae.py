@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import writable
 from atlas_jax.mesh import place
 from atlas_jax.sae import _activation as activation, _formats as formats, _normalize as normalize
 from atlas_jax.sae._config import Kind, SAEConfig
@@ -130,14 +131,16 @@ class SparseAutoencoder:
         return cls.build(config, **parameters)
 
     def save_pretrained(self, directory: str | Path, *, format: str = "gemma_scope") -> None:
-        """Write the SAE into ``directory`` in the layout ``"gemma_scope"`` or ``"saelens"``.
+        """Write the SAE into ``directory`` in the layout ``"gemma_scope"``, ``"saelens"`` or ``"native"``.
+
+        Files of these names are replaced, all others stay.
 
         Raises:
-          AtlasError: if the layout cannot express this SAE.
+          AtlasError: if the layout cannot express this SAE, or the directory cannot be written.
         """
-        formats.save(
-            self.config, {name: np.asarray(value) for name, value in self.parameters.items()}, directory, format
-        )
+        parameters = {name: np.asarray(value) for name, value in self.parameters.items()}
+        with writable(directory):
+            formats.save(self.config, parameters, directory, format)
 
     @property
     def parameters(self) -> dict[str, Array]:

@@ -5,6 +5,12 @@ from atlas_jax.statistics._lens import (
     lens_update as lens_update,
     selected_samples as selected_samples,
 )
+from atlas_jax.statistics._norms import (
+    NormSums as NormSums,
+    TokenNorms as TokenNorms,
+    add_norms as add_norms,
+    merge_norms as merge_norms,
+)
 from atlas_jax.statistics._update import (
     merge as merge,
     merge_pass as merge_pass,

@@ -78,22 +78,27 @@ def _lens_update(
     place = jnp.minimum(jnp.searchsorted(index[order], lens.index), index.shape[0] - 1)
     row = order[place]
     hit = (index[row] == lens.index) & (lens.index >= 0)
-    add = _add_rows
+    add = _add
     if mesh is not None:
         where = layout(lens, mesh)
         parts = (where.total.spec, where.index.spec, where.index.spec, whole[1].spec)
-        add = jax.shard_map(_add_rows, mesh=mesh, in_specs=parts, out_specs=where.total.spec, check_vma=False)
+        add = jax.shard_map(_add, mesh=mesh, in_specs=parts, out_specs=where.total.spec, check_vma=False)
     new = Lens(lens.index, add(lens.total, hit, row, a_c), lens.found + jnp.sum(hit, axis=1, dtype=jnp.int32))
     return new if mesh is None else jax.lax.with_sharding_constraint(new, layout(new, mesh))
+
+
+def _add(
+    total: Float[Array, "d_s d_c"], hit: Bool[Array, "d_s k"], row: Int[Array, "d_s k"], a_c: Float[Array, "b d_c"]
+) -> Float[Array, "d_s d_c"]:
+    """Add row ``row[i, j]`` of ``a_c`` to row ``i`` wherever ``hit[i, j]``."""
+    return lax.platform_dependent(total, hit, row, a_c, cpu=_add_rows, default=_add_product)
 
 
 def _add_rows(
     total: Float[Array, "d_s d_c"], hit: Bool[Array, "d_s k"], row: Int[Array, "d_s k"], a_c: Float[Array, "b d_c"]
 ) -> Float[Array, "d_s d_c"]:
-    """Add row ``row[i, j]`` of ``a_c`` to row ``i`` wherever ``hit[i, j]``.
-
-    One hit after the other: few sentences of a batch are selected, and a product with a matrix of zeros and ones would
-    cost as much as the cross product of the first pass.
+    """One hit after the other: few sentences of a batch are selected, and the product would cost as much as the first
+    pass.
     """
     (hits,) = jnp.nonzero(hit.ravel(), size=hit.size, fill_value=0)
 
@@ -103,3 +108,15 @@ def _add_rows(
         return lax.dynamic_update_index_in_dim(total, lax.dynamic_index_in_dim(total, feature) + chosen, feature, 0)
 
     return lax.fori_loop(0, jnp.sum(hit), add, total)
+
+
+def _add_product(
+    total: Float[Array, "d_s d_c"], hit: Bool[Array, "d_s k"], row: Int[Array, "d_s k"], a_c: Float[Array, "b d_c"]
+) -> Float[Array, "d_s d_c"]:
+    """One product with a matrix of zeros and ones: a GPU would ask its host at every turn of a loop."""
+    chosen = (
+        jnp.zeros((hit.shape[0], a_c.shape[0])).at[jnp.arange(hit.shape[0])[:, None], row].add(hit.astype(jnp.float32))
+    )
+    wanted = jnp.any(chosen > 0, axis=0)[:, None]  # other rows may hold nan
+    rows = jnp.where(wanted, a_c.astype(jnp.float32), 0.0)
+    return total + jnp.dot(chosen, rows, precision=lax.Precision.HIGHEST)

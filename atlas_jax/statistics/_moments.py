@@ -1,6 +1,6 @@
 """Moments of one chunk, and the merge of two sets of moments (Chan, Golub and LeVeque's update, compensated)."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from atlas_jax.types_statistics import Cross, Moments, Side, Sums
+
+Tree = TypeVar("Tree")
 
 
 class Rows(NamedTuple):
@@ -83,7 +85,7 @@ def absorb(a: Sums, a_low: Sums, b: Sums, b_low: Sums) -> tuple[Sums, Sums]:
             )
         )
         delta_low.crosses[site] = b_low.crosses[site]
-    return _add(a, a_low, delta, delta_low)
+    return compensated_add(a, a_low, delta, delta_low)
 
 
 def _chunk_moments(
@@ -154,7 +156,7 @@ def _two_sum(x: Float[Array, "*s"], y: Float[Array, "*s"]) -> tuple[Float[Array,
     return total, (x - (total - y_part)) + (y - y_part)
 
 
-def _add(a: Sums, a_low: Sums, delta: Sums, delta_low: Sums) -> tuple[Sums, Sums]:
+def compensated_add(a: Tree, a_low: Tree, delta: Tree, delta_low: Tree) -> tuple[Tree, Tree]:
     """``a + delta`` with what was rounded away before, and what is rounded away now (Kahan)."""
     step = jax.tree.map(lambda x_low, d, d_low: d + (x_low + d_low), a_low, delta, delta_low)
     total = jax.tree.map(jnp.add, a, step)

@@ -1,6 +1,7 @@
 """Streaming top-k of every subject feature, with a total order: larger value first, then the lower sentence id."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from atlas_jax.types_statistics import TopK
 
-Places = Int[Array, "d m"]
+PAIRS = 2**15  # up to so many pairs of activations of a feature, comparing all of them is quicker than bisection
 
 
 def top_update(
@@ -31,34 +32,46 @@ def top_update(
 
 
 def top_merge(a: TopK, b: TopK) -> TopK:
-    """The k largest of two, k being that of ``a``; both sorted, and so is the result.
+    """The k largest of two, k being that of ``a``; both sorted, and so is the result."""
+    k = a.values.shape[1]
+    count = _before(a, b) if k * b.values.shape[1] > PAIRS else _before_by_pairs(a, b)
+    rank_b = jnp.arange(b.values.shape[1])[None, :] + count
+    rank_a = (
+        jnp.arange(k)[None, :] + jnp.cumsum(jax.vmap(lambda c: jnp.bincount(c, length=k + 1))(count), axis=1)[:, :k]
+    )
+    rank = jnp.concatenate([rank_a, rank_b], axis=1)
 
-    By binary search of every entry of ``b`` among those of ``a``, in memory of the size of the longer list.
-    """
+    def place(x: Array | None, y: Array | None) -> Array | None:
+        return None if x is None else _scatter_rows(x, rank, jnp.concatenate([x, y], axis=1))
+
+    return TopK(*map(place, a, b))
+
+
+def _before_by_pairs(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
+    """How many of ``a`` stay before each of ``b``: all pairs are compared, which is quick where these are few."""
+    return jnp.sum(~_earlier(b.values[:, None], b.index[:, None], a.values[:, :, None], a.index[:, :, None]), axis=1)
+
+
+def _before(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
+    """The same by bisection, in memory that does not grow with the number of pairs."""
     k = a.values.shape[1]
 
-    def halve(step: Int[Array, ""], bounds: tuple[Places, Places]) -> tuple[Places, Places]:
+    def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bounds
-        middle = (low + high) // 2
-        value, index = (jnp.take_along_axis(x, jnp.minimum(middle, k - 1), axis=1) for x in (a.values, a.index))
-        first = (middle < high) & ((value > b.values) | ((value == b.values) & (index <= b.index)))
-        return jnp.where(first, middle + 1, low), jnp.where(first, high, middle)
+        middle = jnp.minimum((low + high) // 2, k - 1)
+        value, index = (jnp.take_along_axis(x, middle, axis=1) for x in (a.values, a.index))
+        stays = ~_earlier(b.values, b.index, value, index) & (low < high)
+        return jnp.where(stays, middle + 1, low), jnp.where(stays, high, jnp.where(low < high, middle, high))
 
-    none = jnp.zeros(b.index.shape, jnp.int32)
-    before, _ = lax.fori_loop(0, k.bit_length(), halve, (none, jnp.full_like(none, k)))
-    there = _scatter_rows(
-        jnp.zeros((a.index.shape[0], k), jnp.int32), before + jnp.arange(b.values.shape[1])[None, :], none + 1
-    )
-    of_b = jnp.cumsum(there, axis=1)
-    own = jnp.arange(k)[None, :] - of_b
+    start = jnp.zeros(b.values.shape, jnp.int32)
+    return lax.fori_loop(0, k.bit_length(), halve, (start, jnp.full_like(start, k)))[0]
 
-    def pick(x: Array | None, y: Array | None) -> Array | None:
-        if x is None:
-            return None
-        taken = jnp.take_along_axis(y, jnp.maximum(of_b - 1, 0), axis=1)
-        return jnp.where(there == 1, taken, jnp.take_along_axis(x, jnp.maximum(own, 0), axis=1))
 
-    return TopK(*map(pick, a, b))
+def _earlier(
+    value: Float[Array, "*s"], index: Int[Array, "*s"], other: Float[Array, "*r"], other_index: Int[Array, "*r"]
+) -> Bool[Array, "..."]:
+    """Whether an activation comes before another: it is larger, or as large and of a lower sentence id."""
+    return (value > other) | ((value == other) & (index < other_index))
 
 
 def _top_rows(values: Float[Array, "b d"], k: int) -> tuple[Float[Array, "d k"], Int[Array, "d k"]]:

@@ -1,5 +1,6 @@
 """On-disk layouts: one module each with NAME, detect, load and, where we write it, save."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -41,11 +42,16 @@ def load(
 ) -> tuple[SAEConfig, Arrays]:
     """Find the files, find their layout, read them, and check that they are complete."""
     where = locate(path)
-    module = _detect(where) if format is None else FORMATS.get(format)
-    if module is None:
+    if format is None:
+        where, module = _detect(where)
+    elif (module := FORMATS.get(format)) is None:
         raise AtlasError(f"unknown SAE format '{format}'; known are {', '.join(FORMATS)}")
+    _check_factor(norm_scaling_factor)
     config, parameters = module.load(where, norm_scaling_factor)
-    check(config, parameters)
+    try:
+        check(config, parameters)
+    except AtlasError as error:
+        raise AtlasError(f"{where}: {error}") from None
     return config, parameters
 
 
@@ -58,17 +64,29 @@ def save(config: SAEConfig, parameters: Arrays, directory: str | Path, format: s
         FORMATS[format].save(config, parameters, scratch)
 
 
-def _detect(path: Path) -> ModuleType:
-    fitting = [module for module in FORMATS.values() if module.detect(path)]
+def _detect(path: Path) -> tuple[Path, ModuleType]:
+    """The layout of a folder or file, or of the one file of a folder that is in a known layout by itself."""
+    fitting = [(path, module) for module in FORMATS.values() if module.detect(path)]
+    inside = sorted(path.iterdir()) if path.is_dir() else []
     if not fitting:
-        found = ", ".join(sorted(p.name for p in path.iterdir())[:12]) if path.is_dir() else path.name
+        fitting = [(file, module) for file in inside for module in (_qwen_scope, _goodfire) if module.detect(file)]
+        if len(fitting) > 1:
+            names = ", ".join(file.name for file, _ in fitting[:12])
+            raise AtlasError(f"{path} holds several SAEs ({names}); give the path of one of them")
+    if not fitting:
+        found = ", ".join(p.name for p in inside[:12]) if path.is_dir() else path.name
         raise AtlasError(
             f"{path} is in no known SAE layout (found {found}); known are {', '.join(FORMATS)}, "
             "and a file of bare parameters is read by SparseAutoencoder.from_state_dict"
         )
     if len(fitting) > 1:
-        names = " and ".join(module.NAME for module in fitting)
+        names = " and ".join(module.NAME for _, module in fitting)
         raise AtlasError(
             f"{path} holds an SAE in the layouts {names}, which may differ; name the format to read (--sae-format)"
         )
     return fitting[0]
+
+
+def _check_factor(factor: float | None) -> None:
+    if factor is not None and not (isinstance(factor, int | float) and math.isfinite(factor) and factor > 0):
+        raise AtlasError(f"norm_scaling_factor should be a number above 0, it is {factor!r}")

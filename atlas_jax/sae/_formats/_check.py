@@ -52,5 +52,5 @@ def _check_one(config: SAEConfig, name: str, value: Any) -> None:
     expected = shapes.get(name, (m,))
     if tuple(value.shape) != expected:
         raise AtlasError(f"{name} of the SAE has shape {tuple(value.shape)}, its description calls for {expected}")
-    if not np.isfinite(np.asarray(value)).all():
+    if np.asarray(value).dtype.kind not in "fiuV" or not np.isfinite(np.asarray(value)).all():
         raise AtlasError(f"{name} of the SAE holds numbers that are not finite")

@@ -13,8 +13,8 @@ import numpy as np
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._formats._fields import OBJECT, TEXT, WHOLE, ignored, read_fields
 from atlas_jax.sae._formats._fold import fold_decoder_norm
-from atlas_jax.sae._formats._hooks import layer_in
 from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_torch
 from atlas_jax.types import Site
 
@@ -30,6 +30,15 @@ _KINDS = {
 }
 _B_ENC = {"GatedAutoEncoder": "mag_bias", "JumpReluAutoEncoder": "b_enc", "MatryoshkaBatchTopKSAE": "b_enc"}
 _B_DEC = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
+# The ``config`` of every trainer; the classes themselves read nothing of it but what is used here.
+_FIELDS = {"dict_class": TEXT, "lm_name": TEXT, "submodule_name": TEXT}
+_FIELDS |= dict.fromkeys(("activation_dim", "dict_size", "layer", "k"), WHOLE)
+_FIELDS |= ignored(
+    "trainer_class lr steps seed device wandb_name warmup_steps decay_start l1_penalty resample_steps auxk_alpha "
+    "top_k_aux sparsity_warmup_steps sparsity_penalty sparsity_function sparsity_queue_length n_sparsity_updates "
+    "p_start p_end anneal_start anneal_end threshold_beta threshold_start_step bandwidth target_l0 group_fractions "
+    "group_sizes group_weights"
+)
 _POINTS = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attention_out": "attn_out"}
 
 
@@ -41,21 +50,23 @@ def detect(path: Path) -> bool:
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Parameters and description."""
     del norm_scaling_factor
-    trainer = read_json(path / "config.json").get("trainer") or {}
-    name, file = trainer.get("dict_class"), path / "ae.pt"
+    described, file = path / "config.json", path / "ae.pt"
+    trainer = read_fields(read_json(described), {"trainer": OBJECT}, described, others=True).get("trainer", {})
+    trainer = read_fields(trainer, _FIELDS, described, others=True)
+    name = trainer.get("dict_class")
     if name not in _KINDS:
         raise AtlasError(f"{path} was written by the class '{name}'; supported are {', '.join(_KINDS)}")
     kind, subtract = _KINDS[name]
     state = read_torch(file)
     parameters = _matrices(state, file) | {
-        "b_enc": pick(state, _B_ENC.get(name, "encoder.bias"), file),
-        "b_dec": pick(state, _B_DEC.get(name, "b_dec"), file),
+        "b_enc": pick(state, _B_ENC.get(name, "encoder.bias"), file, 1),
+        "b_dec": pick(state, _B_DEC.get(name, "b_dec"), file, 1),
     }
     d, m = parameters["W_enc"].shape
     if (trainer.get("activation_dim", d), trainer.get("dict_size", m)) != (d, m):
         raise AtlasError(f"{path}: config.json and ae.pt disagree about the size, which is {d} x {m} in ae.pt")
     if kind == "gated":
-        parameters |= {"b_gate": pick(state, "gate_bias", file), "r_mag": pick(state, "r_mag", file)}
+        parameters |= {"b_gate": pick(state, "gate_bias", file, 1), "r_mag": pick(state, "r_mag", file, 1)}
     if kind in ("jumprelu", "batchtopk"):
         parameters["threshold"] = _threshold(pick(state, "threshold", file), m, file)
     if name == "AutoEncoder":
@@ -74,18 +85,18 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
 
 def _matrices(state: dict[str, Any], file: Path) -> Arrays:
     if "W_enc" in state:
-        return {"W_enc": state["W_enc"], "W_dec": pick(state, "W_dec", file)}
-    return {"W_enc": pick(state, "encoder.weight", file).T, "W_dec": pick(state, "decoder.weight", file).T}
+        return {"W_enc": pick(state, "W_enc", file, 2), "W_dec": pick(state, "W_dec", file, 2)}
+    return {"W_enc": pick(state, "encoder.weight", file, 2).T, "W_dec": pick(state, "decoder.weight", file, 2).T}
 
 
 def _threshold(value: np.ndarray, m: int, file: Path) -> np.ndarray:
-    if (np.asarray(value) < 0).any():
+    if (value < 0).any():
         raise AtlasError(f"the threshold in {file} was never set (it is negative), so its features are undefined")
-    return np.full(m, value, np.float32) if np.ndim(value) == 0 else value
+    return np.full(m, value, np.float32) if value.ndim == 0 else value
 
 
 def _k(trainer: dict[str, Any], state: dict[str, Any], path: Path) -> int:
-    k = int(pick(state, "k", path / "ae.pt"))
+    k = int(pick(state, "k", path / "ae.pt", 0))
     if trainer.get("k", k) != k:
         raise AtlasError(f"{path}: config.json says k = {trainer['k']}, ae.pt says {k}")
     return k
@@ -97,6 +108,5 @@ def _site(trainer: dict[str, Any]) -> Site | None:
         return None
     if name is None:
         return Site("resid_post", layer)
-    found = layer_in(name, r"_layer_(\d+)$")
-    point = _POINTS.get(name.rsplit("_layer_", 1)[0])
-    return None if point is None or found != layer else Site(point, layer)
+    point = {f"{told}_layer_{layer}": ours for told, ours in _POINTS.items()}.get(name)
+    return None if point is None else Site(point, layer)

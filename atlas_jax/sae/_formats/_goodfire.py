@@ -5,40 +5,37 @@ A ReLU SAE, nothing subtracted and nothing normalised. Tensors are
 output by input.
 """
 
-import re
 from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._read import Arrays, read_torch
+from atlas_jax.sae._formats._names import told
+from atlas_jax.sae._formats._read import Arrays, pick, read_torch
 from atlas_jax.types import Site
 
 NAME = "goodfire"
-_FILE = re.compile(r"(.+)-SAE-l(\d+)\.pth?")
+_FILE = r"([^/]+)-SAE-l(\d+)\.pth?$"
 
 
 def detect(path: Path) -> bool:
     """A file named like ``Llama-3.1-8B-Instruct-SAE-l19.pth``."""
-    return _FILE.fullmatch(path.name) is not None
+    return path.is_file() and told(_FILE, path) is not None
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Parameters, with layer and model from the file's name."""
     del norm_scaling_factor
-    state, named = read_torch(path), _FILE.fullmatch(path.name)
+    state, named = read_torch(path), told(_FILE, path)
     prefixes = {name.rpartition(".")[0] for name in state}
     suffix = "_linear" if "encoder_linear" in prefixes else ""
     if prefixes != {f"encoder{suffix}", f"decoder{suffix}"}:
         raise AtlasError(f"{path} is not in Goodfire's layout: it holds {', '.join(state)}")
-    try:
-        parameters = {
-            "W_enc": state[f"encoder{suffix}.weight"].T,
-            "b_enc": state[f"encoder{suffix}.bias"],
-            "W_dec": state[f"decoder{suffix}.weight"].T,
-            "b_dec": state[f"decoder{suffix}.bias"],
-        }
-    except KeyError as error:
-        raise AtlasError(f"{path} has no tensor {error}") from None
+    parameters = {
+        "W_enc": pick(state, f"encoder{suffix}.weight", path, 2).T,
+        "b_enc": pick(state, f"encoder{suffix}.bias", path, 1),
+        "W_dec": pick(state, f"decoder{suffix}.weight", path, 2).T,
+        "b_dec": pick(state, f"decoder{suffix}.bias", path, 1),
+    }
     d, m = parameters["W_enc"].shape
     return SAEConfig(
         "relu",

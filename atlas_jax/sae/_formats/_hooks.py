@@ -36,9 +36,3 @@ def site_of(hook: str | None) -> Site | None:
         return Site.parse(hook)
     except AtlasError:
         return None
-
-
-def layer_in(text: str, pattern: str) -> int | None:
-    """The number that ``pattern``'s group finds in ``text``."""
-    match = re.search(pattern, text)
-    return None if match is None else int(match[1])

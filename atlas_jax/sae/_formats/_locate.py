@@ -1,12 +1,14 @@
 """Where an SAE's files are: a local path, or a folder of a Hugging Face repository."""
 
 import contextlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 
+_ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
 _SKIP = ["*examples*.safetensors"]
 
 
@@ -14,9 +16,11 @@ def locate(path: str | Path) -> Path:
     """The local path itself if it exists, otherwise a download of ``owner/repo`` or ``owner/repo/folder``.
 
     Raises:
-      AtlasError: if the path is no hub name either, or the download fails or is empty.
+      AtlasError: if the path is no hub name either, the download fails or is empty, or it is an archive.
     """
     local = Path(path).expanduser()
+    if local.name.endswith(_ARCHIVES) and local.is_file():
+        raise AtlasError(f"{local} is an archive: unpack it, and give the folder of the SAE in it")
     if local.exists():
         return local
     parts = str(path).split("/")

@@ -6,18 +6,22 @@ It holds every kind of SAE exactly; nothing is told by a path.
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from safetensors.numpy import save_file
 
-from atlas_jax.errors import AtlasError
-from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._config import Kind, Normalization, SAEConfig
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, WHOLE, Only, read_fields
 from atlas_jax.sae._formats._read import Arrays, read_json, read_safetensors
-from atlas_jax.types import Site
 
 NAME = "native"
 _SITES = ("site", "site_out")
+_FIELDS = {"kind": Only(get_args(Kind)), "normalization": Only(get_args(Normalization))}
+_FIELDS |= dict.fromkeys(_SITES, SITE) | {"model": TEXT, "format": TEXT}
+_FIELDS |= dict.fromkeys(("d_in", "d_sae", "d_out", "k"), WHOLE)
+_FIELDS |= dict.fromkeys(("transcoder", "apply_b_dec_to_input"), FLAG)
+_FIELDS |= dict.fromkeys(("advertised_l0", "advertised_fvu", "advertised_dead"), NUMBER)
 
 
 def detect(path: Path) -> bool:
@@ -28,18 +32,15 @@ def detect(path: Path) -> bool:
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Parameters and description."""
     del norm_scaling_factor
-    told = read_json(path / "sae.json")
-    try:
-        config = SAEConfig(**told | {name: Site.parse(told[name]) for name in _SITES if told.get(name)})
-    except TypeError as error:
-        raise AtlasError(f"{path / 'sae.json'} does not describe an SAE: {error}") from None
-    return config, read_safetensors(path / "sae.safetensors")
+    file = path / "sae.json"
+    facts = read_fields(read_json(file), _FIELDS, file, needed=("kind", "d_in", "d_sae"))
+    return SAEConfig(**facts), read_safetensors(path / "sae.safetensors")
 
 
 def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
     """Write both files."""
-    told: dict[str, Any] = dataclasses.asdict(config) | {
+    facts: dict[str, Any] = dataclasses.asdict(config) | {
         name: str(site) for name in _SITES if (site := getattr(config, name)) is not None
     }
-    (directory / "sae.json").write_text(json.dumps(told, indent=1) + "\n")
+    (directory / "sae.json").write_text(json.dumps(facts, indent=1) + "\n")
     save_file({k: np.ascontiguousarray(v) for k, v in parameters.items()}, directory / "sae.safetensors")

@@ -4,31 +4,28 @@ The name reads like ``SAE-Res-Qwen3-8B-Base-W64K-L0_50``.
 TopK with nothing subtracted; torch tensors ``W_enc[m, d] W_dec[d, m] b_enc b_dec``.
 """
 
-import re
 from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._formats._names import told
 from atlas_jax.sae._formats._read import Arrays, pick, read_torch
 from atlas_jax.types import Site
 
 NAME = "qwen_scope"
-_FILE = re.compile(r"layer(\d+)\.sae\.pt")
-_REPOSITORY = re.compile(r"SAE-Res-(.+)-W(\d+)K-L0_(\d+)")
+_FILE = r"/layer(\d+)\.sae\.pt$"
+_REPOSITORY = r"SAE-Res-([^/]+)-W(\d+)K-L0_(\d+)"
 
 
 def detect(path: Path) -> bool:
     """One ``layer{L}.sae.pt`` file."""
-    return _FILE.fullmatch(path.name) is not None
+    return path.is_file() and told(_FILE, path) is not None
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Parameters, with k and the model from the path."""
     del norm_scaling_factor
-    named, layer = (
-        _REPOSITORY.search(path.resolve().as_posix()) or _REPOSITORY.search(path.as_posix()),
-        _FILE.fullmatch(path.name),
-    )
+    named, layer = told(_REPOSITORY, path), told(_FILE, path)
     if named is None or layer is None:
         raise AtlasError(
             f"the k of {path} is told only by the repository's name: keep the file in a folder named like "
@@ -36,10 +33,10 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
         )
     state = read_torch(path)
     parameters = {
-        "W_enc": pick(state, "W_enc", path).T,
-        "b_enc": pick(state, "b_enc", path),
-        "W_dec": pick(state, "W_dec", path).T,
-        "b_dec": pick(state, "b_dec", path),
+        "W_enc": pick(state, "W_enc", path, 2).T,
+        "b_enc": pick(state, "b_enc", path, 1),
+        "W_dec": pick(state, "W_dec", path, 2).T,
+        "b_dec": pick(state, "b_dec", path, 1),
     }
     d, m = parameters["W_enc"].shape
     return SAEConfig(

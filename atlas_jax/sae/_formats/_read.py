@@ -2,6 +2,8 @@
 
 import json
 import zipfile
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,10 @@ Arrays = dict[str, np.ndarray]
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise AtlasError(f"there is no {path.name} in {path.parent}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AtlasError(f"cannot read {path}: {error}") from None
     if not isinstance(content, dict):
         raise AtlasError(f"{path} should hold a JSON object")
@@ -29,9 +31,12 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_npz(path: Path) -> Arrays:
     """The float32 arrays of an npz file; pickled objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array without a name")
+        with archive:
             return {name: _float32(archive[name]) for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise AtlasError(f"cannot read {path}: {error}") from None
 
 
@@ -40,7 +45,7 @@ def read_safetensors(path: Path) -> Arrays:
     try:
         with safe_open(path, framework="flax") as archive:
             return {name: _float32(np.asarray(archive.get_tensor(name))) for name in archive.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise AtlasError(f"cannot read {path}: {error}") from None
 
 
@@ -53,7 +58,8 @@ def read_torch(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types for a bad file, none documented
-        raise AtlasError(f"cannot read {path} as plain torch weights: {str(error).splitlines()[0]}") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AtlasError(f"cannot read {path} as plain torch weights: {reason}") from None
     if not isinstance(state, dict):
         raise AtlasError(f"{path} should hold a state dict, it holds a {type(state).__name__}")
     return {name: _from_torch(value) for name, value in state.items()}
@@ -69,8 +75,15 @@ def _float32(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32) if array.dtype.kind in "fV" and array.dtype != np.float32 else array
 
 
-def pick(arrays: dict[str, Any], name: str, where: Path) -> np.ndarray:
-    """One array by name, or a sentence naming what the file has instead."""
+def pick(arrays: Mapping[str, Any], name: str, where: Path, ndim: int | None = None) -> np.ndarray:
+    """One array by name, or a sentence naming what the file has instead or what is wrong with it."""
     if name not in arrays:
         raise AtlasError(f"{where} has no tensor '{name}'; it has {', '.join(map(str, arrays))}")
-    return arrays[name]
+    array = np.asarray(arrays[name]) if isinstance(arrays[name], int | float) else arrays[name]
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu":
+        raise AtlasError(f"'{name}' in {where} should be an array of numbers")
+    if ndim is not None and array.ndim != ndim:
+        raise AtlasError(f"'{name}' in {where} should have {ndim} axes, its shape is {array.shape}")
+    if not np.isfinite(array).all():
+        raise AtlasError(f"'{name}' in {where} holds numbers that are not finite; the file is damaged")
+    return array

@@ -8,6 +8,7 @@ without it the SAE is refused.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, OBJECT, TEXT, WHOLE, Only, Table, ignored, read_fields
 from atlas_jax.sae._formats._fold import fold_decoder_norm, fold_input_scale
 from atlas_jax.sae._formats._hooks import site_of
 from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
@@ -31,6 +33,26 @@ _KINDS = {
     "jumprelu_transcoder": "jumprelu",
     "jumprelu_skip_transcoder": "jumprelu",
 }
+# Of the configuration classes of version 6, those for training included.
+_FIELDS: Table = {"architecture": TEXT, "d_in": WHOLE, "d_sae": WHOLE, "d_out": WHOLE, "k": NUMBER, "metadata": OBJECT}
+_FIELDS |= {"apply_b_dec_to_input": FLAG, "rescale_acts_by_decoder_norm": FLAG, "normalize_activations": TEXT}
+# z is stored with its heads one after another, which is what "hook_z" makes of it.
+_FIELDS |= {"reshape_activations": Only(("none", "hook_z"))}
+_FIELDS |= ignored(
+    "dtype device sae_lens_version sae_lens_training_version l1_coefficient lp_norm l1_warm_up_steps decoder_init_norm "
+    "use_sparse_activations aux_loss_coefficient topk_threshold_lr matryoshka_widths use_matryoshka_aux_loss "
+    "jumprelu_init_threshold jumprelu_bandwidth jumprelu_sparsity_loss_mode jumprelu_tanh_scale jumprelu_ste_to_input "
+    "l0_coefficient l0_warm_up_steps pre_act_loss_coefficient target_l0"
+)
+# Of the model and the data; open-ended in version 6. Before it everything stood side by side, settings of the training
+# run among it, whose names SAELens itself no longer knows.
+_METADATA: Table = {"model_name": TEXT, "hook_name": TEXT, "hook_name_out": TEXT}
+_METADATA |= {"hook_head_index": Only(()), "hook_head_index_out": Only(())}
+_METADATA |= ignored(
+    "model_class_name model_from_pretrained_kwargs prepend_bos exclude_special_tokens neuronpedia_id context_size "
+    "seqpos_slice dataset_path sae_lens_version sae_lens_training_version hf_hook_name hf_hook_name_out"
+)
+_BEFORE_6: Table = {"activation_fn": Only(("relu", "topk")), "activation_fn_kwargs": OBJECT}
 _NORMALIZATIONS = ("none", "constant_norm_rescale", "layer_norm")
 _POINTS = {
     "resid_pre": "hook_resid_pre",
@@ -52,12 +74,11 @@ def detect(path: Path) -> bool:
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Parameters and description, either generation of ``cfg.json``."""
-    cfg = _current(read_json(path / "cfg.json"))
+    cfg = _fields(path / "cfg.json")
     tensors = read_safetensors(path / "sae_weights.safetensors")
     config = _config(cfg, path)
     parameters = _parameters(config, tensors, path)
-    scaling = cfg.get("normalize_activations") or "none"
-    if scaling == "expected_average_only_in":
+    if cfg.get("normalize_activations") == "expected_average_only_in":
         if norm_scaling_factor is None:
             raise AtlasError(
                 f"{path} was trained on scaled activations and does not say by how much: give norm_scaling_factor"
@@ -93,44 +114,49 @@ def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
     save_file(tensors, directory / "sae_weights.safetensors")
 
 
-def _current(cfg: dict[str, Any]) -> dict[str, Any]:
-    """A ``cfg.json`` of version 6 as it is, an older one brought to the same keys and defaults."""
-    metadata = cfg.get("metadata") or {}
-    version = str(cfg.get("sae_lens_version") or metadata.get("sae_lens_version") or "0")
-    if int(version.split(".")[0]) >= 6:
-        return cfg
-    renamed = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
+def _fields(file: Path) -> dict[str, Any]:
+    """What is used of a ``cfg.json`` of either generation, by the names of version 6."""
+    cfg = read_json(file)
+    metadata = cfg.get("metadata")
+    version = cfg.get("sae_lens_version") or (isinstance(metadata, dict) and metadata.get("sae_lens_version"))
+    current = int(match[0]) >= 6 if (match := re.match(r"\d+", str(version or 0))) else False
+    cfg = cfg if current else _renamed(cfg, file)
+    fields = read_fields(cfg, _FIELDS, file, needed=("architecture", "d_in", "d_sae"), others=not current)
+    metadata = fields.get("metadata", {}) if current else cfg
+    return fields | {"metadata": read_fields(metadata, _METADATA, file, others=True)}
+
+
+def _renamed(cfg: dict[str, Any], file: Path) -> dict[str, Any]:
+    """A ``cfg.json`` from before version 6 with the keys and defaults of version 6."""
+    renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
+    renamed |= {"activation_fn_str": "activation_fn"}
     cfg = {"architecture": "standard", "apply_b_dec_to_input": True} | {renamed.get(k, k): v for k, v in cfg.items()}
-    kwargs = cfg.get("activation_fn_kwargs") or {}
-    activation = cfg.get("activation_fn", "relu")
-    if activation == "topk":
-        cfg |= {"architecture": "topk", "k": kwargs.get("k")}
-    elif activation != "relu":
-        raise AtlasError(f"unknown activation function '{activation}' in cfg.json")
+    activation = read_fields(cfg, _BEFORE_6, file, others=True)
+    if activation.get("activation_fn") == "topk":
+        cfg |= {"architecture": "topk", "k": activation.get("activation_fn_kwargs", {}).get("k")}
     if isinstance(cfg.get("normalize_activations"), bool):
         cfg["normalize_activations"] = "expected_average_only_in" if cfg["normalize_activations"] else "none"
-    return cfg | {"metadata": cfg}
+    return cfg
 
 
 def _config(cfg: dict[str, Any], path: Path) -> SAEConfig:
-    architecture = cfg.get("architecture")
+    architecture, metadata = cfg["architecture"], cfg["metadata"]
     if architecture not in _KINDS:
         raise AtlasError(f"{path} has the architecture '{architecture}'; supported are {', '.join(_KINDS)}")
-    normalization = cfg.get("normalize_activations") or "none"
+    normalization = cfg.get("normalize_activations", "none")
     if normalization not in (*_NORMALIZATIONS, "expected_average_only_in"):
         raise AtlasError(f"{path} normalises activations by '{normalization}', which is not supported")
-    if missing := {"d_in", "d_sae"} - cfg.keys():
-        raise AtlasError(f"{path / 'cfg.json'} has no {', '.join(sorted(missing))}")
-    metadata, transcoder = cfg.get("metadata") or {}, "transcoder" in architecture
-    d_out = cfg.get("d_out")
+    transcoder, d_out, k = "transcoder" in architecture, cfg.get("d_out"), cfg.get("k")
+    if architecture == "topk" and k != int(k or 0):
+        raise AtlasError(f"k in {path / 'cfg.json'} should be a whole number, it is {k}")
     return SAEConfig(
         _KINDS[architecture],
         cfg["d_in"],
         cfg["d_sae"],
         d_out=None if d_out == cfg["d_in"] else d_out,
-        k=cfg.get("k"),
+        k=int(k) if architecture == "topk" else None,
         transcoder=transcoder,
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", not transcoder)),
+        apply_b_dec_to_input=cfg.get("apply_b_dec_to_input", not transcoder),
         normalization=normalization if normalization in _NORMALIZATIONS else "none",
         site=site_of(metadata.get("hook_name")),
         site_out=site_of(metadata.get("hook_name_out")),
@@ -145,10 +171,10 @@ def _parameters(config: SAEConfig, tensors: Arrays, path: Path) -> Arrays:
     if scale is not None and not np.allclose(scale, 1.0):
         raise AtlasError(f"{path} has a fine-tuned scaling_factor, which is not supported")
     if config.kind == "gated":
-        tensors["b_enc"] = pick(tensors, "b_mag", path)
+        tensors["b_enc"] = pick(tensors, "b_mag", path, 1)
         del tensors["b_mag"]
     if "W_skip" in tensors:
-        tensors["W_skip"] = tensors["W_skip"].T
+        tensors["W_skip"] = pick(tensors, "W_skip", path, 2).T
     return tensors
 
 

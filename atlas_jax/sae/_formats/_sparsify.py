@@ -4,15 +4,19 @@
 transcoders do not subtract. ``W_dec[m, d]`` is stored one row per feature; ``W_skip`` as an output-by-input matrix.
 """
 
-import re
 from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, WHOLE, Only, ignored, read_fields
+from atlas_jax.sae._formats._names import told
 from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
 from atlas_jax.types import Site
 
 NAME = "sparsify"
+_FIELDS = {"d_in": WHOLE, "num_latents": WHOLE, "k": WHOLE, "expansion_factor": NUMBER}
+_FIELDS |= {"activation": Only(("topk", "groupmax")), "signed": Only((False,))}  # the latter until version 1.0
+_FIELDS |= {"transcode": FLAG, "skip_connection": FLAG} | ignored("normalize_decoder multi_topk")
 _POINTS = {"": "resid_post", ".mlp": "mlp_out", ".self_attn": "attn_out"}
 
 
@@ -24,30 +28,24 @@ def detect(path: Path) -> bool:
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Parameters and description; the site comes from the folder's name."""
     del norm_scaling_factor
-    cfg, file = read_json(path / "cfg.json"), path / "sae.safetensors"
+    file = path / "sae.safetensors"
+    cfg = read_fields(read_json(path / "cfg.json"), _FIELDS, path / "cfg.json", needed=("d_in", "k"))
     tensors = read_safetensors(file)
-    kind = cfg.get("activation", "topk")
-    if kind not in ("topk", "groupmax") or cfg.get("signed"):
-        raise AtlasError(
-            f"{path} has the activation '{'signed ' if cfg.get('signed') else ''}{kind}', not topk or groupmax"
-        )
-    if missing := {"d_in", "k"} - cfg.keys():
-        raise AtlasError(f"{path / 'cfg.json'} has no {', '.join(sorted(missing))}")
-    m = cfg.get("num_latents") or cfg["d_in"] * cfg.get("expansion_factor", 0)
+    m = cfg.get("num_latents") or int(cfg["d_in"] * cfg.get("expansion_factor", 0))
     parameters = {
-        "W_enc": pick(tensors, "encoder.weight", file).T,
-        "b_enc": pick(tensors, "encoder.bias", file),
-        "W_dec": pick(tensors, "W_dec", file),
-        "b_dec": pick(tensors, "b_dec", file),
+        "W_enc": pick(tensors, "encoder.weight", file, 2).T,
+        "b_enc": pick(tensors, "encoder.bias", file, 1),
+        "W_dec": pick(tensors, "W_dec", file, 2),
+        "b_dec": pick(tensors, "b_dec", file, 1),
     }
     if bool(cfg.get("skip_connection")) != ("W_skip" in tensors):
         raise AtlasError(f"{path}: cfg.json and sae.safetensors disagree about a skip connection")
     transcoder = bool(cfg.get("transcode"))
     if "W_skip" in tensors:
-        parameters["W_skip"] = tensors["W_skip"].T
-    site, site_out = _sites(path.name, transcoder)
+        parameters["W_skip"] = pick(tensors, "W_skip", file, 2).T
+    site, site_out = _sites(path, transcoder)
     return SAEConfig(
-        kind,
+        cfg.get("activation", "topk"),
         cfg["d_in"],
         m,
         k=cfg["k"],
@@ -59,8 +57,8 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     ), parameters
 
 
-def _sites(hookpoint: str, transcoder: bool) -> tuple[Site | None, Site | None]:
-    match = re.fullmatch(r"layers\.(\d+)(.*)", hookpoint)
+def _sites(path: Path, transcoder: bool) -> tuple[Site | None, Site | None]:
+    match = told(r"/layers\.(\d+)([^/]*)$", path)
     if match is None or match[2] not in _POINTS:
         return None, None
     layer, site = int(match[1]), Site(_POINTS[match[2]], int(match[1]))

@@ -29,14 +29,14 @@ def load_state_dict(
     if not file.is_file():
         raise AtlasError(f"there is no file {file}")
     arrays = {_ALIASES.get(name, name): value for name, value in _READERS[file.suffix](file).items()}
-    d, m = len(pick(arrays, "b_dec", file)), len(pick(arrays, "b_enc", file))
+    d, m = len(pick(arrays, "b_dec", file, 1)), len(pick(arrays, "b_enc", file, 1))
     arrays["W_enc"] = _turned(arrays, "W_enc", (d, m), file)
     arrays["W_dec"] = _turned(arrays, "W_dec", (m, d), file)
     return SAEConfig(kind, d, m, k=k, apply_b_dec_to_input=apply_b_dec_to_input, site=site), arrays
 
 
 def _turned(arrays: Arrays, name: str, shape: tuple[int, int], file: Path) -> np.ndarray:
-    matrix = pick(arrays, name, file)
+    matrix = pick(arrays, name, file, 2)
     if matrix.shape not in (shape, shape[::-1]) or shape[0] == shape[1]:
         raise AtlasError(
             f"cannot tell which way round {name} of shape {matrix.shape} in {file} is, for biases of {shape}"

@@ -1,0 +1,30 @@
+"""Names that the command line lists before anything is imported that knows them; a test holds them against those."""
+
+METHOD_NAMES = (
+    "covariance",
+    "correlation",
+    "least_squares",
+    "ridge",
+    "procrustes",
+    "procrustes_exact",
+    "semantic_lens",
+    "whitened",
+    "random",
+)
+POOLING_NAMES = ("max", "absmax", "mean", "last")
+USE_NAMES = ("detect", "retrieve", "steer")
+POINT_NAMES = (
+    "resid_pre",
+    "attn_in",
+    "z",
+    "head_norm",
+    "attn_out",
+    "attn_out_post",
+    "resid_mid",
+    "mlp_in",
+    "mlp_gate_act",
+    "mlp_act",
+    "mlp_out",
+    "mlp_out_post",
+    "resid_post",
+)

@@ -1,0 +1,146 @@
+"""The files of a run directory, checked as they are read: one that is damaged is named."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from safetensors.numpy import load_file
+
+from atlas_jax.artifacts import RUN, differences
+from atlas_jax.corpus import Corpus
+from atlas_jax.errors import AtlasError, DamagedError
+from atlas_jax.files import reading
+from atlas_jax.pipeline._settings import AlignSettings
+from atlas_jax.statistics import TopK
+from atlas_jax.translation import RECORD, Translation
+from atlas_jax.types import Site
+
+AGAIN = "align again with --overwrite"
+
+
+class Record(NamedTuple):
+    """What ``run.json`` says.
+
+    Attributes:
+      settings: how the run was fitted.
+      sources: names and hashes of subject, atlas and corpus.
+      left_out: sentences in no statistic.
+      chosen: names of the translations chosen from the whitened family.
+      top: whether the maximally activating sentences were looked for.
+      dtype: of the stored translations, None in runs that do not say.
+      fingerprints: of the forward passes of subject and atlas, empty in runs that have none.
+    """
+
+    settings: AlignSettings
+    sources: Mapping[str, Any]
+    left_out: tuple[int, ...]
+    chosen: tuple[str, ...]
+    top: bool
+    dtype: str | None
+    fingerprints: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, directory: Path) -> "Record":
+        """The record of a run.
+
+        Raises:
+          AtlasError: if it is damaged.
+        """
+        with reading(directory / RUN, AGAIN):
+            raw = json.loads((directory / RUN).read_text(encoding="utf-8"))
+            settings = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["settings"].items()}
+            sources = raw["sources"]
+            for name, key in [(name, key) for name in ("subject", "atlas") for key in ("path", "sha256")]:
+                if not isinstance(sources[name][key], str):
+                    raise TypeError(f"the {key} of the {name} is {sources[name][key]!r}")
+            left_out, chosen = (raw.get(name, []) for name in ("left_out", "chosen"))
+            top = bool(raw.get("top", (directory / "top").is_dir()))
+            return cls(
+                AlignSettings(**settings), sources, tuple(map(int, left_out)), tuple(map(str, chosen)), top,
+                raw.get("dtype"), dict(raw.get("fingerprints", {})),
+            )  # fmt: skip
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of the translations at every site."""
+        return self.settings.methods + self.chosen
+
+    def asked(self) -> dict[str, Any]:
+        """What decides whether a run is the one that is asked for, as :func:`asked_for` describes one."""
+        sources = {name: self.sources[name]["sha256"] for name in ("subject", "atlas")}
+        return asked_for(self.settings, sources, self.sources["corpus"]["hash"], self.chosen, self.dtype)
+
+
+def asked_for(
+    settings: AlignSettings, sources: Mapping[str, str], corpus: str, chosen: tuple[str, ...], dtype: str | None
+) -> dict[str, Any]:
+    """A run in plain values: settings, hashes, names of chosen translations, and how they are stored."""
+    return dataclasses.asdict(settings) | dict(sources) | {"corpus": corpus, "chosen": chosen, "save dtype": dtype}
+
+
+def check_same(directory: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a finished run at ``directory`` that is not the one asked for.
+
+    Raises:
+      AtlasError: naming every difference, or if the run is damaged.
+    """
+    try:
+        with reading(directory / RUN, AGAIN):
+            there = Record.read(directory).asked()
+    except DamagedError as e:
+        raise AtlasError(f"'{directory}' holds a run already, which is damaged: {e}") from e
+    if there["save dtype"] is None:
+        there["save dtype"] = asked["save dtype"]
+    if changed := differences(there, asked):
+        raise AtlasError(
+            f"'{directory}' holds a finished run of something else: {changed}; "
+            "choose another place with --out, or replace it with --overwrite"
+        )
+
+
+def read_translation(directory: Path, site: Site, method: str, shape: tuple[int, int]) -> Translation:
+    """One translation of a run.
+
+    Raises:
+      AtlasError: if it is damaged, or not what its place says.
+    """
+    folder = directory / "translations" / str(site) / method
+    with reading(folder / RECORD, AGAIN):
+        found = Translation.from_pretrained(folder)
+        if (found.site, found.method, found.matrix.shape) != (site, method, shape):
+            raise ValueError(f"it is of {found.site} by {found.method}, of shape {found.matrix.shape}, not {shape}")
+    return found
+
+
+def read_top(directory: Path, site: Site, d_s: int, corpus: Corpus) -> TopK:
+    """The maximally activating sentences of one site.
+
+    Raises:
+      AtlasError: if the file is damaged.
+    """
+    path = directory / "top" / f"{site}.safetensors"
+    with reading(path, AGAIN):
+        top = TopK(**load_file(path))
+        if top.index.ndim != 2 or len(top.index) != d_s or {x.shape for x in top} != {top.index.shape}:
+            raise ValueError(f"its arrays have the shapes {', '.join(str(x.shape) for x in top)}, for {d_s} features")
+        if top.index.dtype != np.int32 or top.index.min(initial=-1) < -1 or top.index.max(initial=-1) >= len(corpus):
+            raise ValueError("its sentences are not those of the corpus")
+    return top
+
+
+def read_rate(directory: Path, width: int) -> Float[np.ndarray, " d_c"]:
+    """The share of sentences in which each atlas feature fires.
+
+    Raises:
+      AtlasError: if the file is damaged.
+    """
+    path = directory / "rate.npy"
+    with reading(path, AGAIN):
+        rate = np.load(path)
+        if rate.shape != (width,) or rate.dtype.kind != "f" or not np.all((rate >= 0) & (rate <= 1)):
+            raise ValueError(f"it does not hold a share for each of {width} features")
+    return rate

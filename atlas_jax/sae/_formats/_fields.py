@@ -1,0 +1,94 @@
+"""What becomes of each field of a configuration that somebody else's library writes: one table a format."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.types import Site
+
+Type = Literal["a whole number", "a number", "text", "true or false", "an object", "a site"]
+
+
+class Read(NamedTuple):
+    """A field that is used. A whole number may be written with a decimal point; null is as good as absent."""
+
+    type: Type
+
+
+class Only(NamedTuple):
+    """A field that may have these values alone; null is as good as absent."""
+
+    values: tuple[Any, ...]
+
+
+class Ignored(NamedTuple):
+    """A field of training or bookkeeping, which changes nothing here."""
+
+
+Table = Mapping[str, Read | Only | Ignored]
+WHOLE, NUMBER, TEXT = Read("a whole number"), Read("a number"), Read("text")
+FLAG, OBJECT, SITE = Read("true or false"), Read("an object"), Read("a site")
+IGNORED = Ignored()
+_HUGE = 1e300
+_NOTHING = (False, 0, "", "none", "None", [], {})
+
+
+def ignored(names: str) -> Table:
+    """A table of fields that change nothing, by names between blanks."""
+    return dict.fromkeys(names.split(), IGNORED)
+
+
+def read_fields(
+    cfg: Mapping[str, Any], table: Table, file: Path, *, needed: Iterable[str] = (), others: bool = False
+) -> dict[str, Any]:
+    """The fields that are used, checked, nulls left out.
+
+    Args:
+      cfg: the configuration.
+      table: how each field of the library's configuration classes is treated.
+      file: where it comes from.
+      needed: fields that must be there.
+      others: fields that the table does not list may have any value: the file is a dump of a whole training
+        configuration, of which the library itself reads no others. Without it they may say "nothing" only: false, 0,
+        "none", empty.
+
+    Raises:
+      AtlasError: for a value of the wrong type, one that is not computed, an unlisted field, or a missing one.
+
+    Example:
+      >>> read_fields({"k": 4.0, "lr": 0.1, "signed": False}, {"k": WHOLE, "lr": IGNORED}, Path("cfg.json"))
+      {'k': 4}
+    """
+    read = {}
+    for name, value in ((name, value) for name, value in cfg.items() if value is not None):
+        how = table.get(name)
+        if isinstance(how, Only) and value not in how.values:
+            computed = " or ".join(f"{v!r}" for v in (*how.values, None))
+            raise AtlasError(f"{file} has {name} = {value!r}, and only {computed} is supported")
+        if how is None and not others and value not in _NOTHING:
+            raise AtlasError(f"{file} has the unknown field {name} = {value!r}, which may change the features")
+        if isinstance(how, Read | Only):
+            read[name] = _typed(value, how.type, name, file) if isinstance(how, Read) else value
+    if missing := sorted(set(needed) - read.keys()):
+        raise AtlasError(f"{file} has no {', '.join(missing)}")
+    return read
+
+
+def _typed(value: Any, type: Type, name: str, file: Path) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _HUGE
+    made = {
+        "a whole number": (number and value == int(value), int),
+        "a number": (number, float),
+        "text": (isinstance(value, str), str),
+        "true or false": (isinstance(value, bool), bool),
+        "an object": (isinstance(value, dict), dict),
+        "a site": (isinstance(value, str), Site.parse),
+    }
+    fits, make = made[type]
+    if not fits:
+        raise AtlasError(f"{name} in {file} should be {type}, it is {value!r}")
+    try:
+        return make(value)
+    except AtlasError as error:
+        raise AtlasError(f"{name} in {file}: {error}") from None
