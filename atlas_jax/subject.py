@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
 from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, spoil
-from atlas_jax.types import Site, Tokens
+from atlas_jax.types import Site, Tokens, sites_of
 
 
 @jax.tree_util.register_dataclass
@@ -36,17 +36,18 @@ class Subject:
     pooling: str = dataclasses.field(default="max", metadata={"static": True})
 
     @classmethod
-    def of(cls, model: LanguageModel, sites: Sequence[Site | str], pooling: str = "max") -> "Subject":
+    def of(cls, model: LanguageModel, sites: Sequence[Site | str] | Site | str, pooling: str = "max") -> "Subject":
         """Check the sites and the pooling.
 
         Raises:
           AtlasError: for no site, one the model does not have, or an unknown pooling.
         """
+        sites = sites_of(sites)
         if not sites:
             raise AtlasError("no site was given; name at least one, such as mlp_act.0")
-        if pooling not in POOLINGS:
+        if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
-        return cls(model, tuple(dict.fromkeys(check_site(model.config, s) for s in sites)), pooling)
+        return cls(model, tuple(check_site(model.config, s) for s in sites), pooling)
 
     @property
     def widths(self) -> dict[Site, int]:

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import numbers
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,7 +27,6 @@ from atlas_jax.types import Site
 from atlas_jax.types_statistics import Statistics
 
 TENSORS, RECORD = "translation.safetensors", "translation.json"
-Query = Float[Array, "*q d_c"] | Float[np.ndarray, "*q d_c"]
 
 
 class Ranked(NamedTuple):
@@ -125,7 +125,7 @@ class Translation:
         """Cosine of each row of T with the query, Eq. 3; 0 where the row or the query is zero.
 
         Args:
-          q: concept queries ``[*q, d_c]``, any float dtype.
+          q: concept queries ``[*q, d_c]``, any real dtype, or a list.
 
         Raises:
           AtlasError: if the last axis of ``q`` is not ``d_c`` wide, or (outside ``jit``) a value is not finite.
@@ -166,7 +166,7 @@ class Translation:
         """The k subject features most similar to each query.
 
         Raises:
-          AtlasError: if ``q`` has the wrong width, or k is not between 1 and ``d_s``.
+          AtlasError: as :meth:`similarity`, or if k is no whole number between 1 and ``d_s``.
 
         Example:
           >>> t = Translation(jnp.eye(3), jnp.zeros(3), jnp.zeros(3), "covariance")
@@ -194,7 +194,7 @@ class Translation:
           >>> t.name_feature(0, k=1, labels=Labels.from_rows([Label(2, "dogs")])).labels
           ['dogs']
         """
-        if not 0 <= feature < self.d_s:
+        if not isinstance(feature, numbers.Integral) or not 0 <= feature < self.d_s:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
         ranked = _ranked(_unit(self.matrix[feature]), k)
         return ranked if labels is None else _named(ranked, self._fitting(labels))
@@ -308,7 +308,7 @@ def _unit(x: Float[Array, "*q d"]) -> Float[Array, "*q d"]:
 
 
 def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:
-    if not 1 <= k <= scores.shape[-1]:
+    if not isinstance(k, numbers.Integral) or not 1 <= k <= scores.shape[-1]:
         raise AtlasError(f"asked for the top {k} of {scores.shape[-1]} features")
     best, features = lax.top_k(scores, k)
     return Ranked(features, best)

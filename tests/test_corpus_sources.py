@@ -10,7 +10,10 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner
 
+import atlas_jax.corpus
+from atlas_jax.cli import _corpus
 from atlas_jax.cli._app import app
+from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.corpus import Corpus, Document, read_dataset, read_sources
 from atlas_jax.errors import AtlasError
 
@@ -149,3 +152,68 @@ def test_the_command(tmp_path, like_the_hub):
     table = CliRunner().invoke(app, [*plain, "--overwrite"], catch_exceptions=False).stdout
     assert "Sentences by domain" in table
     assert "small" in table
+
+
+@pytest.mark.parametrize("count", ["0", "-5", "10000"])
+def test_fewer_sentences_than_asked_for_are_refused_and_nothing_is_written(tmp_path, count):
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Line number {i} of the story." for i in range(300)))
+    out = tmp_path / "corpus"
+    found = CliRunner().invoke(
+        app, ["corpus", "build", str(tmp_path / "a.txt"), "--out", str(out), "--sentences", count]
+    )
+    assert found.exit_code != 0
+    assert not out.exists()
+    if count == "10000":
+        available = read_corpus([tmp_path / "a.txt"], n_fit=1000, seed=0).statistics
+        left = f"leaves {available.fit_available} to fit on and {available.eval_available} held out"
+        assert f"{left} where 10,000 and 10,000 are needed; give more text, or ask for fewer" in str(found.exception)
+    else:
+        assert "--sentences" in found.stderr
+
+
+def test_the_command_reads_encodings_and_tells_what_it_skipped_and_dropped(tmp_path):
+    rows = [{"text": f"Café number {i % 200} of the story." if i % 4 else None} for i in range(400)]
+    (tmp_path / "a.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "latin-1")
+    command = ["corpus", "build", str(tmp_path / "a.jsonl"), "--out", str(tmp_path / "corpus")]
+    with pytest.raises(AtlasError, match="a.jsonl' is not UTF-8"):
+        CliRunner().invoke(app, command, catch_exceptions=False)
+    command += ["--encoding", "latin-1"]
+    facts = json.loads(CliRunner().invoke(app, [*command, "--json"], catch_exceptions=False).stdout)
+    assert facts["skipped"] == {"a.jsonl": 100}
+    assert facts["dropped"]["duplicates"] > 100
+    assert facts["split"] - sum(facts["dropped"].values()) == facts["fit"] + facts["eval"]
+    assert all("Café" in text for text in Corpus.load(tmp_path / "corpus").fit)
+    told = " ".join(CliRunner().invoke(app, [*command, "--overwrite"], catch_exceptions=False).stdout.split())
+    assert "100 records without text were skipped, in a.jsonl" in told
+    assert "without a letter" in told
+
+
+def test_sentences_for_other_commands(tmp_path):
+    """As many as there are up to a default, and exactly as many as a user asked for."""
+    (tmp_path / "a.txt").write_text("\n\n".join(f"Line number {i} of the story." for i in range(600)))
+    usual = read_corpus([tmp_path / "a.txt"], n_fit=20_000, seed=0)
+    assert (len(usual.fit), len(usual.eval)) == (usual.statistics.fit_available, usual.statistics.eval_available)
+    usual.save(tmp_path / "saved")
+    for source in ("a.txt", "saved"):
+        asked = read_corpus([tmp_path / source], n_fit=150, seed=0, exact=True)
+        assert (len(asked.fit), len(asked.eval)) == (150, 75)
+        with pytest.raises(AtlasError, match="20,000"):
+            read_corpus([tmp_path / source], n_fit=20_000, seed=0, exact=True)
+    assert read_corpus([tmp_path / "saved"], n_fit=150, seed=0) == usual
+    small = read_corpus([tmp_path / "a.txt"], n_fit=2, seed=0, exact=True)
+    assert (len(small.fit), len(small.eval)) == (2, 1)
+
+
+def test_installed_documentation_is_read_on_until_there_is_enough(monkeypatch):
+    monkeypatch.setattr(_corpus, "BYTES_PER_SENTENCE", 40)
+    usual = read_corpus(None, n_fit=1000, seed=0)
+    assert len(usual.fit) < 1000
+    asked = []
+    whole = lambda max_bytes=None, seed=0: (
+        asked.append(max_bytes) or documentation(max_bytes=max_bytes or 400_000, seed=seed)
+    )
+    documentation = atlas_jax.corpus.installed_documentation
+    monkeypatch.setattr(atlas_jax.corpus, "installed_documentation", whole)
+    exact = read_corpus(None, n_fit=1000, seed=0, exact=True)
+    assert (len(exact.fit), len(exact.eval)) == (1000, 500)
+    assert asked == [40_000, None]

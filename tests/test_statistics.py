@@ -196,24 +196,27 @@ def top_oracle(a_s, index, k):
     return np.take_along_axis(a_s, rows, axis=0).T, index[rows].T, rows.T
 
 
-@pytest.mark.parametrize("batch", [50, 200])  # all rows searched, and only those of the best groups
-def test_top_k_with_ties_in_any_order(rng, batch):
+@pytest.mark.parametrize(("batch", "k"), [(50, 9), (200, 9), (50, 1), (50, 300), (200, 700)])
+def test_top_k_with_ties_in_any_order(rng, batch, k):
+    """Few of many rows, of which only those of the best groups are searched; one; and more than a batch or all have."""
     a_s = np.round(rng.normal(size=(N, D_S)), 1).astype(np.float32)
     a_s[:, 0] = 0
     a_s[::2, 0] = -0.0
     index = rng.permutation(10 * N)[:N].astype(np.int32)
     peak = rng.integers(0, 99, (N, D_S)).astype(np.int32)
     a_c = np.ones((N, 1), np.float32)
-    init = lambda: Statistics.init(["top_k"], D_S, 1, top_k=9, peaks=True)
+    init = lambda: Statistics.init(["top_k"], D_S, 1, top_k=k, peaks=True)
     parts = [
         stream(init(), a_s[half], a_c[half], batch, index=index[half], position=peak[half])
         for half in (slice(0, 100), slice(100, N))
     ]
     top = merge(*parts).top
-    values, ids, rows = top_oracle(a_s, index, 9)
-    np.testing.assert_array_equal(top.values, values)
-    np.testing.assert_array_equal(top.index, ids)
-    np.testing.assert_array_equal(top.position, peak[rows, np.arange(D_S)[:, None]])
+    values, ids, rows = top_oracle(a_s, index, k)
+    found = min(k, N)
+    np.testing.assert_array_equal(top.values[:, :found], values)
+    np.testing.assert_array_equal(top.index[:, :found], ids)
+    np.testing.assert_array_equal(top.position[:, :found], peak[rows, np.arange(D_S)[:, None]])
+    assert (np.asarray(top.index[:, found:]) == -1).all()
 
 
 def test_top_k_of_too_few_rows_leaves_empty_places(rng):

@@ -13,6 +13,7 @@ import torch
 import transformers
 from hf_oracle import hf_model, hooks, jax_model, random_ids
 
+from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, forward, generate, run
 from atlas_jax.models._run import _run
 from atlas_jax.steering import Ablate, Add, ProjectOut, Replace, Steer, at
@@ -145,9 +146,64 @@ def test_at_selects_positions_of_the_text_whatever_the_padding(x, positions, cho
     np.testing.assert_array_equal(out, np.where(expected[:, :, None], 0, x))
 
 
-def test_an_unknown_selector_is_named():
-    with pytest.raises(ValueError, match="unknown positions 'middle'; use all, generated, prompt, last"):
-        at(Add(np.ones(3)), "middle")
+ONE = np.ones(D, "f")
+NAN = np.where(np.arange(D) == 3, np.nan, ONE)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Steer("image", 5.0), "the direction of Steer must be an array of real numbers, not 'image'"),
+        (lambda: Steer(None, 5.0), "the direction of Steer must be an array of real numbers, not None"),
+        (lambda: Steer(NAN, 5.0), r"the direction of Steer is nan at \[3\]; give finite numbers"),
+        (lambda: Steer(ONE, float("inf")), "the strength of Steer is inf; give finite numbers"),
+        (lambda: Steer(ONE, jnp.array([1.0, jnp.nan])), r"the strength of Steer is nan at \[1\]"),
+        (lambda: Steer(ONE, "strong"), "the strength of Steer must be an array of real numbers"),
+        (lambda: Steer(5.0, 1.0), r"the direction of Steer has shape \(\); give \[d\], or \[b, d\]"),
+        (lambda: Steer(ONE, np.ones((2, 2))), r"the strength of Steer has shape \(2, 2\); give a number, or one a row"),
+        (lambda: Add(ONE * 1j), "the direction of Add must be an array of real numbers, not an array of complex64"),
+        (lambda: Add(jnp.full((2, D), -jnp.inf, jnp.bfloat16)), r"the direction of Add is -inf at \[0, 0\]"),
+        (
+            lambda: Add(np.ones((2, D)), np.ones(3)),
+            "the fields of Add are for different rows: direction 2 and strength 3",
+        ),
+        (lambda: Replace([[1.0, 2.0], [3.0]]), "the value of Replace must be an array of real numbers"),
+        (lambda: Replace(NAN), r"the value of Replace is nan at \[3\]"),
+        (lambda: ProjectOut(-NAN), r"the direction of ProjectOut is nan at \[3\]"),
+        (lambda: Ablate(ONE > 0, NAN), r"the value of Ablate is nan at \[3\]"),
+        (lambda: Ablate([3, 5, 7]), r"the mask of Ablate is 3 at \[0\]; give a mask, true where a feature is ablated"),
+        (lambda: Ablate(5), r"the features of Ablate has shape \(\)"),
+        (lambda: at(Steer(ONE, np.nan), "generated"), "the strength of Steer is nan"),
+        (lambda: at(at(Add(NAN), "prompt"), [1]), r"the direction of Add is nan at \[3\]"),
+        (lambda: at(Add(ONE), "middle"), "unknown positions 'middle'; use all, generated, prompt, last"),
+        (lambda: at(Add(ONE), -1), "a position is -1; give whole numbers from 0 up, or a name such as 'last'"),
+        (lambda: at(Add(ONE), [0.5]), r"a position is 0.5 at \[0\]"),
+        (lambda: at(Add(ONE), [np.nan]), r"a position is nan at \[0\]"),
+        (lambda: at(Add(ONE), (3, 1)), r"the first position is 3 at \[0, 0\]; give one up to the last"),
+        (lambda: at(Add(ONE), (1, 2, 3)), r"a range of positions is \(first, last\), not 3 numbers"),
+        (lambda: at(Add(ONE), np.ones((2, 3), bool)), "positions are a mask"),
+        (lambda: at("edit", "all"), "at\\(\\) restricts an edit, .* and str is none"),
+    ],
+)
+def test_edits_that_make_no_sense_are_refused(as_for_users, make, message):
+    with pytest.raises(AtlasError, match=message):
+        make().check()
+
+
+def test_edits_of_every_shape_pass_the_check_and_so_do_traced_ones(x):
+    edits = [Steer([1.0] * D, 2), Steer(ONE, np.array([1, 2])), Add(jnp.ones((2, D), jnp.bfloat16)), Add(ONE)]
+    edits += [Ablate(ONE), Ablate(np.ones((2, D), bool), ONE), ProjectOut(ONE), Replace(np.ones((1, D)))]
+    edits += [at(edits[0], [0, 3]), at(Add(ONE), (np.arange(4), 9)), at(Add(ONE), 2), at(lambda x, where: x, "last")]
+    for edit in edits:
+        edit.check()
+
+    @jax.jit
+    def inside(s):
+        edit = at(Steer(s, s[0]), (0, 3))
+        edit.check()
+        return edit(jnp.asarray(x), where())
+
+    np.testing.assert_allclose(inside(ONE), at(Steer(ONE, 1.0), (0, 3))(jnp.asarray(x), where()), atol=1e-6)
 
 
 # The same edits by PyTorch hooks.

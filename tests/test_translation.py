@@ -36,6 +36,45 @@ def test_similarity_is_the_cosine_of_every_row(translation, rng):
     assert translation.similarity(q)[..., 2].tolist() == np.zeros((4, 3)).tolist()
 
 
+Q = np.zeros(9, np.float32)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda t: t.similarity(np.zeros((2, 8), "f")), r"has 9 features, got an array of shape \(2, 8\)"),
+        (lambda t: t.similarity(0.5), r"has 9 features, got an array of shape \(\)"),
+        (
+            lambda t: t.similarity(np.where(np.arange(9) == 4, np.nan, Q)),
+            r"the query is nan at \[4\]; give finite numbers",
+        ),
+        (lambda t: t.top_features(jnp.full((2, 9), -jnp.inf)), r"the query is -inf at \[0, 0\]"),
+        (lambda t: t.similarity([0.0] * 8 + [float("inf")]), r"the query is inf at \[8\]"),
+        (lambda t: t.similarity("a concept"), "the query must be an array of real numbers, not 'a concept'"),
+        (lambda t: t.similarity(Q + 1j), "the query must be an array of real numbers, not an array of complex64"),
+        (lambda t: t.top_features([[0.0] * 9, [0.0]]), "the query must be an array of real numbers"),
+        (lambda t: t.top_features(None), "the query must be an array of real numbers, not None"),
+        (lambda t: t.top_features(Q, k=2.5), "asked for the top 2.5 of 6 features"),
+        (lambda t: t.top_features(Q, k=7), "asked for the top 7 of 6 features"),
+        (lambda t: t.top_features(Q, k=0), "asked for the top 0 of 6 features"),
+        (lambda t: t.name_feature(1.5), "subject feature 1.5 does not exist; there are 6"),
+        (lambda t: t.name_feature("first"), "subject feature first does not exist"),
+        (lambda t: t.name_feature(-1), "subject feature -1 does not exist"),
+        (lambda t: t.name_feature(0, k="all"), "asked for the top all of 9 features"),
+    ],
+)
+def test_queries_that_make_no_sense(translation, as_for_users, call, message):
+    with pytest.raises(AtlasError, match=message):
+        call(translation)
+
+
+def test_queries_may_be_lists_and_whole_numbers(translation):
+    one = np.eye(9)[3]
+    expected = translation.similarity(one)
+    for same in (one.tolist(), one.astype(int), one.astype(int).tolist(), jnp.asarray(one, jnp.bfloat16)):
+        np.testing.assert_array_equal(translation.similarity(same), expected)
+
+
 def test_ranking_both_ways(translation, rng):
     q = rng.normal(size=9).astype(np.float32)
     ranked = translation.top_features(q, k=4)

@@ -50,7 +50,8 @@ def retrieval(
             alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
         )
     if found.sentences < sentences:
-        note(f"queries are averaged over {found.sentences} sentences: {found.held_out} are held out")
+        told = f"queries are averaged over {found.sentences} sentences, not over {sentences}"
+        note(f"{told}: over at most half of the {found.held_out} held out")
     emit(as_json, found.as_json(), lambda: retrieval_table(found))
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import to_host
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
@@ -28,6 +29,7 @@ from atlas_jax.types import Site, Tokens
 
 SENTENCES = 20  # a feature, as many as the paper generates
 CELLS = 2**26  # strongest activations that are kept, of all features of a site: a quarter of a gigabyte
+QUERIES = 1024  # ranked at once
 
 
 class Averaged(NamedTuple):
@@ -99,28 +101,45 @@ def semantic_retrieval(
 
     Each subject feature's query is averaged over the sentences that activate it most, where the paper has twenty
     written for it. As in the paper, features that their own sentences do not activate most are left out (activations
-    are compared in standard deviations from their means), and the others are ranked among themselves.
+    are compared in standard deviations from their means), and the others are ranked among themselves. Of sentences that
+    activate a feature alike those with the lowest ids count, of features that stand out alike the lowest.
 
     Args:
       stream: the evaluation half.
       translations: by site and method.
-      sentences: how many a query is averaged over; fewer where the pass does not hold so many, or memory for the
-        strongest of every feature would not do (:data:`CELLS`). The result says how many it was.
+      sentences: how many a query is averaged over; at most half of those there are, for queries over all of them are
+        all the same, and fewer where memory for the strongest of every feature would not do (:data:`CELLS`). The
+        result says how many it was.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
       stage: makes a progress callback for each pass.
 
     Raises:
-      AtlasError: if no feature of a site is activated most by its own sentences.
+      AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is no whole number
+        from 1 up.
     """
-    sentences = min(sentences, stream.size, max(1, CELLS // max(stream.spaces[0].widths.values())))
+    most = min(stream.size // 2, CELLS // max(stream.spaces[0].widths.values()))
+    sentences = min(as_count(sentences, "sentences of a query"), max(1, most))
     averaged = averaged_queries(stream, _strongest(stream, sentences, stage), sentences, stage=stage)
     rows = []
     for (site, method), t in translations.items():
-        queries = averaged[site].queries - t.mean_atlas[None, :] if centre else averaged[site].queries
-        found = ranked(t.similarity(queries), averaged[site].valid)
+        found = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
         rows.append(RetrievalRow(site, method, *map(bootstrap_mean, found)))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
+
+
+def _retrieved(
+    t: Translation, queries: Float[Array, "d_s d_c"], valid: Int[np.ndarray, " v"], mean: Float[Array, " d_c"]
+) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
+    """:func:`ranked` of the centred queries of the valid features, some at a time."""
+    found = []
+    for start in range(0, len(valid), QUERIES):
+        own = valid[start : start + QUERIES]
+        among = t.similarity(queries[jnp.asarray(own)] - mean[None, :])[:, jnp.asarray(valid)]
+        target = jnp.arange(start, start + len(own))
+        found.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
+    ranks, probabilities = map(np.concatenate, zip(*found, strict=True))
+    return ranks, probabilities
 
 
 def ranked(
@@ -199,5 +218,9 @@ def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics)
     """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i."""
     mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
     deviation = np.sqrt(scatter / float(statistics.weight))
-    score = (means - mean) / np.where(deviation > 0, deviation, np.inf)
-    return (score.argmax(axis=1) == np.arange(len(means))) & (score.max(axis=1) > 0)
+    scale, most = np.where(deviation > 0, deviation, np.inf), np.empty(len(means), bool)
+    for start in range(0, len(means), QUERIES):
+        score = (means[start : start + QUERIES] - mean) / scale
+        own = start + np.arange(len(score))
+        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > 0)
+    return most
