@@ -90,7 +90,8 @@ def atlas_rows(rows: int, width: int) -> jax.Array:
 def nothing_fitted(widths: dict[Any, int], d_c: int, top_k: int) -> Fitted:
     """The state in which a fitting pass begins."""
     statistics = PassStatistics.init(NEEDS, widths, d_c, top_k=top_k)
-    return Fitted(statistics, jnp.zeros(d_c, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32), TokenNorms.init(widths))
+    active, left_out = jnp.zeros(d_c, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
+    return Fitted(statistics, active, left_out, TokenNorms.init(widths))
 
 
 def decoding_inputs(vocab: int, width: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:

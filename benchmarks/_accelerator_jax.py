@@ -129,7 +129,7 @@ def compile(size: str) -> Found:
     """Seconds to trace and to compile the reading of a batch by all layers, and what it needs beside its arguments."""
     abstract = inputs.subject(size, inputs.abstract_in("bfloat16"))
     tokens, _ = inputs.batches(size, SIZES[size]["sentences"], abstract.model.config.vocab_size)
-    traced, lowered = seconds_of(lambda: encode_batch.lower(abstract, tokens[len(tokens) // 2]))
+    traced, lowered = seconds_of(lambda: encode_norms.lower(abstract, tokens[len(tokens) // 2]))
     took, compiled = seconds_of(lowered.compile)
     memory = compiled.memory_analysis()
     yield {"trace_seconds": traced, "compile_seconds": took, "temporary_bytes": memory.temp_size_in_bytes}
@@ -144,8 +144,8 @@ def extraction(size: str) -> Found:
     yield {"tokens": real, "padded_tokens": sum(t.ids.size for t in tokens), "batches": len(tokens)}
 
     def add(state: Any, batch: aj.Tokens) -> Any:
-        a_s, norms, count = encode_norms(subject, batch)
-        return _fit_step(state, a_s, a_c[len(batch.index)], NormSums(norms, count), batch.index, mesh=None)
+        a_s, *norms = encode_norms(subject, batch)
+        return _fit_step(state, a_s, a_c[len(batch.index)], NormSums(*norms), batch.index, mesh=None)
 
     compiled = {}
     for batch in {t.ids.shape: t for t in tokens}.values():
@@ -157,7 +157,7 @@ def extraction(size: str) -> Found:
     def rates(seconds: float) -> dict[str, float]:
         return {"seconds": seconds, "tokens_per_s": real / seconds, "share_of_bf16": flops * real / seconds / peak}
 
-    alone, _ = seconds_of(lambda: [jax.block_until_ready(encode_batch(subject, batch)) for batch in tokens])
+    alone, _ = seconds_of(lambda: [jax.block_until_ready(encode_norms(subject, batch)) for batch in tokens])
     yield {"bf16_tflops": peak / 1e12, "alone": rates(alone)}
     yield {"with_statistics": rates(seconds_of(partial(folded, add, state, tokens))[0])}
 
@@ -194,8 +194,9 @@ def joint(size: str) -> Found:
     state = inputs.nothing_fitted(subject.widths, space.width, sizes["top_k"])
 
     def add(state: Any, batch: aj.Tokens) -> Any:
-        (a_s, norms, count), a_c = encode_norms(subject, batch), encode_batch(space, batch)[space.site]
-        return _fit_step(state, a_s, a_c, NormSums(norms, count), batch.index, mesh=None)
+        a_s, *norms = encode_norms(subject, batch)
+        a_c = encode_batch(space, batch)[space.site]
+        return _fit_step(state, a_s, a_c, NormSums(*norms), batch.index, mesh=None)
 
     first, state = seconds_of(partial(folded, add, state, list({t.ids.shape: t for t in tokens}.values())))
     seconds, state = seconds_of(partial(folded, add, state, tokens))
