@@ -85,12 +85,15 @@ def run(name: str, size: str, folder: Path, limit: float) -> dict[str, Any]:
     start = time.monotonic()
     with log.open("w") as told:
         process = subprocess.Popen(command, stdout=told, stderr=told, env=environment, start_new_session=True)
+        code = None
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            code = None
+            pass  # told below
+        finally:  # whatever stops this script, nothing goes on holding the device
+            if code is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     record = json.loads(out.read_text()) if out.exists() else {}
     if code is None:
         record["failed"] = f"stopped after {limit:.0f} s"
@@ -203,4 +206,5 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     main()
