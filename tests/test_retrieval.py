@@ -5,21 +5,15 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli._app import app
-from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import _retrieval, semantic_retrieval
-from atlas_jax.pipeline import AlignSettings, align, load_pair
-
-SITES, EVAL = ("mlp_act.2", "resid_post.1"), 150
+from atlas_jax.pipeline import Alignment
 
 
 @pytest.fixture(scope="module")
-def alignment():
-    settings = AlignSettings(SITES, ("covariance",))
-    corpus = build_corpus(installed_documentation(max_bytes=100_000), n_fit=200, n_eval=EVAL)
-    return align(load_pair(str(SUBJECT), str(ATLAS), settings, None), corpus, settings)
+def alignment(bundled_run):
+    return Alignment.load(bundled_run)
 
 
 def retrieval(alignment, **options):
@@ -38,16 +32,15 @@ def test_blocks_change_nothing(alignment, monkeypatch):
         assert ours.mpp == pytest.approx(theirs.mpp, abs=1e-5)
 
 
-def test_no_more_sentences_than_half_of_those_there_are(alignment, tmp_path):
+def test_no_more_sentences_than_half_of_those_there_are(bundled_run):
     """Queries over all sentences would be the same for every feature."""
-    alignment.save(tmp_path)
-    command = ["evaluate", "retrieval", str(tmp_path), "--json", "--sentences"]
-    found, most = (CliRunner().invoke(app, [*command, count], catch_exceptions=False) for count in ("100000", "75"))
-    told = "queries are averaged over 75 sentences, not over 100000: over at most half of the 150 held out"
+    command = ["evaluate", "retrieval", str(bundled_run), "--json", "--sentences"]
+    found, most = (CliRunner().invoke(app, [*command, count], catch_exceptions=False) for count in ("100000", "100"))
+    told = "queries are averaged over 100 sentences, not over 100000: over at most half of the 200 held out"
     assert told in " ".join(found.stderr.split())
     assert "queries are averaged" not in most.stderr
     assert json.loads(found.stdout) == json.loads(most.stdout)
-    assert json.loads(most.stdout)["sentences"] == 75
+    assert json.loads(most.stdout)["sentences"] == 100
 
 
 @pytest.mark.parametrize("sentences", [0, -3, 2.5])
