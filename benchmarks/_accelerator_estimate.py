@@ -17,10 +17,10 @@ from _common import machine
 from jax.sharding import NamedSharding, PartitionSpec as P
 from throughput import H200, atlas_of
 
+from atlas_jax.mesh import make_mesh
 from atlas_jax.pipeline._stream import _fit_step, _lens_step
 from atlas_jax.statistics import NormSums, lens_init
 from atlas_jax.translators import _polar_express
-from atlas_jax.translators._ring import ring_mesh
 
 RATES = H200 | {"float64": 60e12, "tf32": 400e12, "bytes": 4.3e12}  # a second
 REACHED = 0.6  # share of them
@@ -102,21 +102,21 @@ class Costs:
     def polar(self) -> tuple[dict[str, float], int]:
         """Operations of one polar factor with its certificate, and bytes of the matrix, the factor and temporaries."""
         p, q = self.sizes["polar"]
-        steps, panels = len(_polar_express.schedule(_polar_express.REACH)) + 2, -(-p // 256)
+        steps = len(_polar_express.schedule(_polar_express.REACH)) + 2
         iteration = steps * (4.0 * p * p * q + 2.0 * p**3)
-        certificate = 8.0 * p * p * q + 4.0 * p**3 + panels * 2.0 * p * 256 * (3 * p + q + 2 * p)
+        certificate = 8.0 * p * p * q + (2.0 + 2 + 4 + 4 / 3) * p**3
         with jax.enable_x64(True):
             m = jax.ShapeDtypeStruct((p, q), "float64", sharding=_whole())
             t, abc = jax.ShapeDtypeStruct((p, q), "float32"), jax.ShapeDtypeStruct((steps - 2, 3), "float64")
             most = max(
-                temporaries(_polar_express._factor, m, abc, _whole().mesh, _whole()),
-                temporaries(_polar_express._weigh, m, t, _whole().mesh, True),
+                temporaries(_polar_express._factor, m, abc, _whole()),
+                temporaries(_polar_express._products, m, t, jnp.dtype("float64")) + 8 * p * p,
             )
         return {"float64": iteration + certificate}, 8 * p * q * 2 + 4 * p * q + most
 
 
 def _whole() -> NamedSharding:
-    return NamedSharding(ring_mesh(jnp.zeros(1)), P())
+    return NamedSharding(make_mesh(), P())
 
 
 def work(*parts: tuple[float, dict[str, float]]) -> dict[str, float]:

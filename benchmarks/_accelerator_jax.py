@@ -24,9 +24,8 @@ from atlas_jax.pipeline import encode_batch
 from atlas_jax.pipeline._encode import encode_norms
 from atlas_jax.pipeline._stream import _fit_step, _lens_step
 from atlas_jax.statistics import NormSums, lens_init, update_pass
-from atlas_jax.translators import polar_express
-from atlas_jax.translators._regression_rows import regress
-from atlas_jax.translators._solution import cross_on_devices, gram_on_devices, has_double
+from atlas_jax.translators import least_squares, polar_express
+from atlas_jax.translators._solution import has_double
 from atlas_jax.types import POINTS
 
 Found = Iterator[dict[str, Any]]
@@ -227,10 +226,8 @@ def accumulation(size: str) -> Found:
     ceiling = matmul_ceiling(n=sizes["matmul"], calls=2) * 1e9
     yield {"update": found | {"share_of_float32": flops / seconds / ceiling, "float32_tflops": ceiling / 1e12}}
     statistics = state.statistics(site)
-    gram, lift = gram_on_devices(statistics, "atlas", unit=False)
-    cross = cross_on_devices(statistics, unit=False, centre=False)
-    solve = lambda: regress(cross, gram, lift, cut=1e-7)
-    yield {"least_squares": timed(solve) | {"certificate": solve()[1]}}
+    solve = lambda: least_squares(statistics)
+    yield {"least_squares": timed(solve) | {"certificate": solve().certificate}}
 
 
 def procrustes(size: str) -> Found:

@@ -240,18 +240,23 @@ def test_sharded_as_the_host_and_as_the_input(rng, mesh, spec):
 
 @pytest.mark.parametrize(("layout", "shape"), [(LAYOUTS[0], (512, 640)), (LAYOUTS[1], (640, 512))], ids=str)
 def test_no_device_holds_a_whole_matrix(layout, shape):
-    """No buffer of the compiled programs, which are per device, has half the elements of the smaller square."""
+    """No buffer of the compiled programs, which are per device, is larger than one square of the shorter side."""
     from atlas_jax.translators import _polar_express as module
 
     m = spread(np.ones(shape, np.float32), *layout)
     with jax.enable_x64(True):
         steps = jnp.asarray(module.schedule(module.REACH), jnp.float64)
-        factor = module._factor.lower(m, steps, m.sharding.mesh, m.sharding).compile()
-        weigh = module._weigh.lower(m, m, m.sharding.mesh, True).compile()
-    for compiled in (factor, weigh):
-        assert largest_buffer(compiled.as_text()) < min(shape) ** 2 / 2
-    gathered = jax.jit(lambda x: x @ x.T, out_shardings=NamedSharding(m.sharding.mesh, P())).lower(m).compile()
-    assert largest_buffer(gathered.as_text()) >= min(shape) ** 2
+        factor = module._factor.lower(m, steps, m.sharding).compile()
+        products = module._products.lower(m, m, jnp.dtype("float64")).compile()
+        of = jax.eval_shape(lambda: module._products(m, m, jnp.dtype("float64")))
+        parts = jax.tree.map(
+            lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), of, products.output_shardings
+        )
+        evidence = module._evidence.lower(m, m, parts, parts.w).compile()
+    for compiled in (factor, products, evidence):
+        assert largest_buffer(compiled.as_text()) <= min(shape) ** 2
+    gathered = jax.jit(lambda x: x + 1, out_shardings=NamedSharding(m.sharding.mesh, P())).lower(m).compile()
+    assert largest_buffer(gathered.as_text()) > min(shape) ** 2
 
 
 def largest_buffer(hlo):

@@ -93,7 +93,7 @@ def test_turned_rows_give_the_cosines_of_the_matrix(pair, rng, unit, centre):
     stats = pair[2]
     members = [Member(a, b, unit, centre, r) for a in (0, 0.5, 1) for b in (0, 0.5, 1) for r in (0.0, 0.1)]
     whitening = Whitening.of(stats, members)
-    turned, q = whitening.turned(), rng.normal(size=(5, D_C)).astype(np.float32)
+    turned, q = whitening.in_eigenbasis(), rng.normal(size=(5, D_C)).astype(np.float32)
     cosine = lambda t, q: (q @ t.T / np.maximum(np.linalg.norm(t, axis=1), 1e-30)).astype(np.float64)
     for member in members:
         rows, matrix = np.array(turned.rows(member)), np.asarray(whitening.solve(member).matrix)

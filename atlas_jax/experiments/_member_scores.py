@@ -77,7 +77,7 @@ def _solve_grid(
     vectors: dict[Site, dict[Member, np.ndarray]] = {site: {} for site in statistics.sites}
     retrieved: Scores = {site: {} for site in statistics.sites}
     for site, whitening, members in views(statistics, dict.fromkeys(statistics.sites, grid)):
-        turned = whitening.turned()
+        turned = whitening.in_eigenbasis()
         mesh = mesh_of(turned)
         single = turned.queries(queries)
         mean = statistics.sums.atlas.raw.mean[None, :]

@@ -1,6 +1,6 @@
 """Translators: pure functions from statistics to a translation matrix, in one registry."""
 
-from atlas_jax.translators._moment_methods import (
+from atlas_jax.translators._moments import (
     correlation as correlation,
     covariance as covariance,
     random as random,
@@ -16,8 +16,8 @@ from atlas_jax.translators._regression import least_squares as least_squares, ri
 from atlas_jax.translators._solution import Method as Method, Solution as Solution
 from atlas_jax.translators._spectrum import Spectrum as Spectrum
 from atlas_jax.translators._whitened import (
+    Eigenbasis as Eigenbasis,
     Member as Member,
-    Turned as Turned,
     Whitening as Whitening,
     whitened as whitened,
     whitened_family as whitened_family,

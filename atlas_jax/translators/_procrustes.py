@@ -1,16 +1,18 @@
 """Orthogonal Procrustes, Eq. 2: the polar factor."""
 
+from typing import Literal, get_args
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from atlas_jax.errors import AtlasError
 from atlas_jax.translators._polar import polar
 from atlas_jax.translators._polar_express import polar_express
-from atlas_jax.translators._solution import (
-    Solution,
-    Solver,
-    cross_of,
-    cross_on_devices,
-    solution,
-    where_it_belongs,
-)
+from atlas_jax.translators._solution import Solution, cross_product, solution
 from atlas_jax.types_statistics import Statistics
+
+Solver = Literal["auto", "host", "device"]
 
 
 def procrustes(
@@ -33,7 +35,7 @@ def procrustes(
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation), which the paper does not.
       solver: ``"host"`` gathers them and solves by :func:`polar`; ``"device"`` iterates matrix products where the
-        statistics are, without ever gathering them; ``"auto"`` is the device for sharded statistics and
+        statistics are; ``"auto"`` is the device for sharded statistics and
         accelerators, the host otherwise. Both are within 2e-6 of a float64 SVD up to condition 1e6, save on devices
         without float64, where the certificate tells. A device result that is not accepted is solved again on the host
         if one process holds it all; the certificate then names what it escalated from.
@@ -54,11 +56,26 @@ def procrustes(
       ([[0.0, 1.0], [1.0, 0.0]], 2)
     """
     options = {"unit": normalize_rows, "centre": centre}
-    centred = stats.cross.unit if normalize_rows else stats.cross.raw
-
-    def on_host() -> Solution:
-        t, certificate = polar(cross_of(stats, **options))
+    if not _on_devices(solver, stats.cross.unit if normalize_rows else stats.cross.raw):
+        return _on_host(stats, **options)
+    t, certificate = polar_express(cross_product(stats, **options))
+    if certificate["accepted"] or not t.is_fully_addressable:
         return solution(t, **certificate)
+    found = _on_host(stats, **options)
+    return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})
 
-    on_devices = lambda: polar_express(cross_on_devices(stats, **options))
-    return where_it_belongs(solver, (centred,), on_host, on_devices)
+
+def _on_host(stats: Statistics, *, unit: bool, centre: bool) -> Solution:
+    t, certificate = polar(np.asarray(cross_product(stats, unit=unit, centre=centre, one_device=True)))
+    return solution(t, **certificate)
+
+
+def _on_devices(solver: Solver, m: Float[Array | np.ndarray, "p q"] | None) -> bool:
+    """What ``solver`` means for this array: "auto" is the devices if it is spread over several or on an accelerator."""
+    if solver not in (known := get_args(Solver)):
+        raise AtlasError(f"unknown solver '{solver}'; use {', '.join(known)}")
+    if solver != "auto":
+        return solver == "device"
+    if not isinstance(m, jax.Array):
+        return False
+    return {device.platform for device in m.sharding.device_set} != {"cpu"} or not m.sharding.is_fully_replicated

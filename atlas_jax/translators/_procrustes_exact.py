@@ -1,9 +1,12 @@
 """The minimiser of Eq. 2 itself, which for ``d_s < d_c`` is not the polar factor."""
 
+import jax
+import jax.numpy as jnp
+
 from atlas_jax.checks import as_count, as_number
 from atlas_jax.translators._procrustes import procrustes
-from atlas_jax.translators._solution import Solution, cross_on_devices, gram_on_devices, solution
-from atlas_jax.translators._stiefel_rows import living, minimise
+from atlas_jax.translators._solution import Solution, cross_product, gram_matrix, solution_on_one_device
+from atlas_jax.translators._stiefel import minimise
 from atlas_jax.types_statistics import Statistics
 
 
@@ -21,7 +24,7 @@ def procrustes_exact(
     region finds a stationary point whose loss is at most the polar factor's, and the certificate bounds how far it can
     be above the global minimum, which it usually is. For ``d_s >= d_c`` the polar factor is the minimiser (over
     ``T^T T = I`` when ``d_s > d_c``, where ``T T^T = I`` has no solution), and :func:`procrustes` finds it. Dead
-    features have exactly zero rows and columns. The statistics are never gathered.
+    features have exactly zero rows and columns. All is computed in float64 on one device.
 
     Args:
       stats: statistics with the needs ``"unit_cross"`` and ``"unit_atlas_gram"`` (``"cross"`` and ``"atlas_gram"``
@@ -29,17 +32,16 @@ def procrustes_exact(
         must all call).
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation).
-      tolerance: stop when the gradient on the manifold is this small relative to the gradient in all directions; on
-        devices without float64 at least 1e-5.
+      tolerance: stop when the gradient on the manifold is this small relative to the gradient in all directions.
       max_steps: Newton steps at most; the certificate says whether it converged.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``, sharded as the statistics; ``certificate`` with solver, precision, rank, steps,
-      stationarity, whether it converged, orthogonality, gap (to the global minimum at most, relative to
+      ``matrix`` float32 ``[d_s, d_c]``, on the mesh of the statistics; ``certificate`` with solver, precision, rank,
+      steps, stationarity, whether it converged, orthogonality, gap (to the global minimum at most, relative to
       ``2 tr(T A_c^T A_s)``), the change of Eq. 2's loss from the polar factor, and whether it is accepted.
 
     Raises:
-      AtlasError: if a need is missing, there are no rows, or an option is out of range.
+      AtlasError: if a need is missing, there are no rows, an option is out of range, or the Gram matrix is too large.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,12 +53,12 @@ def procrustes_exact(
     """
     as_number(tolerance, "tolerance", least=0)
     as_count(max_steps, "max_steps")
-    cross = cross_on_devices(stats, unit=normalize_rows, centre=centre)
-    gram, lift = gram_on_devices(stats, "atlas", unit=normalize_rows)
-    lift = lift * (not centre)
-    rows, columns = living(cross, gram, lift)
-    if rows >= columns:
-        found = procrustes(stats, normalize_rows=normalize_rows, centre=centre)
-        return found._replace(certificate=found.certificate | {"steps": 0, "converged": True, "loss_change": 0.0})
-    t, certificate = minimise(cross, gram, lift, tolerance=tolerance, max_steps=max_steps)
-    return solution(t, **certificate)
+    with jax.enable_x64(True):
+        cross = cross_product(stats, unit=normalize_rows, centre=centre, one_device=True)
+        gram = gram_matrix(stats, "atlas", unit=normalize_rows, centre=centre)
+        rows, columns = int(jnp.sum(jnp.any(cross != 0, axis=1))), int(jnp.count_nonzero(jnp.diagonal(gram)))
+        if rows < columns:
+            t, certificate = minimise(cross, gram, tolerance=tolerance, max_steps=max_steps)
+            return solution_on_one_device(t, stats, **certificate)
+    found = procrustes(stats, normalize_rows=normalize_rows, centre=centre)
+    return found._replace(certificate=found.certificate | {"steps": 0, "converged": True, "loss_change": 0.0})

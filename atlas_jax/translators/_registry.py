@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.translators._moment_methods import correlation, covariance, random_like, semantic_lens
+from atlas_jax.translators._moments import correlation, covariance, random_like, semantic_lens
 from atlas_jax.translators._procrustes import procrustes
 from atlas_jax.translators._procrustes_exact import procrustes_exact
 from atlas_jax.translators._regression import least_squares, ridge

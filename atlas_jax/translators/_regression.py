@@ -1,28 +1,29 @@
-"""Least squares, Eq. 8, and ridge, from the atlas Gram matrix: on the host, or where the statistics are."""
+"""Least squares, Eq. 8, and ridge, from the atlas Gram matrix, factorised on one device."""
 
-from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-from jaxtyping import Array, Float
+from jax import lax
+from jax.scipy.linalg import cho_solve
+from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_number
-from atlas_jax.translators._regression_rows import regress
 from atlas_jax.translators._solution import (
     Solution,
-    Solver,
-    cross_of,
-    cross_on_devices,
-    gram_of,
-    gram_on_devices,
-    solution,
-    where_it_belongs,
+    cross_product,
+    gram_matrix,
+    on_one_device,
+    solution_on_one_device,
 )
+from atlas_jax.translators._spectrum import eigh, largest_eigenvalue
 from atlas_jax.types_statistics import Statistics
 
+INVERSE_STEPS = 10
 
-def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7, solver: Solver = "auto") -> Solution:
+
+def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7) -> Solution:
     """The minimiser of ``|A_s - A_c T^T|`` of least norm, Eq. 8: ``A_s^T A_c (A_c^T A_c)^+``.
 
     Eigenvalues of the Gram matrix up to ``cut`` times the largest eigenvalue of the *centred* Gram matrix count as
@@ -33,20 +34,14 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7,
         mesh, be it of several processes (which must all call).
       centre: regress with an intercept, which Eq. 8 does not.
       cut: relative size below which an eigenvalue is zero.
-      solver: ``"host"`` gathers the statistics; it factorises a Gram matrix that is clearly positive definite and
-        diagonalises any other. ``"device"`` eliminates where the statistics are, without ever gathering them; a Gram
-        matrix that is not clearly positive definite it regularises, and the certificate tells by how much and whether
-        the result is accepted as the one of least norm. ``"auto"`` is the device for sharded statistics and
-        accelerators, the host otherwise. A device result that is not accepted is solved again on the host if one
-        process holds it all; the certificate then names what it escalated from.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features, sharded as the statistics where
-      the device solved; ``certificate`` with solver, rank, floor, dead columns and the relative residual of the normal
-      equations, from the device also precision, what regularised, the last change, and whether it is accepted.
+      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features, on the mesh of the statistics where
+      they have one; ``certificate`` with solver (a Gram matrix that is clearly positive definite is factorised, any
+      other diagonalised), rank, floor, dead columns and the relative residual of the normal equations.
 
     Raises:
-      AtlasError: if a need is missing, there are no rows, or an option is out of range.
+      AtlasError: if a need is missing, there are no rows, an option is out of range, or the Gram matrix is too large.
 
     Example:
       >>> import jax.numpy as jnp
@@ -56,32 +51,29 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7,
       >>> least_squares(stats).matrix.tolist()
       [[2.0]]
     """
-
     as_number(cut, "cut", least=0)
+    with jax.enable_x64(True):
+        gram = gram_matrix(stats, "atlas", unit=False, centre=centre)
+        centred = gram if centre else gram_matrix(stats, "atlas", unit=False, centre=True)
+        cross = cross_product(stats, unit=False, centre=centre, one_device=True)
+        t, certificate = _solve(cross, gram, cut * float(largest_eigenvalue(centred)))
+    return solution_on_one_device(t, stats, **certificate)
 
-    def on_host() -> Solution:
-        gram = gram_of(stats, "atlas", unit=False, centre=centre)
-        floor = cut * largest_eigenvalue(gram_of(stats, "atlas", unit=False, centre=True))
-        return _solve(cross_of(stats, unit=False, centre=centre), gram, floor)
 
-    return _where(stats, solver, on_host, centre=centre, cut=cut)
-
-
-def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2, solver: Solver = "auto") -> Solution:
+def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> Solution:
     """Least squares with a penalty on the norm of T: ``A_s^T A_c (A_c^T A_c + p I)^-1``; not in the paper.
 
     Args:
       stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``.
       centre: regress with an intercept.
       penalty: p, in units of the mean scatter of the atlas features that are not dead.
-      solver: as in :func:`least_squares`.
 
     Returns:
       ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features; ``certificate`` as in
       :func:`least_squares`, with the penalty and, as ``shift``, p itself.
 
     Raises:
-      AtlasError: if a need is missing, there are no rows, or an option is out of range.
+      AtlasError: if a need is missing, there are no rows, an option is out of range, or the Gram matrix is too large.
 
     Example:
       >>> import jax.numpy as jnp
@@ -91,79 +83,63 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2, sol
       >>> ridge(stats, penalty=1.0).matrix.tolist()
       [[1.0]]
     """
-
     as_number(penalty, "the penalty", least=0)
-
-    def on_host() -> Solution:
-        gram = gram_of(stats, "atlas", unit=False, centre=centre)
-        alive = np.diagonal(gram) > 0
-        scale = np.asarray(stats.atlas.raw.scatter, np.float64)[alive].mean() if alive.any() else 0.0
-        gram[np.diag_indices_from(gram)] += penalty * scale * alive
-        result = _solve(cross_of(stats, unit=False, centre=centre), gram, 0.0)
-        return result._replace(certificate=result.certificate | {"shift": float(penalty * scale)})
-
-    result = _where(stats, solver, on_host, centre=centre, penalty=penalty)
-    return result._replace(certificate=result.certificate | {"penalty": penalty})
+    with jax.enable_x64(True):
+        gram = gram_matrix(stats, "atlas", unit=False, centre=centre)
+        alive = (jnp.diagonal(gram) > 0).astype(gram.dtype)
+        scatter = on_one_device(jnp.asarray(stats.atlas.raw.scatter, jnp.float64))
+        shift = penalty * float(jnp.sum(scatter * alive) / jnp.maximum(jnp.sum(alive), 1.0))
+        cross = cross_product(stats, unit=False, centre=centre, one_device=True)
+        t, certificate = _solve(cross, gram + jnp.diag(shift * alive), 0.0)
+    return solution_on_one_device(t, stats, **certificate, shift=shift, penalty=penalty)
 
 
-def _where(
-    stats: Statistics, solver: Solver, on_host: Callable[[], Solution], *, centre: bool, **options: float
-) -> Solution:
-    """On the devices or on the host, as ``solver`` and the place of the statistics have it."""
-
-    def on_devices() -> tuple[Float[Array, "d_s d_c"], dict[str, Any]]:
-        gram, lift = gram_on_devices(stats, "atlas", unit=False)
-        cross = cross_on_devices(stats, unit=False, centre=centre)
-        return regress(cross, gram, lift * (not centre), **options)
-
-    return where_it_belongs(solver, (stats.cross.raw, stats.atlas.raw.gram), on_host, on_devices)
-
-
-def _solve(cross: Float[np.ndarray, "d_s d_c"], gram: Float[np.ndarray, "d_c d_c"], floor: float) -> Solution:
-    alive = np.flatnonzero(np.diagonal(gram) > 0)
-    small = gram[np.ix_(alive, alive)]
-    matrix = np.zeros(cross.shape)
-    certificate: dict[str, Any] = {"solver": "zero", "rank": 0}
-    if alive.size:
-        matrix[:, alive], certificate = _solve_alive(cross[:, alive], small, floor)
-        residual = np.linalg.norm(matrix[:, alive] @ small - cross[:, alive])
-        certificate["normal_residual"] = float(residual / max(np.linalg.norm(cross), np.finfo(float).tiny))
-    return solution(matrix, **certificate, floor=floor, dead_columns=gram.shape[0] - alive.size)
+def _solve(
+    cross: Float[Array, "d_s d_c"], gram: Float[Array, "d_c d_c"], floor: float
+) -> tuple[Float[Array, "d_s d_c"], dict[str, Any]]:
+    """``M G^+`` on one device, eigenvalues up to ``floor`` counting as zero, and how."""
+    count = int(jnp.count_nonzero(jnp.diagonal(gram)))
+    rounding = np.finfo(float).eps * count
+    t, smallest = _by_cholesky(cross, gram)
+    solver, rank = "cholesky", count
+    if not float(smallest) > max(floor, rounding * float(jnp.trace(gram))):
+        values, vectors = eigh(gram)
+        keep = values > max(floor, rounding * float(values[-1]))
+        t, solver, rank = _by_eigenvectors(cross, values, vectors, keep), "eigh", int(jnp.sum(keep))
+    residual = jnp.linalg.norm(t @ gram - cross) / jnp.maximum(jnp.linalg.norm(cross), np.finfo(float).tiny)
+    known = {"solver": solver if count else "zero", "rank": rank, "floor": floor}
+    return t, known | {"normal_residual": float(residual), "dead_columns": len(gram) - count}
 
 
-def _solve_alive(
-    cross: Float[np.ndarray, "d_s n"], gram: Float[np.ndarray, "n n"], floor: float
-) -> tuple[Float[np.ndarray, "d_s n"], dict[str, Any]]:
-    try:
-        factor = scipy.linalg.cho_factor(gram, check_finite=False)
-        if _smallest_eigenvalue(factor, len(gram)) > max(floor, np.finfo(float).eps * len(gram) * gram.trace()):
-            answer = scipy.linalg.cho_solve(factor, cross.T, check_finite=False).T
-            return answer, {"solver": "cholesky", "rank": len(gram)}
-    except np.linalg.LinAlgError:
-        pass  # not positive definite in float64: the eigenvalues tell the rank
-    values, vectors = scipy.linalg.eigh(gram, check_finite=False, driver="evd")
-    keep = values > max(floor, np.finfo(float).eps * len(gram) * values[-1])
-    vectors = vectors[:, keep]
-    return ((cross @ vectors) / values[keep]) @ vectors.T, {"solver": "eigh", "rank": int(keep.sum())}
+@jax.jit
+def _by_cholesky(
+    cross: Float[Array, "d_s d_c"], gram: Float[Array, "d_c d_c"]
+) -> tuple[Float[Array, "d_s d_c"], Float[Array, ""]]:
+    """``M G^-1``, dead features having the equation ``x = 0``; and the smallest eigenvalue of G on the others.
+
+    That by inverse iteration: an upper bound, close when one eigenvalue is tiny. NaN where G is not positive definite.
+    """
+    alive = jnp.diagonal(gram) > 0
+    root = jnp.linalg.cholesky(gram + jnp.diag(jnp.where(alive, 0.0, 1.0)))
+    solve = lambda x: cho_solve((root, True), x)
+
+    def step(
+        _: Int[Array, ""], state: tuple[Float[Array, " d_c"], Float[Array, ""]]
+    ) -> tuple[Float[Array, " d_c"], Float[Array, ""]]:
+        x = state[0] / jnp.linalg.norm(state[0])
+        y = solve(x)
+        return y, 1.0 / (x @ y)
+
+    start = jnp.where(alive, jax.random.normal(jax.random.key(0), alive.shape, gram.dtype), 0.0)
+    _, smallest = lax.fori_loop(0, INVERSE_STEPS, step, (start, jnp.zeros((), gram.dtype)))
+    return jnp.where(alive[None, :], solve(cross.T).T, 0.0), jnp.where(jnp.any(alive), smallest, jnp.inf)
 
 
-def largest_eigenvalue(gram: Float[np.ndarray, "n n"], steps: int = 30) -> float:
-    """By power iteration: a lower bound, close for a Gram matrix."""
-    x = np.random.default_rng(0).normal(size=len(gram))
-    value = 0.0
-    for _ in range(steps):
-        x = x / max(np.linalg.norm(x), np.finfo(float).tiny)
-        y = gram @ x
-        value, x = float(x @ y), y
-    return value
-
-
-def _smallest_eigenvalue(factor: Any, n: int, steps: int = 10) -> float:
-    """By inverse iteration from the Cholesky factor: an upper bound, close when one eigenvalue is tiny."""
-    x = np.random.default_rng(0).normal(size=n)
-    value = np.inf
-    for _ in range(steps):
-        x = x / np.linalg.norm(x)
-        y = scipy.linalg.cho_solve(factor, x, check_finite=False)
-        value, x = 1.0 / float(x @ y), y
-    return value
+@jax.jit
+def _by_eigenvectors(
+    cross: Float[Array, "d_s d_c"],
+    values: Float[Array, " d_c"],
+    vectors: Float[Array, "d_c d_c"],
+    keep: Bool[Array, " d_c"],
+) -> Float[Array, "d_s d_c"]:
+    return ((cross @ vectors) * jnp.where(keep, 1.0 / jnp.where(keep, values, 1.0), 0.0)[None, :]) @ vectors.T

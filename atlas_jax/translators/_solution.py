@@ -1,22 +1,23 @@
-"""What a translator returns, and what it reads from the statistics."""
+"""What a translator returns, and what it reads from the statistics: where they are, or whole on one device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Sharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import to_host
+from atlas_jax.mesh import mesh_of, place, to_host
 from atlas_jax.types_statistics import Moments, Statistics
 
-Solver = Literal["auto", "host", "device"]
 DOUBLE = ("cpu", "gpu", "cuda", "rocm")  # platforms whose devices multiply in float64
+times = partial(jnp.dot, precision=lax.Precision.HIGHEST)
+LARGEST = 2**16  # features of a Gram matrix, which is then 34 GB
 
 
 class Solution(NamedTuple):
@@ -50,50 +51,58 @@ def solution(matrix: Float[np.ndarray | Array, "d_s d_c"], **certificate: Any) -
     return Solution(jnp.asarray(matrix, jnp.float32), certificate)
 
 
-def cross_of(stats: Statistics, *, unit: bool, centre: bool) -> Float[np.ndarray, "d_s d_c"]:
-    """``A_s^T A_c`` in float64, of raw or unit rows, centred or not.
+def solution_on_one_device(matrix: Float[Array, "d_s d_c"], stats: Statistics, **certificate: Any) -> Solution:
+    """A solution in float32, in blocks over the mesh of the statistics where they have one."""
+    return Solution(laid_out(matrix, mesh_of(stats)), certificate)
+
+
+def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bool = False) -> Float[Array, "d_s d_c"]:
+    """``A_s^T A_c`` of raw or unit rows, centred or not.
+
+    Where the statistics are and sharded like them, in float64 where their devices have it, else float32; or in float64
+    on :func:`solver_device`.
 
     Raises:
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred = _cross(stats, view)
-    _, atlas, subject, cross = stats.low
-    product = to_host(centred).astype(np.float64)
-    product += to_host(getattr(cross, view))
-    if not centre:
-        mean_c = _mean(getattr(stats.atlas, view), getattr(atlas, view))
-        mean_s = _mean(getattr(stats.subject, view), getattr(subject, view))
-        product += np.outer(_weight(stats) * mean_s, mean_c)
-    return product
-
-
-def cross_on_devices(stats: Statistics, *, unit: bool, centre: bool) -> Float[Array, "d_s d_c"]:
-    """As :func:`cross_of`, computed where the statistics are and sharded like them; float32 without float64 there.
-
-    Raises:
-      AtlasError: if the statistics do not hold it.
-    """
-    view = "unit" if unit else "raw"
-    centred = jnp.asarray(_cross(stats, view))
-    weight, atlas, subject, cross = stats.low
+    centred, (weight, atlas, subject, cross) = _cross(stats, view), stats.low
     means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
     low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
-    with jax.enable_x64(has_double(centred)):
-        return _uncentred(centred, getattr(cross, view), None if centre else (means, low), centred.sharding)
+    parts = centred, getattr(cross, view), None if centre else (means, low)
+    parts = on_one_device(parts) if one_device else parts
+    with jax.enable_x64(one_device or has_double(jnp.asarray(parts[0]))):
+        return _sum(*parts)
 
 
-@partial(jax.jit, static_argnums=3)
-def _uncentred(
-    centred: Float[Array, "d_s d_c"], low: Float[Array, "d_s d_c"], means: Any, result: Sharding
-) -> Float[Array, "d_s d_c"]:
+def gram_matrix(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[Array, "d d"]:
+    """``A^T A`` of one side, ``"subject"`` or ``"atlas"``, symmetric, in float64 on :func:`solver_device`.
+
+    Raises:
+      AtlasError: if the statistics do not hold it, or it is too large for one device.
+    """
+    moments, low = _moments(stats, side, unit)
+    if (width := moments.gram.shape[0]) > LARGEST:
+        raise AtlasError(
+            f"the Gram matrix of {width} {side} features does not go on one device, where it is factorised (at most "
+            f"{LARGEST}); use procrustes, covariance, correlation or semantic_lens, which need none"
+        )
+    with jax.enable_x64(True):
+        weight = on_one_device((stats.weight, stats.low[0]))
+        (gram, mean), (gram_low, mean_low) = on_one_device([(m.gram, m.mean) for m in (moments, low)])
+        product = _sum(gram, gram_low, None if centre else ((mean, mean, weight[0]), (mean_low, mean_low, weight[1])))
+        return (product + product.T) / 2
+
+
+@jax.jit
+def _sum(high: Float[Array, "a b"], low: Float[Array, "a b"], means: Any) -> Float[Array, "a b"]:
     """The sum of both halves in the widest float, and ``weight * outer(means)``."""
     wide = lambda x: jnp.asarray(x, float)
-    product = wide(centred) + wide(low)
-    if means is not None:
-        mean_s, mean_c, weight = (wide(high) + wide(rest) for high, rest in zip(*means, strict=True))
-        product = product + jnp.outer(weight * mean_s, mean_c)
-    return lax.with_sharding_constraint(product, result)
+    product = wide(high) + wide(low)
+    if means is None:
+        return product
+    mean_a, mean_b, weight = (wide(high) + wide(rest) for high, rest in zip(*means, strict=True))
+    return product + jnp.outer(weight * mean_a, mean_b)
 
 
 def has_double(x: Float[Array, "..."]) -> bool:
@@ -101,68 +110,23 @@ def has_double(x: Float[Array, "..."]) -> bool:
     return all(device.platform in DOUBLE for device in x.sharding.device_set)
 
 
-def _belongs_on_devices(m: Float[np.ndarray | Array, "p q"] | None) -> bool:
-    """Whether this array is spread over devices, or on an accelerator."""
-    if not isinstance(m, jax.Array):
-        return False
-    platforms = {device.platform for device in m.sharding.device_set}
-    return platforms != {"cpu"} or not m.sharding.is_fully_replicated
+def solver_device() -> jax.Device:
+    """A device of this process with float64: its first accelerator, or the host."""
+    first = jax.local_devices()[0]
+    return first if first.platform in DOUBLE else jax.local_devices(backend="cpu")[0]
 
 
-def solved_on_devices(solver: Solver, large: Sequence[Float[np.ndarray | Array, "_ _"] | None]) -> bool:
-    """What ``solver`` means for these arrays: "auto" is the devices if any of them is spread or on an accelerator.
-
-    Raises:
-      AtlasError: for another solver.
-    """
-    if solver not in (known := get_args(Solver)):
-        raise AtlasError(f"unknown solver '{solver}'; use {', '.join(known)}")
-    return solver == "device" or (solver == "auto" and any(map(_belongs_on_devices, large)))
+def on_one_device(tree: Any) -> Any:
+    """Arrays whole on :func:`solver_device`, wherever they are; all processes that hold a part must call."""
+    spans = lambda x: isinstance(x, jax.Array) and not x.is_fully_addressable
+    device = solver_device()
+    return jax.tree.map(lambda x: jax.device_put(to_host(x) if spans(x) else x, device), tree)
 
 
-def where_it_belongs(
-    solver: Solver,
-    large: Sequence[Float[np.ndarray | Array, "_ _"] | None],
-    on_host: Callable[[], Solution],
-    on_devices: Callable[[], tuple[Float[Array, "d_s d_c"], dict[str, Any]]],
-) -> Solution:
-    """Solved on the devices or on the host, as ``solver`` and the place of the large arrays have it.
-
-    A device result that is not accepted is solved again on the host, if one process holds it all.
-    """
-    if not solved_on_devices(solver, large):
-        return on_host()
-    t, certificate = on_devices()
-    if certificate["accepted"] or not t.is_fully_addressable:
-        return solution(t, **certificate)
-    found = on_host()
-    return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})
-
-
-def gram_of(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[np.ndarray, "d d"]:
-    """``A^T A`` of one side, ``"subject"`` or ``"atlas"``, in float64; otherwise as :func:`cross_of`."""
-    moments, low = _moments(stats, side, unit)
-    product = to_host(moments.gram).astype(np.float64)
-    product += to_host(low.gram)
-    product = (product + product.T) / 2
-    if not centre:
-        mean = _mean(moments, low)
-        product += np.outer(_weight(stats) * mean, mean)
-    return product
-
-
-def gram_on_devices(stats: Statistics, side: str, *, unit: bool) -> tuple[Float[Array, "d d"], Float[np.ndarray, " d"]]:
-    """The centred Gram matrix where the statistics are and sharded like them, as :func:`cross_on_devices`.
-
-    And the vector v of the mean by which the uncentred one is ``G + v v^T``, on the host.
-
-    Raises:
-      AtlasError: if the statistics do not hold it.
-    """
-    moments, low = _moments(stats, side, unit)
-    gram = jnp.asarray(moments.gram)
-    with jax.enable_x64(has_double(gram)):
-        return _uncentred(gram, low.gram, None, gram.sharding), np.sqrt(_weight(stats)) * _mean(moments, low)
+def laid_out(x: Float[Array, "n k"], mesh: Mesh | None, dtype: str = "float32") -> Float[Array, "n k"]:
+    """A matrix from one device, in blocks over a mesh if there is one."""
+    x = jnp.asarray(x, dtype)
+    return x if mesh is None else place(x, mesh, "data", "model")
 
 
 def check_rows(stats: Statistics) -> None:
@@ -196,11 +160,3 @@ def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments
     check_rows(stats)
     _, atlas, subject, _ = stats.low
     return moments, getattr(atlas if side == "atlas" else subject, view)
-
-
-def _weight(stats: Statistics) -> float:
-    return float(stats.weight) + float(stats.low[0])
-
-
-def _mean(moments: Moments, low: Moments) -> Float[np.ndarray, " d"]:
-    return np.asarray(moments.mean, np.float64) + np.asarray(low.mean, np.float64)

@@ -1,64 +1,83 @@
 """A Gram matrix diagonalised once, and powers of its pseudo-inverse."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
-from atlas_jax.translators._regression import largest_eigenvalue
-from atlas_jax.translators._solution import gram_of
+from atlas_jax.translators._solution import gram_matrix
 from atlas_jax.types_statistics import Statistics
+
+POWER_STEPS = 30
 
 
 class Spectrum(NamedTuple):
     """Eigenvalues of a Gram matrix above the cut, ascending, and their vectors, zero in the rows of dead features.
 
+    All is float64 on one device; its methods run under ``jax.enable_x64(True)``.
+
     Attributes:
-      values: float64 ``[r]``.
-      vectors: float64 ``[d, r]``.
+      values: ``[r]``, on the host.
+      vectors: ``[d, r]``.
       unit: the mean eigenvalue of the features that are not dead: what a ridge is measured in.
       dead: how many features are zero throughout.
     """
 
     values: Float[np.ndarray, " r"]
-    vectors: Float[np.ndarray, "d r"]
+    vectors: Float[Array, "d r"]
     unit: float
     dead: int
 
     @classmethod
     def of(cls, stats: Statistics, side: str, *, normalize_rows: bool, centre: bool, cut: float) -> "Spectrum":
-        """Diagonalise ``A^T A`` of one side, ``"subject"`` or ``"atlas"``, in float64.
+        """Diagonalise ``A^T A`` of one side, ``"subject"`` or ``"atlas"``.
 
         Eigenvalues up to ``cut`` times the largest of the *centred* Gram matrix are rounding of float32 statistics.
         """
-        gram = gram_of(stats, side, unit=normalize_rows, centre=centre)
-        alive = np.flatnonzero(np.diagonal(gram) > 0)
-        dead = gram.shape[0] - alive.size
-        if not alive.size:
-            return cls(np.zeros(0), np.zeros((dead, 0)), 0.0, dead)
-        values, small = scipy.linalg.eigh(gram[np.ix_(alive, alive)], check_finite=False, driver="evd")
-        centred = gram if centre else gram_of(stats, side, unit=normalize_rows, centre=True)
-        largest = values[-1] if centre else largest_eigenvalue(centred)
-        keep = values > max(cut * largest, np.finfo(float).eps * alive.size * values[-1])
-        vectors = np.zeros((gram.shape[0], int(keep.sum())))
-        vectors[alive] = small[:, keep]
-        return cls(values[keep], vectors, float(values.mean()), dead)
+        with jax.enable_x64(True):
+            gram = gram_matrix(stats, side, unit=normalize_rows, centre=centre)
+            found, vectors = eigh(gram)
+            values, alive = np.asarray(found), int(jnp.count_nonzero(jnp.diagonal(gram)))
+            centred = gram if centre else gram_matrix(stats, side, unit=normalize_rows, centre=True)
+            largest = values[-1] if centre else float(largest_eigenvalue(centred))
+            rank = int(np.sum(values > max(cut * largest, np.finfo(float).eps * alive * values[-1])))
+            unit = float(jnp.trace(gram)) / max(alive, 1)
+            return cls(values[len(values) - rank :], vectors[:, len(values) - rank :], unit, len(values) - alive)
 
-    def raised(self, power: float | int, ridge: float | int, m: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "d k"]:
-        """``(G + ridge unit)^-power M`` over the range of G."""
-        return self.vectors @ ((self.values + ridge * self.unit)[:, None] ** -power * self.turn(m))
+    def apply_power(self, power: float | int, ridge: float | int, m: Float[Array, "d k"]) -> Float[Array, "d k"]:
+        """Return ``(G + ridge unit)^-power M`` over the range of G."""
+        return _apply(self.vectors, (self.values + ridge * self.unit) ** -power, m)
 
-    def turn(self, m: Float[np.ndarray, "d k"]) -> Float[np.ndarray, "r k"]:
-        """M in the eigenbasis, ``V^T M``."""
+    def in_basis(self, m: Float[Array, "d k"]) -> Float[Array, "r k"]:
+        """Return M in the eigenbasis, ``V^T M``."""
         return self.vectors.T @ m
 
-    def basis(self) -> tuple[Float[Array, "d r"], Float[Array, " r"]]:
-        """The vectors, and the values in units of ``unit``, float32 on the default device."""
-        return jnp.asarray(self.vectors, jnp.float32), jnp.asarray(self.values / (self.unit or 1.0), jnp.float32)
 
-    @property
-    def certificate(self) -> dict[str, Any]:
-        """How it was found."""
-        return {"solver": "eigh"}
+@jax.jit
+def eigh(gram: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d d"]]:
+    """Eigenvalues, ascending, and vectors of a symmetric matrix; rows of zeros stay exactly zero in the vectors."""
+    values, vectors = jnp.linalg.eigh(gram)
+    return values, jnp.where((jnp.diagonal(gram) != 0)[:, None], vectors, 0.0)
+
+
+@jax.jit
+def largest_eigenvalue(gram: Float[Array, "d d"]) -> Float[Array, ""]:
+    """By power iteration: a lower bound, close for a Gram matrix."""
+
+    def step(
+        _: Int[Array, ""], state: tuple[Float[Array, " d"], Float[Array, ""]]
+    ) -> tuple[Float[Array, " d"], Float[Array, ""]]:
+        x = state[0] / jnp.maximum(jnp.linalg.norm(state[0]), jnp.finfo(gram.dtype).tiny)
+        y = gram @ x
+        return y, x @ y
+
+    start = jax.random.normal(jax.random.key(0), gram.shape[:1], gram.dtype)
+    return lax.fori_loop(0, POWER_STEPS, step, (start, jnp.zeros((), gram.dtype)))[1]
+
+
+@jax.jit
+def _apply(vectors: Float[Array, "d r"], f: Float[Array, " r"], m: Float[Array, "d k"]) -> Float[Array, "d k"]:
+    return vectors @ (f[:, None] * (vectors.T @ m))

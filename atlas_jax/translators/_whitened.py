@@ -1,30 +1,19 @@
 """The whitened family: powers of both Gram matrices around the cross product."""
 
 from collections.abc import Iterable
-from contextlib import AbstractContextManager
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Sharding
 from jaxtyping import Array, ArrayLike, Float
 
 from atlas_jax.checks import as_number
 from atlas_jax.errors import AtlasError
-from atlas_jax.translators._solution import (
-    Solution,
-    Solver,
-    cross_of,
-    cross_on_devices,
-    has_double,
-    solution,
-    solved_on_devices,
-)
+from atlas_jax.mesh import mesh_of
+from atlas_jax.translators._solution import Solution, cross_product, laid_out, solution_on_one_device
 from atlas_jax.translators._spectrum import Spectrum
-from atlas_jax.translators._spectrum_rows import RowsSpectrum
 from atlas_jax.types_statistics import Statistics
 
 CUT = 3e-7  # float32 statistics carry rounding of about 1e-7 of the largest eigenvalue
@@ -60,7 +49,6 @@ def whitened(
     centre: bool = False,
     ridge: float | int = 0.0,
     cut: float = CUT,
-    solver: Solver = "auto",
 ) -> Solution:
     """``(A_s^T A_s)^-alpha A_s^T A_c (A_c^T A_c)^-beta``; not in the paper.
 
@@ -77,17 +65,12 @@ def whitened(
       normalize_rows: use rows divided by their L2 norm.
       centre: subtract the column means (after the normalisation).
       ridge: added to each Gram matrix, in units of its mean eigenvalue over the features that are not dead.
-      cut: eigenvalues up to ``cut`` times the largest of the centred Gram matrix count as zero; at least 1e-5 on
-        devices without float64.
-      solver: ``"host"`` gathers the statistics and diagonalises by LAPACK; ``"device"`` does by block Jacobi where the
-        statistics are, without ever gathering them; ``"auto"`` is the device for sharded statistics and accelerators,
-        the host otherwise.
+      cut: eigenvalues up to ``cut`` times the largest of the centred Gram matrix count as zero.
 
     Returns:
-      ``matrix`` float32 ``[d_s, d_c]``, sharded as the statistics where the devices solved; ``certificate`` with the
+      ``matrix`` float32 ``[d_s, d_c]``, on the mesh of the statistics where they have one; ``certificate`` with the
       arguments, and for each side that was whitened the rank, the number of dead features, the condition number over
-      the range and what the ridge added; from the devices also precision, sweeps, what they left off the diagonal, and
-      whether that is accepted.
+      the range and what the ridge added. All is computed in float64 on one device.
 
     Raises:
       AtlasError: if a need is missing, there are no rows, or an option is out of range.
@@ -100,7 +83,7 @@ def whitened(
       [[5.0]]
     """
     member = Member(alpha, beta, normalize_rows, centre, ridge)
-    return Whitening.of(stats, [member], cut=cut, solver=solver).solve(member)
+    return Whitening.of(stats, [member], cut=cut).solve(member)
 
 
 def whitened_family(
@@ -111,11 +94,10 @@ def whitened_family(
     centre: bool = False,
     ridge: float | int = 0.0,
     cut: float = CUT,
-    solver: Solver = "auto",
 ) -> dict[tuple[float | int, float | int], Solution]:
     """:func:`whitened` for many ``(alpha, beta)`` from one eigendecomposition a side."""
     members = [Member(a, b, normalize_rows, centre, ridge) for a, b in powers]
-    whitening = Whitening.of(stats, members, cut=cut, solver=solver)
+    whitening = Whitening.of(stats, members, cut=cut)
     return {(m.alpha, m.beta): whitening.solve(m) for m in members}
 
 
@@ -125,16 +107,18 @@ class Whitening(NamedTuple):
     Every member of the family in this view, whatever its powers and its ridge, is two scalings away.
 
     Attributes:
-      cross: ``A_s^T A_c [d_s, d_c]``, in float64 where there is any.
+      cross: ``A_s^T A_c [d_s, d_c]``, float64 on one device.
       subject: its spectrum, None where no member has alpha.
       atlas: its spectrum, None where no member has beta.
       cut: below which eigenvalues count as zero.
+      stats: what all this is of.
     """
 
-    cross: Float[np.ndarray | Array, "d_s d_c"]
-    subject: Spectrum | RowsSpectrum | None
-    atlas: Spectrum | RowsSpectrum | None
+    cross: Float[Array, "d_s d_c"]
+    subject: Spectrum | None
+    atlas: Spectrum | None
     cut: float
+    stats: Statistics
 
     @classmethod
     def of(
@@ -143,8 +127,7 @@ class Whitening(NamedTuple):
         members: Iterable[Member],
         *,
         cut: float = CUT,
-        atlas: Spectrum | RowsSpectrum | None = None,
-        solver: Solver = "auto",
+        atlas: Spectrum | None = None,
     ) -> "Whitening":
         """Diagonalise what some members of one view need.
 
@@ -153,11 +136,10 @@ class Whitening(NamedTuple):
           members: they share ``normalize_rows`` and ``centre``.
           cut: as in :func:`whitened`.
           atlas: the spectrum of the atlas side if it is known, from another site of the same pass.
-          solver: as in :func:`whitened`.
 
         Raises:
-          AtlasError: if the members are of several views or none, a need is missing, there are no rows, or an option is
-            out of range.
+          AtlasError: if the members are of several views or none, a need is missing, there are no rows, an option is
+            out of range, or a Gram matrix is too large.
         """
         members = list(members)
         as_number(cut, "cut", least=0)
@@ -169,54 +151,47 @@ class Whitening(NamedTuple):
         if len(views) != 1:
             raise AtlasError(f"members of one view are diagonalised together, got {len(views)} views")
         ((unit, centre),) = views
-        on_devices = solved_on_devices(solver, [getattr(stats.cross, "unit" if unit else "raw")])
-        cross = (cross_on_devices if on_devices else cross_of)(stats, unit=unit, centre=centre)
-        kind = RowsSpectrum if on_devices else Spectrum
-        spectrum = lambda side: kind.of(stats, side, normalize_rows=unit, centre=centre, cut=cut)
+        cross = cross_product(stats, unit=unit, centre=centre, one_device=True)
+        spectrum = lambda side: Spectrum.of(stats, side, normalize_rows=unit, centre=centre, cut=cut)
         subject = spectrum("subject") if any(m.alpha for m in members) else None
         if atlas is None and any(m.beta for m in members):
             atlas = spectrum("atlas")
-        return cls(cross, subject, atlas, cut)
+        return cls(cross, subject, atlas, cut, stats)
 
     def solve(self, member: Member) -> Solution:
-        """The matrix of a member, computed in float64 where there is any."""
-        sides = {"subject": (self.subject, member.alpha), "atlas": (self.atlas, member.beta)}
-        facts: dict[str, Any] = {"cut": self.cut} | member._asdict()
-        for name, (spectrum, power) in sides.items():
-            if power:
-                accepted = facts.get("accepted", True)
-                facts |= spectrum.certificate | _facts(name, spectrum, member.ridge)
-                if "accepted" in facts:
-                    facts["accepted"] &= accepted
-        with self._widest():
-            left = _raise(self.subject, member.alpha, member.ridge, self.cross)
-            matrix = _raise(self.atlas, member.beta, member.ridge, left.T).T
-            if isinstance(self.cross, jax.Array):
-                matrix = _laid_out(matrix, self.cross.sharding)
-        return solution(matrix, **{"solver": "moments"} | facts)
+        """The matrix of a member."""
+        facts: dict[str, Any] = {"solver": "eigh" if member.alpha or member.beta else "moments", "cut": self.cut}
+        matrix = self.cross
+        with jax.enable_x64(True):
+            if member.alpha:
+                facts |= _facts("subject", self.subject, member.ridge)
+                matrix = self.subject.apply_power(member.alpha, member.ridge, matrix)
+            if member.beta:
+                facts |= _facts("atlas", self.atlas, member.ridge)
+                matrix = self.atlas.apply_power(member.beta, member.ridge, matrix.T).T
+        return solution_on_one_device(matrix, self.stats, **facts, **member._asdict())
 
-    def turned(self) -> "Turned":
-        """The same in the eigenbases, float32 on the devices, to compare members cheaply."""
-        with self._widest():
-            left = self.cross if self.subject is None else self.subject.turn(self.cross)
-            core = left if self.atlas is None else self.atlas.turn(left.T).T
-            bases = [(None, None) if s is None else s.basis() for s in (self.subject, self.atlas)]
-            vectors, values = zip(*bases, strict=True)
-            return Turned(jnp.asarray(core, jnp.float32), *vectors, *values)
-
-    def _widest(self) -> AbstractContextManager:
-        """In which arrays of the devices are float64, where these have it."""
-        return jax.enable_x64(isinstance(self.cross, jax.Array) and has_double(self.cross))
+    def in_eigenbasis(self) -> "Eigenbasis":
+        """The same in the eigenbases, float32 where the statistics are, to compare members cheaply."""
+        sides, mesh = (self.subject, self.atlas), mesh_of(self.stats)
+        with jax.enable_x64(True):
+            core = self.cross if self.subject is None else self.subject.in_basis(self.cross)
+            core = core if self.atlas is None else self.atlas.in_basis(core.T).T
+        vectors = [None if side is None else laid_out(side.vectors, mesh) for side in sides]
+        values = [
+            None if side is None else jnp.asarray(side.values / (side.unit or 1.0), jnp.float32) for side in sides
+        ]
+        return Eigenbasis(laid_out(core, mesh), *vectors, *values)
 
 
-class Turned(NamedTuple):
-    """A view in the eigenbases: what :class:`Whitening` holds, without the way back to the atlas features.
+class Eigenbasis(NamedTuple):
+    """A view of the statistics in the eigenbases of its Gram matrices, without the way back to the atlas features.
 
-    A cosine of a row of T with a query is the cosine of a row of :meth:`rows` with the turned query, but for the
+    A cosine of a row of T with a query is the cosine of a row of :meth:`rows` with the query in that basis, but for the
     query's part outside the range of the atlas, which scales all rows alike.
 
     Attributes:
-      core: cross product ``[r_s, r_c]``; ``d_s`` or ``d_c`` where that side is not turned.
+      core: cross product ``[r_s, r_c]``; ``d_s`` or ``d_c`` where that side has no eigenbasis.
       subject: eigenvectors ``[d_s, r_s]``, None where no member has alpha.
       atlas: eigenvectors ``[d_c, r_c]``, None where no member has beta.
       subject_values: eigenvalues over their mean ``[r_s]``.
@@ -231,7 +206,7 @@ class Turned(NamedTuple):
 
     def rows(self, member: Member) -> Float[Array, "d_s r_c"]:
         """``T V_c`` of a member of this view, up to a positive factor."""
-        return _turned_rows(self, float(member.alpha), float(member.beta), float(member.ridge))
+        return _rows(self, float(member.alpha), float(member.beta), float(member.ridge))
 
     def queries(self, q: Float[Array | np.ndarray, "q d_c"]) -> Float[Array, "q r_c"]:
         """Queries in the basis of :meth:`rows`: ``q V_c``."""
@@ -240,8 +215,8 @@ class Turned(NamedTuple):
 
 
 @jax.jit
-def _turned_rows(
-    view: Turned, alpha: Float[ArrayLike, ""], beta: Float[ArrayLike, ""], ridge: Float[ArrayLike, ""]
+def _rows(
+    view: Eigenbasis, alpha: Float[ArrayLike, ""], beta: Float[ArrayLike, ""], ridge: Float[ArrayLike, ""]
 ) -> Float[Array, "d_s r_c"]:
     core = view.core
     if view.atlas_values is not None:
@@ -252,22 +227,7 @@ def _turned_rows(
     return jnp.matmul(view.subject, core, precision=lax.Precision.HIGHEST)
 
 
-@partial(jax.jit, static_argnums=1)
-def _laid_out(x: Float[Array, "d_s d_c"], to: Sharding) -> Float[Array, "d_s d_c"]:
-    return lax.with_sharding_constraint(x.astype(jnp.float32), to)
-
-
-def _raise(
-    spectrum: Spectrum | RowsSpectrum | None,
-    power: float | int,
-    ridge: float | int,
-    m: Float[np.ndarray | Array, "n k"],
-) -> Float[np.ndarray | Array, "n k"]:
-    """``gram^-power m``."""
-    return spectrum.raised(power, ridge, m) if power and spectrum is not None else m
-
-
-def _facts(side: str, spectrum: Spectrum | RowsSpectrum, ridge: float | int) -> dict[str, Any]:
+def _facts(side: str, spectrum: Spectrum, ridge: float | int) -> dict[str, Any]:
     shift, values = ridge * spectrum.unit, spectrum.values
     condition = float((values[-1] + shift) / (values[0] + shift)) if values.size else 1.0
     return {
