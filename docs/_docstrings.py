@@ -1,4 +1,4 @@
-"""What mkdocstrings does not read in docstrings: roles such as ``:class:``, formulas, and ``Example:`` in the singular."""
+"""Docstrings as mkdocstrings reads them: roles such as ``:class:`` become code, ``:math:`` becomes MathML."""
 
 import re
 from typing import Any
@@ -10,7 +10,7 @@ ROLE = re.compile(r":(class|func|meth|data|math):`([^`]+)`")
 
 
 def _markdown(role: re.Match) -> str:
-    """Code, or a formula as MathML, which browsers show without a script; Markdown takes bare ``<math>`` for a block."""
+    """Code, or a formula as MathML, which needs no script; in a span, since Markdown takes ``<math>`` for a block."""
     name, text = role.groups()
     return f"<span>{convert(text)}</span>" if name == "math" else f"`{text}`"
 
@@ -19,7 +19,7 @@ class Docstrings(Extension):
     """Rewrite every docstring before it is parsed."""
 
     def on_object(self, *, obj: Object, **_: Any) -> None:
-        """Rewrite one."""
+        """Rewrite one; for griffe only the plural ``Examples:`` is a section."""
         if obj.docstring:
             plural = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.M)
             obj.docstring.value = ROLE.sub(_markdown, plural)
