@@ -20,7 +20,7 @@ COMMAND = typer.main.get_command(app)
 def commands(text: str) -> list[list[str]]:
     """The words of every ``atlas-jax`` line in the bash blocks of a page."""
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ")
-    found = re.findall(r"atlas-jax [^\n\"]*(?:\"[^\"]*\"[^\n\"]*)*", blocks)
+    found = re.findall(r"atlas-jax [^\n\"]*(?:\"[^\n\"]*\"[^\n\"]*)*", blocks)
     return [shlex.split(line.split("&&")[0], comments=True)[1:] for line in found]
 
 
