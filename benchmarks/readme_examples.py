@@ -1,11 +1,12 @@
-"""Copy the tables of a quickstart run into the README: ``python benchmarks/readme_examples.py runs/quickstart``."""
+"""Copy a quickstart run's tables into README and docs: ``python benchmarks/readme_examples.py runs/quickstart``."""
 
 import json
 import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+HOME = Path(__file__).parent.parent
+PAGES = HOME / "README.md", HOME / "docs" / "examples.md"
 
 
 def quality_lines(quality: dict) -> list[str]:
@@ -52,14 +53,21 @@ def marked(peak: dict) -> str:
     return f"{peak['before']}{blanks}**{token or '␣'}**{peak['after']}"
 
 
+def replaced(text: str, section: str, lines: list[str]) -> str:
+    """A page with other lines between the markers of a section, where it has one."""
+    begin, end = (f"<!-- --8<-- [{edge}:{section}] -->" for edge in ("start", "end"))
+    block = "\n".join([begin, *lines, end])
+    return re.sub(f"{re.escape(begin)}.*{re.escape(end)}", lambda _: block, text, flags=re.S)
+
+
 def main() -> None:
     """Replace what stands between the markers."""
     tables = Path(sys.argv[1]) / "tables"
     quality, concepts = (json.loads((tables / f"{n}.json").read_text()) for n in ("quality", "concepts"))
-    lines = [*quality_lines(quality), ""] + [line for c in concepts for line in concept_lines(c)]
-    block = "<!-- quickstart:begin -->\n" + "\n".join(lines) + "<!-- quickstart:end -->"
-    pattern = re.compile(r"<!-- quickstart:begin -->.*<!-- quickstart:end -->", re.S)
-    README.write_text(pattern.sub(lambda _: block, README.read_text()))
+    found = [line for c in concepts for line in concept_lines(c)][:-1]
+    for page in PAGES:
+        text = replaced(page.read_text(), "quality", quality_lines(quality))
+        page.write_text(replaced(text, "concepts", found))
 
 
 if __name__ == "__main__":

@@ -74,11 +74,9 @@ def characteristic_words(
 
     The statistic is the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn
     2008): a word in :math:`y` of :math:`n` examples and in a share :math:`\pi` of all :math:`N` sentences scores
-
-    .. math:: z = \frac{\log\frac{y + a}{n + A - y - a} - \log\frac{\pi N + a}{N + A - \pi N - a}}
-                       {\sqrt{1 / (y + a) + 1 / (\pi N + a)}}, \quad a = A \pi,
-
-    with :math:`A` the ``prior``. Words must occur in two examples and in 10% of them.
+    :math:`z = \frac{\log\frac{y + a}{n + A - y - a} - \log\frac{\pi N + a}{N + A - \pi N - a}}
+    {\sqrt{1 / (y + a) + 1 / (\pi N + a)}}` with :math:`a = A \pi`,
+    :math:`A` the ``prior``. Words must occur in two examples and in 10% of them.
 
     Args:
       table: the words of all sentences.
