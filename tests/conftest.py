@@ -1,5 +1,6 @@
 """Strict numerics, eight simulated devices, and one cache of compiled programs for all processes of a test run."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -23,6 +24,14 @@ def pytest_unconfigure():
     """Forget the compiled programs."""
     if _OWN_CACHE:
         shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Free the programs a module compiled: each takes several of the 65,530 memory maps that Linux gives a process."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
@@ -63,3 +72,4 @@ def bundled_run(tmp_path_factory, worker_id):
             measured(align(load_pair(SUBJECT, ATLAS, settings), corpus, settings), stage=silent).save(making)
             making.rename(directory)
     return directory
+
