@@ -72,4 +72,3 @@ def bundled_run(tmp_path_factory, worker_id):
             measured(align(load_pair(SUBJECT, ATLAS, settings), corpus, settings), stage=silent).save(making)
             making.rename(directory)
     return directory
-
