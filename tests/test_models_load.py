@@ -54,7 +54,7 @@ PUBLISHED = {
                              "original_max_position_embeddings": 8192, "rope_type": "llama3"},
         },
         lambda c: (c.ropes[0].theta, c.ropes[0].kind, c.ropes[0].factor, c.ropes[0].original_max_positions, c.eos_ids)
-        == (500000.0, "llama3", 32.0, 8192, (128001, 128008, 128009)) and c.tie_embeddings and c.rms_norm_eps == 1e-5,
+        == (500000.0, "llama3", 32.0, 8192, (128001, 128008, 128009)) and c.tie_embeddings and c.norm_eps == 1e-5,
     ),
     "gemma 2 27b": (
         {

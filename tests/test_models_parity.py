@@ -98,13 +98,13 @@ def rope_fault(**changes) -> Callable:
     return config_fault(ropes=lambda c: tuple(dataclasses.replace(r, **changes) for r in c.ropes))
 
 
-def module_fault(kind: str, **changes) -> Callable:
+def module_fault(name: str, **changes) -> Callable:
     """The same decoder with attributes of all its submodules of a class changed."""
 
     def twin(decoder: Decoder) -> Decoder:
         copy = nnx.clone(decoder)
         for _, module in nnx.iter_modules(copy):
-            if type(module).__name__ == kind:
+            if type(module).__name__ == name:
                 for k, v in changes.items():
                     setattr(module, k, v)
         return copy
@@ -151,10 +151,10 @@ FAULTS = {
         "low frequency factor": rope_fault(low_freq_factor=2.0),
         "high frequency factor": rope_fault(high_freq_factor=3.0),
         "original context": rope_fault(original_max_positions=64),
-        "eps": config_fault(rms_norm_eps=constant(1e-6)),
+        "eps": config_fault(norm_eps=constant(1e-6)),
         "query scale": config_fault(query_scale=constant(0.3)),
         "activation": config_fault(activation=constant("gelu_pytorch_tanh")),
-        "norm offset": module_fault("RMSNorm", gemma=True),
+        "norm offset": module_fault("Norm", kind="rms_one_plus"),
         "embedding scale": module_fault("Embedding", scale=32**0.5),
     },
     "llama": {f"no bias in {m}": without_bias(m) for m in ("q_proj", "o_proj", "gate_proj", "down_proj")},
@@ -181,10 +181,10 @@ FAULTS = {
         "window of one less": windows(lambda w: [x and x - 1 for x in w]),
         "window in the wrong layers": windows(lambda w: [w[1], w[0], w[1]]),
         "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
-        "eps": config_fault(rms_norm_eps=constant(1e-6)),
+        "eps": config_fault(norm_eps=constant(1e-6)),
         "theta": rope_fault(theta=110.0),
         "activation": config_fault(activation=constant("silu")),
-        "norm offset": module_fault("RMSNorm", gemma=False),
+        "norm offset": module_fault("Norm", kind="rms"),
         "no embedding scale": module_fault("Embedding", scale=None),
         "exchanged norms": swapped_norms,
     },
@@ -193,7 +193,7 @@ FAULTS = {
         "no linear rope scaling": config_fault(ropes=default_rope),
         "global rope scaled in local layers": config_fault(ropes=lambda c: (c.ropes[1],) * 3),
         "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
-        "norm offset": module_fault("RMSNorm", gemma=False),
+        "norm offset": module_fault("Norm", kind="rms"),
         "window of one more": windows(lambda w: [x and x + 1 for x in w]),
         "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
     },

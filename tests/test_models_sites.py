@@ -58,14 +58,14 @@ def test_identities_between_the_points_of_a_block(everything, layer):
 def test_the_contribution_is_the_raw_output_only_without_a_post_norm(everything, point):
     lm, _, acts = everything
     raw, contribution = acts[Site(point, 1)], acts[Site(f"{point}_post", 1)]
-    assert (relative_error(raw, contribution) < 1e-6) != lm.config.gemma
+    assert (relative_error(raw, contribution) < 1e-6) != lm.config.has_post_norms
 
 
 def test_resid_post_is_the_next_hidden_state_of_transformers(everything):
     import torch
 
     lm, _, acts = everything
-    name = "gemma2" if lm.config.gemma else "llama31"
+    name = "gemma2" if lm.config.has_post_norms else "llama31"
     hidden = hf_model(name)(torch.tensor(random_ids(2, 12)), output_hidden_states=True).hidden_states
     assert relative_error(acts[Site("resid_post", 0)], hidden[1].detach().numpy()) < 1e-5
 

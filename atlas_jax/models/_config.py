@@ -5,25 +5,8 @@ import math
 from typing import Any
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.models._families import FAMILIES
 
-_EVERY = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_parameters", "bos_token_id",
-    "eos_token_id", "pad_token_id", "model_type",
-}  # fmt: skip
-_WINDOWS = {"sliding_window", "layer_types"}
-_GEMMA = _WINDOWS | {
-    "hidden_activation", "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-}  # fmt: skip
-# The attributes that the model of each family reads in transformers. Any other changes nothing there, nor here.
-FAMILIES = {
-    "llama": _EVERY | {"hidden_act", "attention_bias", "mlp_bias"},
-    "mistral": _EVERY | {"hidden_act", "sliding_window"},
-    "qwen2": _EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers"},
-    "qwen3": _EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers", "attention_bias"},
-    "gemma2": _EVERY | _GEMMA,
-    "gemma3_text": (_EVERY | _GEMMA) - {"attn_logit_softcapping"},
-}
 # Declared by the configuration classes; of training, of bookkeeping, already read into another attribute, or (the soft
 # cap of Gemma 3) read by no one.
 IRRELEVANT = {
@@ -86,7 +69,8 @@ class Rope:
 class ModelConfig:
     """Everything the decoder computes with. Hashable, so it is static under ``jax.jit``.
 
-    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention.
+    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention. ``norm``, ``placement``
+    and ``qk_norm`` are as in the table of families (``_families.py``).
     """
 
     family: str
@@ -98,21 +82,28 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
-    rms_norm_eps: float
+    norm: str
+    norm_eps: float
+    placement: str
+    embedding_scale: float | None
     activation: str
     query_scale: float
     windows: tuple[int | None, ...]
     ropes: tuple[Rope, ...]
     attn_softcap: float | None
     final_softcap: float | None
-    gemma: bool
-    qk_norm: bool
+    qk_norm: str | None
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     tie_embeddings: bool
     bos_id: int | None
     eos_ids: tuple[int, ...]
+
+    @property
+    def has_post_norms(self) -> bool:
+        """Whether what attention and MLP add to the residual stream is normalised before."""
+        return self.placement == "sandwich"
 
     def width(self, point: str) -> int:
         """Features at a point.
@@ -138,9 +129,9 @@ class ModelConfig:
         """
         hf = hf.get_text_config(decoder=True)
         _check_attributes(hf)
-        read = lambda name, otherwise: getattr(hf, name) if name in FAMILIES[hf.model_type] else otherwise
-        gemma = hf.model_type.startswith("gemma")
-        activation = hf.hidden_activation if gemma else hf.hidden_act
+        row = FAMILIES[hf.model_type]
+        read = lambda name, otherwise: getattr(hf, name) if name in row.reads else otherwise
+        activation = getattr(hf, row.activation)
         if activation not in ("silu", "gelu_pytorch_tanh"):
             raise AtlasError(f"activation '{activation}' is not supported; supported are silu and gelu_pytorch_tanh")
         head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
@@ -155,18 +146,20 @@ class ModelConfig:
             num_kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
             head_dim=head_dim,
             max_positions=hf.max_position_embeddings,
-            rms_norm_eps=hf.rms_norm_eps,
+            norm=row.norm,
+            norm_eps=hf.rms_norm_eps,
+            placement=row.placement,
+            embedding_scale=hf.hidden_size**0.5 if row.scaled_embedding else None,
             activation=activation,
-            query_scale=(hf.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
+            query_scale=read("query_pre_attn_scalar", head_dim) ** -0.5,
             windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
             ropes=tuple(Rope.from_hf(_rope_parameters(hf, t)) for t in types),
             attn_softcap=read("attn_logit_softcapping", None),
             final_softcap=read("final_logit_softcapping", None),
-            gemma=gemma,
-            qk_norm=hf.model_type in ("qwen3", "gemma3_text"),
-            qkv_bias=hf.model_type == "qwen2" or read("attention_bias", False),
-            o_bias=read("attention_bias", False),
-            mlp_bias=read("mlp_bias", False),
+            qk_norm=row.qk_norm,
+            qkv_bias="qkv" in row.biases or read("attention_bias", False),
+            o_bias="o" in row.biases or read("attention_bias", False),
+            mlp_bias="mlp" in row.biases or read("mlp_bias", False),
             tie_embeddings=hf.tie_word_embeddings,
             bos_id=hf.bos_token_id,
             eos_ids=_as_tuple(hf.eos_token_id),
@@ -177,7 +170,7 @@ def _check_attributes(hf: Any) -> None:
     """Refuse what transformers computes and this decoder does not: new attributes of the class, and a few of all."""
     if hf.model_type not in FAMILIES:
         raise AtlasError(f"model_type '{hf.model_type}' is not supported; supported are {', '.join(FAMILIES)}")
-    handled = FAMILIES[hf.model_type] | IRRELEVANT
+    handled = FAMILIES[hf.model_type].reads | IRRELEVANT
     for field in dataclasses.fields(hf):
         name, value = field.name, getattr(hf, field.name)
         if name not in handled | ONLY.keys() and value != field.default:

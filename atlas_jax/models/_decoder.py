@@ -1,4 +1,4 @@
-"""The decoder: one file for Llama, Mistral, Qwen and Gemma, told apart by :class:`ModelConfig` alone.
+"""The decoder: one file for all families, told apart by what :class:`ModelConfig` says.
 
 Submodules carry the names of the Hugging Face checkpoints, so a parameter's path is its tensor name. Linear weights
 are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g`` query heads
@@ -55,18 +55,18 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm in float32; Gemma scales by ``1 + weight`` before the cast, others by ``weight`` after."""
+class Norm(nnx.Module):
+    """Root-mean-square norm in float32, scaled by ``1 + weight`` before the cast or by ``weight`` after it."""
 
     def __init__(self, width: int, config: ModelConfig):
-        self.weight = nnx.Param(jnp.zeros(width) if config.gemma else jnp.ones(width))
-        self.gemma, self.eps = config.gemma, config.rms_norm_eps
+        self.weight = nnx.Param(jnp.zeros(width) if config.norm == "rms_one_plus" else jnp.ones(width))
+        self.kind, self.eps = config.norm, config.norm_eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         weight = jnp.broadcast_to(self.weight[...], y.shape)
-        if self.gemma:
+        if self.kind == "rms_one_plus":
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
         return weight * y.astype(x.dtype)
 
@@ -109,8 +109,8 @@ class Attention(nnx.Module):
         self.k_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
         self.v_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
         self.o_proj = Linear(c.num_heads * c.head_dim, d, c.o_bias, rngs=rngs)
-        self.q_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
+        self.q_norm = Norm(c.head_dim, c) if c.qk_norm else None
+        self.k_norm = Norm(c.head_dim, c) if c.qk_norm else None
         self.config, self.layer = config, layer
 
     def __call__(
@@ -176,16 +176,16 @@ class MLP(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """One block. Gemma normalises what attention and MLP add, and so has four norms for the others' two."""
+    """One block, with its norms where ``placement`` says."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         d = config.hidden_size
         self.self_attn = Attention(config, layer, rngs=rngs)
         self.mlp = MLP(config, layer, rngs=rngs)
-        self.input_layernorm = RMSNorm(d, config)
-        self.post_attention_layernorm = RMSNorm(d, config)
-        self.pre_feedforward_layernorm = RMSNorm(d, config) if config.gemma else None
-        self.post_feedforward_layernorm = RMSNorm(d, config) if config.gemma else None
+        self.input_layernorm = Norm(d, config)
+        self.post_attention_layernorm = Norm(d, config)
+        self.pre_feedforward_layernorm = Norm(d, config) if config.placement == "sandwich" else None
+        self.post_feedforward_layernorm = Norm(d, config) if config.placement == "sandwich" else None
         self.layer = layer
 
     def __call__(
@@ -205,11 +205,11 @@ class DecoderLayer(nnx.Module):
 
 
 class Embedding(nnx.Module):
-    """Token embeddings; Gemma multiplies them by ``sqrt(d)`` rounded to the model's dtype."""
+    """Token embeddings, in some families multiplied by ``sqrt(d)`` rounded to the model's dtype."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(_INIT(rngs.params(), (config.vocab_size, config.hidden_size), jnp.float32))
-        self.scale = config.hidden_size**0.5 if config.gemma else None
+        self.scale = config.embedding_scale
 
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         x = self.weight[...][ids]
@@ -222,7 +222,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.embed_tokens = Embedding(config, rngs=rngs)
         self.layers = nnx.List([DecoderLayer(config, i, rngs=rngs) for i in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, config)
+        self.norm = Norm(config.hidden_size, config)
         tied = config.tie_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, False, rngs=rngs)
         self.config = config
