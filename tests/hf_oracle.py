@@ -88,6 +88,7 @@ ZOO: dict[str, tuple[str, dict]] = {
             "rope_parameters": GEMMA3_ROPE,
         },
     ),
+    "olmo2": ("olmo2", {"tie_word_embeddings": False} | _theta(100.0)),
 }  # fmt: skip
 
 # Where each point lives in the modules of transformers, and whether it is the module's input or output. An edit of an
@@ -115,15 +116,28 @@ _GEMMA = _COMMON | {
     "mlp_in": ("pre_feedforward_layernorm", "out"),
     "mlp_out_post": ("post_feedforward_layernorm", "out"),
 }
-ALL_SITES = [Site(point, layer) for layer in range(LAYERS) for point in POINTS]
+# Without a norm before attention and MLP, their inputs can be read at their first projections, but not edited there.
+_OLMO2 = _GEMMA | {
+    "attn_in": ("self_attn.q_proj", "in"),
+    "resid_mid": ("mlp", "in"),
+    "mlp_in": ("mlp.up_proj", "in"),
+}
+PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2}
+
+
+def sites(name: str) -> list[Site]:
+    """All sites of a model of the zoo."""
+    points = PLACES.get(ZOO[name][0], _PLAIN)
+    return [Site(point, layer) for layer in range(LAYERS) for point in POINTS if point in points]
 
 
 @functools.cache
 def hf_model(name: str) -> transformers.PreTrainedModel:
     """A float32 eager model of the zoo, at unit gain and with jittered norms."""
     family, changes = ZOO[name]
-    shape = {k: v for k, v in (SHAPE | changes).items() if (k, family) != ("head_dim", "qwen2")}
-    config = transformers.CONFIG_MAPPING[family](**shape, attn_implementation="eager")
+    kind = transformers.CONFIG_MAPPING[family]
+    shape = {k: v for k, v in (SHAPE | changes).items() if k != "head_dim" or hasattr(kind, k)}
+    config = kind(**shape, attn_implementation="eager")
     return unit_gain(transformers.AutoModelForCausalLM.from_config(config).eval())
 
 
@@ -186,7 +200,7 @@ def hooks(model: transformers.PreTrainedModel, at: dict[Site, Callable]) -> Iter
 
 def _hook(model: transformers.PreTrainedModel, site: Site, f: Callable) -> torch.utils.hooks.RemovableHandle:
     block = model.model.layers[site.layer]
-    path, side = (_GEMMA if model.config.model_type.startswith("gemma") else _PLAIN)[site.point]
+    path, side = PLACES.get(model.config.model_type, _PLAIN)[site.point]
     module = block.get_submodule(path)
 
     def before(_module: torch.nn.Module, args: tuple) -> tuple | None:
@@ -211,7 +225,9 @@ def hf_run(
         return lambda x: acts.__setitem__(site, value(x.detach().float()).numpy().copy())
 
     mask = None if mask is None else torch.tensor(mask).long()
-    with torch.no_grad(), hooks(model, {site: keep(site) for site in ALL_SITES}):
+    points = PLACES.get(model.config.model_type, _PLAIN)
+    everywhere = [Site(point, layer) for layer in range(LAYERS) for point in points]
+    with torch.no_grad(), hooks(model, {site: keep(site) for site in everywhere}):
         out = model(torch.tensor(ids).long(), attention_mask=mask, use_cache=False)
     return out.logits.float().numpy(), acts
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hf_oracle import ALL_SITES, LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error
+from hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error, sites
 
 from atlas_jax.models import Decoder, ModelConfig, forward, run
 from atlas_jax.models._config import Rope
 from atlas_jax.types import Run, Tokens
 
-TOLERANCE, FAULT = 1e-4, 1e-3
+TOLERANCE, FAULT = 1e-5, 1e-3
 ROW_LENGTHS = (LENGTH - 3, 20, 27)
 
 
@@ -61,8 +61,8 @@ def errors(ours: Run, theirs: tuple, spans: list[slice]) -> dict[str, float]:
 def test_logits_and_every_site_equal_transformers_however_rows_are_padded(name, reference):
     for lengths, side in ((ROW_LENGTHS, "left"), (ROW_LENGTHS, "right"), ((LENGTH,) * 3, "right")):
         tokens, spans = padded(side, lengths)
-        found = errors(run(jax_model(name), tokens, capture=ALL_SITES), reference(name), spans)
-        assert len(found) == 1 + len(ALL_SITES)
+        found = errors(run(jax_model(name), tokens, capture=sites(name)), reference(name), spans)
+        assert len(found) == 1 + len(sites(name))
         assert max(found.values()) <= TOLERANCE, (lengths, side, found)
 
 
@@ -112,11 +112,37 @@ def module_fault(name: str, **changes) -> Callable:
     return twin
 
 
-def swapped_norms(decoder: Decoder) -> Decoder:
+def swapped_norms(first: str, second: str) -> Callable:
+    """The same decoder with two norms of every layer exchanged."""
+
+    def twin(decoder: Decoder) -> Decoder:
+        copy = nnx.clone(decoder)
+        for layer in copy.layers:
+            a, b = getattr(layer, first), getattr(layer, second)
+            setattr(layer, first, b)
+            setattr(layer, second, a)
+        return copy
+
+    return twin
+
+
+class NormOfEachHead(nnx.Module):
+    """A norm of all heads together, computed of every head by itself."""
+
+    def __init__(self, norm: nnx.Module, head_dim: int):
+        self.norm, self.head_dim = norm, head_dim
+
+    def __call__(self, x):
+        heads = x.reshape(*x.shape[:-1], -1, self.head_dim)
+        size = jnp.sqrt(jnp.mean(heads**2, axis=-1, keepdims=True) + self.norm.eps)
+        return (heads / size).reshape(x.shape) * self.norm.weight[...][None, None]
+
+
+def norm_of_each_head(decoder: Decoder) -> Decoder:
     copy = nnx.clone(decoder)
     for layer in copy.layers:
-        a, b = layer.post_attention_layernorm, layer.pre_feedforward_layernorm
-        layer.post_attention_layernorm, layer.pre_feedforward_layernorm = b, a
+        a = layer.self_attn
+        a.q_norm, a.k_norm = (NormOfEachHead(norm, a.config.head_dim) for norm in (a.q_norm, a.k_norm))
     return copy
 
 
@@ -186,7 +212,7 @@ FAULTS = {
         "activation": config_fault(activation=constant("silu")),
         "norm offset": module_fault("Norm", kind="rms"),
         "no embedding scale": module_fault("Embedding", scale=None),
-        "exchanged norms": swapped_norms,
+        "exchanged norms": swapped_norms("post_attention_layernorm", "pre_feedforward_layernorm"),
     },
     "gemma3": {
         "one rope for all layers": config_fault(ropes=lambda c: (c.ropes[0],) * 3),
@@ -196,6 +222,16 @@ FAULTS = {
         "norm offset": module_fault("Norm", kind="rms"),
         "window of one more": windows(lambda w: [x and x + 1 for x in w]),
         "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
+    },
+    "olmo2": {
+        "no norm after attention": module_fault("DecoderLayer", post_attention_layernorm=None),
+        "no norm after the MLP": module_fault("DecoderLayer", post_feedforward_layernorm=None),
+        "exchanged norms": swapped_norms("post_attention_layernorm", "post_feedforward_layernorm"),
+        "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
+        "norm of each head": norm_of_each_head,
+        "norm offset": module_fault("Norm", kind="rms_one_plus"),
+        "eps": config_fault(norm_eps=constant(1e-6)),
+        "theta": rope_fault(theta=110.0),
     },
 }
 

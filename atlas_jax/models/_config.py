@@ -103,7 +103,7 @@ class ModelConfig:
     @property
     def has_post_norms(self) -> bool:
         """Whether what attention and MLP add to the residual stream is normalised before."""
-        return self.placement == "sandwich"
+        return self.placement in ("post", "sandwich")
 
     def width(self, point: str) -> int:
         """Features at a point.

@@ -5,6 +5,7 @@ are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, `
 per key-value head, ``h`` head dimension, ``d`` model width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -56,7 +57,7 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Root-mean-square norm in float32, scaled by ``1 + weight`` before the cast or by ``weight`` after it."""
+    """Root-mean-square norm in float32, scaled before or after the cast, as ``kind`` says (``_families.py``)."""
 
     def __init__(self, width: int, config: ModelConfig):
         self.weight = nnx.Param(jnp.zeros(width) if config.norm == "rms_one_plus" else jnp.ones(width))
@@ -68,6 +69,8 @@ class Norm(nnx.Module):
         weight = jnp.broadcast_to(self.weight[...], y.shape)
         if self.kind == "rms_one_plus":
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+        if self.kind == "rms_float32":
+            return (y * weight.astype(jnp.float32)).astype(x.dtype)
         return weight * y.astype(x.dtype)
 
 
@@ -109,8 +112,9 @@ class Attention(nnx.Module):
         self.k_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
         self.v_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
         self.o_proj = Linear(c.num_heads * c.head_dim, d, c.o_bias, rngs=rngs)
-        self.q_norm = Norm(c.head_dim, c) if c.qk_norm else None
-        self.k_norm = Norm(c.head_dim, c) if c.qk_norm else None
+        full = c.qk_norm == "full"
+        self.q_norm = Norm(c.head_dim * (c.num_heads if full else 1), c) if c.qk_norm else None
+        self.k_norm = Norm(c.head_dim * (c.num_kv_heads if full else 1), c) if c.qk_norm else None
         self.config, self.layer = config, layer
 
     def __call__(
@@ -119,7 +123,7 @@ class Attention(nnx.Module):
         c = self.config
         q, k, v = (p(x).reshape(*x.shape[:2], -1, c.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self.normalised(q, self.q_norm), self.normalised(k, self.k_norm)
         turns = context.turns[c.ropes[self.layer]]
         q, k = rotate(q, *turns), rotate(k, *turns)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -131,6 +135,10 @@ class Attention(nnx.Module):
         heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
         taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
         return taps("attn_out", self.layer, self.o_proj(z)), None if cache is None else here
+
+    def normalised(self, x: Float[Array, "b t n h"], norm: Callable[[Array], Array]) -> Array:
+        """Queries or keys after their norm, of every head by itself or of all together."""
+        return norm(x) if self.config.qk_norm == "head" else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 def attend(
@@ -179,29 +187,33 @@ class DecoderLayer(nnx.Module):
     """One block, with its norms where ``placement`` says."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
-        d = config.hidden_size
+        d, placement = config.hidden_size, config.placement
         self.self_attn = Attention(config, layer, rngs=rngs)
         self.mlp = MLP(config, layer, rngs=rngs)
-        self.input_layernorm = Norm(d, config)
+        self.input_layernorm = Norm(d, config) if placement != "post" else None
         self.post_attention_layernorm = Norm(d, config)
-        self.pre_feedforward_layernorm = Norm(d, config) if config.placement == "sandwich" else None
-        self.post_feedforward_layernorm = Norm(d, config) if config.placement == "sandwich" else None
-        self.layer = layer
+        self.pre_feedforward_layernorm = Norm(d, config) if placement == "sandwich" else None
+        self.post_feedforward_layernorm = Norm(d, config) if config.has_post_norms else None
+        self.layer, self.config = layer, config
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, taps: Taps, cache: LayerCache | None
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
         i = self.layer
         x = taps("resid_pre", i, x)
-        y, cache = self.self_attn(taps("attn_in", i, self.input_layernorm(x)), context, taps, cache)
-        if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
-            x = taps("resid_mid", i, x + taps("attn_out_post", i, y))
-            y = self.mlp(taps("mlp_in", i, self.post_attention_layernorm(x)), taps)
-        else:
-            x = taps("resid_mid", i, x + taps("attn_out_post", i, self.post_attention_layernorm(y)))
-            y = self.mlp(taps("mlp_in", i, self.pre_feedforward_layernorm(x)), taps)
-            y = self.post_feedforward_layernorm(y)
+        before_attention, after_attention, before_mlp, after_mlp = self.norms()
+        y, cache = self.self_attn(taps("attn_in", i, before_attention(x)), context, taps, cache)
+        x = taps("resid_mid", i, x + taps("attn_out_post", i, after_attention(y)))
+        y = after_mlp(self.mlp(taps("mlp_in", i, before_mlp(x)), taps))
         return taps("resid_post", i, x + taps("mlp_out_post", i, y)), cache
+
+    def norms(self) -> "tuple[Callable[[Array], Array], ...]":
+        """The norms before and after attention, and before and after the MLP; the identity where there is none."""
+        if self.config.has_post_norms:
+            places = (self.post_attention_layernorm, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        else:  # then the name of the norm before the MLP says that it stands after attention
+            places = (None, self.post_attention_layernorm, None)
+        return tuple(norm or (lambda x: x) for norm in (self.input_layernorm, *places))
 
 
 class Embedding(nnx.Module):

@@ -24,11 +24,11 @@ class Family:
     Attributes:
       reads: the attributes of a config that the model class of transformers reads. Any other changes nothing there,
         nor here.
-      norm: "rms" (root mean square, scaled by the weight in the model's dtype) or "rms_one_plus" (by 1 + weight in
-        float32).
-      placement: of the norms in a block: "pre" (before attention and before the MLP) or "sandwich" (before and after
-        each).
-      qk_norm: of queries and keys: None or "head" (every head by itself).
+      norm: "rms" (root mean square, scaled by the weight in the model's dtype), "rms_float32" (by the weight in
+        float32) or "rms_one_plus" (by 1 + weight in float32).
+      placement: of the norms in a block: "pre" (before attention and before the MLP), "post" (after each) or
+        "sandwich" (before and after each).
+      qk_norm: of queries and keys: None, "head" (every head by itself) or "full" (all heads together).
       scaled_embedding: whether token embeddings are multiplied by the root of their width.
       biases: projections that always have one: "qkv", "o", "mlp". Others have one where the family reads
         ``attention_bias`` or ``mlp_bias`` and the config sets it.
@@ -69,5 +69,8 @@ FAMILIES: dict[str, Family] = {
         qk_norm="head",
         scaled_embedding=True,
         activation="hidden_activation",
+    ),
+    "olmo2": Family(
+        reads=_EVERY | {"hidden_act", "attention_bias"}, norm="rms_float32", placement="post", qk_norm="full"
     ),
 }
