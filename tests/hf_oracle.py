@@ -89,6 +89,10 @@ ZOO: dict[str, tuple[str, dict]] = {
         },
     ),
     "olmo2": ("olmo2", {"tie_word_embeddings": False} | _theta(100.0)),
+    "phi3": (
+        "phi3",
+        {"sliding_window": 8, "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.75}},
+    ),
 }  # fmt: skip
 
 # Where each point lives in the modules of transformers, and whether it is the module's input or output. An edit of an
@@ -122,7 +126,8 @@ _OLMO2 = _GEMMA | {
     "resid_mid": ("mlp", "in"),
     "mlp_in": ("mlp.up_proj", "in"),
 }
-PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2}
+_PHI3 = _PLAIN | {"mlp_gate_act": ("mlp.activation_fn", "out")}
+PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3}
 
 
 def sites(name: str) -> list[Site]:

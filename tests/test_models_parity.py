@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error, sites
+from hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error, saved, sites
 
-from atlas_jax.models import Decoder, ModelConfig, forward, run
+from atlas_jax.models import Decoder, LanguageModel, ModelConfig, forward, run
 from atlas_jax.models._config import Rope
+from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.types import Run, Tokens
 
 TOLERANCE, FAULT = 1e-5, 1e-3
@@ -169,6 +170,18 @@ def default_rope(config: ModelConfig) -> tuple[Rope, ...]:
     return tuple(dataclasses.replace(r, kind="default") for r in config.ropes)
 
 
+def row_fault(name: str, **changes) -> Callable:
+    """The checkpoint read with another row of the table."""
+
+    def twin(decoder: Decoder) -> Decoder:
+        family = decoder.config.family
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **changes))
+            return LanguageModel.from_pretrained(saved(name)).decoder
+
+    return twin
+
+
 FAULTS = {
     "llama31": {
         "theta": rope_fault(theta=60.0),
@@ -231,6 +244,18 @@ FAULTS = {
         "norm of each head": norm_of_each_head,
         "norm offset": module_fault("Norm", kind="rms_one_plus"),
         "eps": config_fault(norm_eps=constant(1e-6)),
+        "theta": rope_fault(theta=110.0),
+    },
+    "phi3": {
+        "all dimensions rotated": row_fault("phi3", partial_rotary=False),
+        "fewer dimensions rotated": rope_fault(share=0.5),
+        "gate and up exchanged": row_fault(
+            "phi3", fused=(FAMILIES["phi3"].fused[0], Fused("gate_up_proj", ("up_proj", "gate_proj")))
+        ),
+        "values before keys": row_fault(
+            "phi3", fused=(Fused("qkv_proj", ("q_proj", "v_proj", "k_proj")), FAMILIES["phi3"].fused[1])
+        ),
+        "no window": windows(lambda w: [None] * len(w)),
         "theta": rope_fault(theta=110.0),
     },
 }

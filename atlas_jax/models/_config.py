@@ -12,7 +12,7 @@ from atlas_jax.models._families import FAMILIES
 IRRELEVANT = {
     "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
     "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout", "_name_or_path",
-    "pretraining_tp", "rope_scaling", "attn_logit_softcapping",
+    "pretraining_tp", "rope_scaling", "attn_logit_softcapping", "resid_pdrop", "embd_pdrop",
 }  # fmt: skip
 # What transformers reads for every family, and the values that this decoder computes.
 ONLY = {
@@ -33,6 +33,7 @@ class Rope:
     Attributes:
       theta: base of the geometric progression of wavelengths.
       kind: "default", "linear" (all frequencies divided by ``factor``) or "llama3" (long wavelengths only).
+      share: the share of a head's dimensions that is rotated, the first ones.
     """
 
     theta: float
@@ -41,10 +42,11 @@ class Rope:
     low_freq_factor: float
     high_freq_factor: float
     original_max_positions: int
+    share: float
 
     @classmethod
-    def from_hf(cls, p: dict[str, Any]) -> "Rope":
-        """Read one ``rope_parameters`` entry of transformers 5.
+    def from_hf(cls, p: dict[str, Any], partial: bool) -> "Rope":
+        """Read one ``rope_parameters`` entry of transformers 5; ``partial`` as in the table of families.
 
         Raises:
           AtlasError: for a rope type or a partial rotary factor this decoder does not compute.
@@ -52,8 +54,9 @@ class Rope:
         kind = p["rope_type"]
         if kind not in ("default", "linear", "llama3"):
             raise AtlasError(f"rope_type '{kind}' is not supported; supported are default, linear and llama3")
-        if kind != "default" and p.get("partial_rotary_factor", 1.0) != 1.0:  # ignored by the default rotary embedding
-            raise AtlasError(f"partial_rotary_factor {p['partial_rotary_factor']} is not supported; only 1.0 is")
+        share = p.get("partial_rotary_factor", 1.0)
+        if not partial and kind != "default" and share != 1.0:  # ignored by the default rotary embedding
+            raise AtlasError(f"partial_rotary_factor {share} is not supported; only 1.0 is")
         llama3 = kind == "llama3"
         return cls(
             theta=float(p["rope_theta"]),
@@ -62,6 +65,7 @@ class Rope:
             low_freq_factor=float(p["low_freq_factor"]) if llama3 else 1.0,
             high_freq_factor=float(p["high_freq_factor"]) if llama3 else 1.0,
             original_max_positions=int(p["original_max_position_embeddings"]) if llama3 else 1,
+            share=float(share) if partial else 1.0,
         )
 
 
@@ -153,7 +157,7 @@ class ModelConfig:
             activation=activation,
             query_scale=read("query_pre_attn_scalar", head_dim) ** -0.5,
             windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
-            ropes=tuple(Rope.from_hf(_rope_parameters(hf, t)) for t in types),
+            ropes=tuple(Rope.from_hf(_rope_parameters(hf, t), row.partial_rotary) for t in types),
             attn_softcap=read("attn_logit_softcapping", None),
             final_softcap=read("final_logit_softcapping", None),
             qk_norm=row.qk_norm,
@@ -205,12 +209,13 @@ def window_or(window: int | None, full: int) -> int:
 
 
 def frequencies(rope: Rope, head_dim: int) -> list[float]:
-    """Inverse frequencies of the rotary embedding, one for each pair of a head's dimensions.
+    """Inverse frequencies of the rotary embedding, one for each pair of a head's dimensions that is rotated.
 
     "llama3" leaves wavelengths below ``original / high`` alone, divides those above ``original / low`` by ``factor``
     and interpolates linearly in frequency between the two.
     """
-    base = [rope.theta ** (-i / head_dim) for i in range(0, head_dim, 2)]
+    rotated = int(head_dim * rope.share)
+    base = [rope.theta ** (-i / rotated) for i in range(0, rotated, 2)]
     if rope.kind == "linear":
         return [f / rope.factor for f in base]
     return [_llama3(f, rope) for f in base] if rope.kind == "llama3" else base

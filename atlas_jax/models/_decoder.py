@@ -91,7 +91,13 @@ def turn(
 def rotate(
     x: Float[Array, "b t n h"], cos: Float[Array, "b t 1 2 f"], sin: Float[Array, "b t 1 2 f"]
 ) -> Float[Array, "b t n h"]:
-    """Rotary embedding in the half-split layout of transformers: ``(a, b)`` to ``(a cos - b sin, b cos + a sin)``."""
+    """Rotary embedding in the half-split layout of transformers: ``(a, b)`` to ``(a cos - b sin, b cos + a sin)``.
+
+    Dimensions past those that there are angles for stay.
+    """
+    rotated = 2 * cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :rotated], cos, sin), x[..., rotated:]], axis=-1)
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 

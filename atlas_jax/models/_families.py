@@ -5,6 +5,7 @@ the name of a family.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 _EVERY = frozenset({
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
@@ -15,6 +16,19 @@ _WINDOWS = {"sliding_window", "layer_types"}
 _GEMMA = _WINDOWS | {
     "hidden_activation", "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
 }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Fused:
+    """Projections that a checkpoint stores as one.
+
+    Attributes:
+      name: of the module that holds them.
+      parts: the projections in their order.
+    """
+
+    name: str
+    parts: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,7 +46,11 @@ class Family:
       scaled_embedding: whether token embeddings are multiplied by the root of their width.
       biases: projections that always have one: "qkv", "o", "mlp". Others have one where the family reads
         ``attention_bias`` or ``mlp_bias`` and the config sets it.
+      partial_rotary: whether ``partial_rotary_factor`` of the rotary embedding acts: only this share of a head's
+        dimensions is rotated.
       activation: the attribute of the config that names the activation function.
+      names: what its checkpoints call modules, where not as the decoder does.
+      fused: projections that its checkpoints store as one.
     """
 
     reads: frozenset[str]
@@ -41,7 +59,10 @@ class Family:
     qk_norm: str | None = None
     scaled_embedding: bool = False
     biases: frozenset[str] = frozenset()
+    partial_rotary: bool = False
     activation: str = "hidden_act"
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fused: tuple[Fused, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -72,5 +93,10 @@ FAMILIES: dict[str, Family] = {
     ),
     "olmo2": Family(
         reads=_EVERY | {"hidden_act", "attention_bias"}, norm="rms_float32", placement="post", qk_norm="full"
+    ),
+    "phi3": Family(
+        reads=_EVERY | {"hidden_act", "sliding_window", "original_max_position_embeddings"},
+        partial_rotary=True,
+        fused=(Fused("qkv_proj", ("q_proj", "k_proj", "v_proj")), Fused("gate_up_proj", ("gate_proj", "up_proj"))),
     ),
 }
