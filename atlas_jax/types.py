@@ -24,7 +24,7 @@ POINTS: dict[str, str] = {
     "resid_mid": "residual stream between attention and MLP",
     "mlp_in": "input of the gate and up projections (after the pre-MLP norm)",
     "mlp_gate_act": "activation function applied to the gate projection",
-    "mlp_act": "input of the down projection: act(gate) * up",
+    "mlp_act": "input of the down projection: act(gate) * up, or act(up) without a gate",
     "mlp_out": "output of the down projection, before any post-MLP norm",
     "mlp_out_post": "what the MLP adds to the residual stream (after the post-norm where there is one)",
     "resid_post": "residual stream leaving the block (= hidden_states[layer + 1] in transformers, except in the last)",

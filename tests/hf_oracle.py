@@ -1,6 +1,7 @@
 """Tiny transformers models whose every detail shows in the output, and their activations and edits by PyTorch hooks."""
 
 import contextlib
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -93,6 +94,10 @@ ZOO: dict[str, tuple[str, dict]] = {
         "phi3",
         {"sliding_window": 8, "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.75}},
     ),
+    "gpt2": (
+        "gpt2",
+        {"n_embd": 32, "n_inner": 56, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-2},
+    ),
 }  # fmt: skip
 
 # Where each point lives in the modules of transformers, and whether it is the module's input or output. An edit of an
@@ -126,8 +131,22 @@ _OLMO2 = _GEMMA | {
     "resid_mid": ("mlp", "in"),
     "mlp_in": ("mlp.up_proj", "in"),
 }
+_GPT2 = {
+    "resid_pre": ("", "in"),
+    "attn_in": ("ln_1", "out"),
+    "z": ("attn.c_proj", "in"),
+    "head_norm": ("attn.c_proj", "in"),
+    "attn_out": ("attn.c_proj", "out"),
+    "attn_out_post": ("attn.c_proj", "out"),
+    "resid_mid": ("ln_2", "in"),
+    "mlp_in": ("ln_2", "out"),
+    "mlp_act": ("mlp.c_proj", "in"),
+    "mlp_out": ("mlp.c_proj", "out"),
+    "mlp_out_post": ("mlp.c_proj", "out"),
+    "resid_post": ("", "out"),
+}
 _PHI3 = _PLAIN | {"mlp_gate_act": ("mlp.activation_fn", "out")}
-PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3}
+PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3, "gpt2": _GPT2}
 
 
 def sites(name: str) -> list[Site]:
@@ -141,7 +160,8 @@ def hf_model(name: str) -> transformers.PreTrainedModel:
     """A float32 eager model of the zoo, at unit gain and with jittered norms."""
     family, changes = ZOO[name]
     kind = transformers.CONFIG_MAPPING[family]
-    shape = {k: v for k, v in (SHAPE | changes).items() if k != "head_dim" or hasattr(kind, k)}
+    declared = {field.name for field in dataclasses.fields(kind)}
+    shape = {k: v for k, v in (SHAPE | changes).items() if k in declared}
     config = kind(**shape, attn_implementation="eager")
     return unit_gain(transformers.AutoModelForCausalLM.from_config(config).eval())
 
@@ -149,11 +169,13 @@ def hf_model(name: str) -> transformers.PreTrainedModel:
 def unit_gain(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """Redraw matrices at variance 1 / fan-in, and move norm weights and biases well away from their defaults."""
     generator = torch.Generator().manual_seed(0)
+    conv = transformers.pytorch_utils.Conv1D
+    inputs_first = {id(m.weight) for m in model.modules() if isinstance(m, conv)}
     with torch.no_grad():
         for parameter in model.parameters():
             draw = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                parameter.copy_(draw * parameter.shape[1] ** -0.5)
+                parameter.copy_(draw * parameter.shape[0 if id(parameter) in inputs_first else 1] ** -0.5)
             else:
                 parameter.add_(0.3 * draw)
     return model
@@ -204,7 +226,7 @@ def hooks(model: transformers.PreTrainedModel, at: dict[Site, Callable]) -> Iter
 
 
 def _hook(model: transformers.PreTrainedModel, site: Site, f: Callable) -> torch.utils.hooks.RemovableHandle:
-    block = model.model.layers[site.layer]
+    block = (model.base_model.h if hasattr(model.base_model, "h") else model.base_model.layers)[site.layer]
     path, side = PLACES.get(model.config.model_type, _PLAIN)[site.point]
     module = block.get_submodule(path)
 

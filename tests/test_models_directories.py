@@ -107,6 +107,9 @@ def test_attributes_of_the_family_do(copy, name, changes):
         ("llama31", {"hidden_act": "relu"}),
         ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.75,
                                       "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"scale_attn_weights": False}),
+        ("gpt2", {"add_cross_attention": True}),
         ("olmo2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}}),
         ("llama31", {"rms_norm_eps": "small"}),
         ("llama31", {"num_attention_heads": 3}),
@@ -185,12 +188,31 @@ def rotary_buffers(directory):
     save_file(tensors | buffers, directory / WEIGHTS, {"format": "pt"})
 
 
+def attention_masks(directory):
+    tensors = load_file(directory / WEIGHTS)
+    buffers = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 128, 128).tril().bool() for i in range(3)}
+    save_file(tensors | buffers, directory / WEIGHTS, {"format": "pt"})
+
+
+def gpt2_names_without_their_prefix(directory):
+    attention_masks(directory)
+    tensors = {k.removeprefix("transformer."): v for k, v in load_file(directory / WEIGHTS).items()}
+    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+
+
 CHOSEN = {
     a_second_file: [], a_consolidated_file: [], a_stale_index_beside_the_file: [], rotary_buffers: [],
     a_file_named_by_the_config: ["gemma2"], an_index_and_a_file_it_does_not_list: [], an_equal_head_though_tied: [],
     a_head_that_differs_though_tied: ["gemma2"], the_tied_matrix_under_the_other_name: [],
     names_without_their_prefix: [],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [attention_masks, gpt2_names_without_their_prefix], ids=lambda f: f.__name__)
+def test_published_checkpoints_of_gpt2_are_read(copy, make):
+    directory = copy("gpt2")
+    make(directory)
+    assert_as_transformers(directory)
 
 
 @pytest.mark.parametrize("make", CHOSEN, ids=lambda f: f.__name__)

@@ -91,6 +91,15 @@ PUBLISHED = {
         {"model_type": "qwen3", "num_hidden_layers": 2, "head_dim": 128, "rope_theta": 1000000},
         lambda c: c.qk_norm and not c.qkv_bias and c.head_dim == 128,
     ),
+    "gpt2": (
+        {
+            "model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
+            "n_layer": 12, "n_positions": 1024, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "vocab_size": 50257,
+            "summary_type": "cls_index", "task_specific_params": {"text-generation": {"do_sample": True}},
+        },
+        lambda c: (c.hidden_size, c.intermediate_size, c.num_layers, c.num_kv_heads, c.head_dim, c.max_positions)
+        == (768, 3072, 12, 12, 64, 1024) and c.tie_embeddings and c.ropes == (None,) * 12,
+    ),
     "mistral 0.1": (
         {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 4096, "rope_theta": 10000.0},
         lambda c: c.windows == (4096, 4096),
@@ -116,7 +125,7 @@ def test_published_spellings(name, tmp_path):
         ({"is_causal": False}, "is_causal=False is not handled"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type 'yarn' is not supp"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported"),
-        ({"model_type": "gpt2"}, "model_type 'gpt2', which is not supported"),
+        ({"model_type": "bloom"}, "model_type 'bloom', which is not supported"),
         ({"num_hidden_layers": "three"}, "config.json: transformers cannot read this configuration"),
         ({"hidden_size": None}, "config.json: transformers cannot read this configuration"),
         ({"model_type": ["llama"]}, "model_type \\['llama'\\], which is not supported"),

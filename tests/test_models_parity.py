@@ -15,7 +15,7 @@ from atlas_jax.models._config import Rope
 from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.types import Run, Tokens
 
-TOLERANCE, FAULT = 1e-5, 1e-3
+TOLERANCE, FAULT = 1e-5, 1e-4
 ROW_LENGTHS = (LENGTH - 3, 20, 27)
 
 
@@ -257,6 +257,15 @@ FAULTS = {
         ),
         "no window": windows(lambda w: [None] * len(w)),
         "theta": rope_fault(theta=110.0),
+    },
+    "gpt2": {
+        **{f"no bias in {m}": without_bias(m) for m in ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")},
+        **{f"no bias in {m}": without_bias(m) for m in ("input_layernorm", "post_attention_layernorm", "norm")},
+        "root mean square": module_fault("Norm", kind="rms"),
+        "eps": config_fault(norm_eps=constant(1e-5)),
+        "exact gelu": config_fault(activation=constant("gelu")),
+        "no positions": module_fault("Decoder", embed_positions=None),
+        "values before keys": row_fault("gpt2", fused=(Fused("c_attn", ("q_proj", "v_proj", "k_proj")),)),
     },
 }
 

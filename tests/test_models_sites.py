@@ -143,6 +143,11 @@ def test_bad_requests_are_one_clear_sentence(request_, message):
         run(jax_model("llama31"), batch(), **request_)
 
 
+def test_points_that_a_model_does_not_have_are_refused():
+    with pytest.raises(AtlasError, match="no site mlp_gate_act.1 in this model: its MLP has no gate, and mlp_act is"):
+        run(jax_model("gpt2"), batch(), capture=["mlp_gate_act.1"])
+
+
 def test_a_text_longer_than_the_context_is_refused():
     with pytest.raises(AtlasError, match="texts of 129 tokens exceed the model's context of 128"):
         run(jax_model("llama31"), batch(1, 129))

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models._families import FAMILIES
+from atlas_jax.models._families import FAMILIES, Family
 
 # Declared by the configuration classes; of training, of bookkeeping, already read into another attribute, or (the soft
 # cap of Gemma 3) read by no one.
@@ -13,7 +13,10 @@ IRRELEVANT = {
     "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
     "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout", "_name_or_path",
     "pretraining_tp", "rope_scaling", "attn_logit_softcapping", "resid_pdrop", "embd_pdrop",
+    "attn_pdrop", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+    "summary_first_dropout",
 }  # fmt: skip
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 # What transformers reads for every family, and the values that this decoder computes.
 ONLY = {
     "use_bidirectional_attention": (None, False),
@@ -73,8 +76,9 @@ class Rope:
 class ModelConfig:
     """Everything the decoder computes with. Hashable, so it is static under ``jax.jit``.
 
-    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention. ``norm``, ``placement``
-    and ``qk_norm`` are as in the table of families (``_families.py``).
+    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention, a rope of ``None``
+    rotates nothing. ``norm``, ``placement``, ``qk_norm`` and ``gated`` are as in the table of families
+    (``_families.py``).
     """
 
     family: str
@@ -90,10 +94,12 @@ class ModelConfig:
     norm_eps: float
     placement: str
     embedding_scale: float | None
+    gated: bool
     activation: str
     query_scale: float
     windows: tuple[int | None, ...]
-    ropes: tuple[Rope, ...]
+    ropes: tuple[Rope | None, ...]
+    learned_positions: bool
     attn_softcap: float | None
     final_softcap: float | None
     qk_norm: str | None
@@ -108,6 +114,12 @@ class ModelConfig:
     def has_post_norms(self) -> bool:
         """Whether what attention and MLP add to the residual stream is normalised before."""
         return self.placement in ("post", "sandwich")
+
+    def absent(self, point: str) -> str | None:
+        """Why the model has no such point; None where it has."""
+        if point == "mlp_gate_act" and not self.gated:
+            return "its MLP has no gate, and mlp_act is what its activation function gives"
+        return None
 
     def width(self, point: str) -> int:
         """Features at a point.
@@ -134,30 +146,32 @@ class ModelConfig:
         hf = hf.get_text_config(decoder=True)
         _check_attributes(hf)
         row = FAMILIES[hf.model_type]
-        read = lambda name, otherwise: getattr(hf, name) if name in row.reads else otherwise
+        read = lambda name, otherwise: getattr(hf, name, otherwise) if name in row.reads else otherwise
         activation = getattr(hf, row.activation)
-        if activation not in ("silu", "gelu_pytorch_tanh"):
-            raise AtlasError(f"activation '{activation}' is not supported; supported are silu and gelu_pytorch_tanh")
-        head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+        if activation not in ACTIVATIONS:
+            raise AtlasError(f"activation '{activation}' is not supported; supported are {', '.join(ACTIVATIONS)}")
+        head_dim = read("head_dim", None) or hf.hidden_size // hf.num_attention_heads
         types = _layer_types(hf.num_hidden_layers, read("layer_types", None), read("sliding_window", None))
         return cls(
             family=hf.model_type,
             vocab_size=hf.vocab_size,
             hidden_size=hf.hidden_size,
-            intermediate_size=hf.intermediate_size,
+            intermediate_size=getattr(hf, row.intermediate_size) or 4 * hf.hidden_size,
             num_layers=hf.num_hidden_layers,
             num_heads=hf.num_attention_heads,
-            num_kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
+            num_kv_heads=read("num_key_value_heads", None) or hf.num_attention_heads,
             head_dim=head_dim,
             max_positions=hf.max_position_embeddings,
             norm=row.norm,
-            norm_eps=hf.rms_norm_eps,
+            norm_eps=getattr(hf, row.norm_eps),
             placement=row.placement,
             embedding_scale=hf.hidden_size**0.5 if row.scaled_embedding else None,
+            gated=row.gated,
             activation=activation,
             query_scale=read("query_pre_attn_scalar", head_dim) ** -0.5,
             windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
-            ropes=tuple(Rope.from_hf(_rope_parameters(hf, t), row.partial_rotary) for t in types),
+            ropes=tuple(_rope(hf, row, t) for t in types),
+            learned_positions=row.position == "learned",
             attn_softcap=read("attn_logit_softcapping", None),
             final_softcap=read("final_logit_softcapping", None),
             qk_norm=row.qk_norm,
@@ -193,8 +207,10 @@ def _layer_types(layers: int, types: list[str] | None, window: int | None) -> li
     return types
 
 
-def _rope_parameters(hf: Any, layer_type: str) -> dict[str, Any]:
-    return hf.rope_parameters.get(layer_type, hf.rope_parameters)
+def _rope(hf: Any, row: Family, layer_type: str) -> Rope | None:
+    if row.position != "rotary":
+        return None
+    return Rope.from_hf(hf.rope_parameters.get(layer_type, hf.rope_parameters), row.partial_rotary)
 
 
 def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:

@@ -39,9 +39,8 @@ class Context(NamedTuple):
     @classmethod
     def of(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""]) -> "Context":
         """The context of a pass over tokens at these positions."""
-        return cls(
-            position, time, {rope: turn(position, rope, config.head_dim) for rope in dict.fromkeys(config.ropes)}
-        )
+        ropes = [rope for rope in dict.fromkeys(config.ropes) if rope is not None]
+        return cls(position, time, {rope: turn(position, rope, config.head_dim) for rope in ropes})
 
 
 class Linear(nnx.Module):
@@ -57,20 +56,25 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Root-mean-square norm in float32, scaled before or after the cast, as ``kind`` says (``_families.py``)."""
+    """Norm over the last axis in float32, of a ``kind`` that the table of families explains (``_families.py``)."""
 
     def __init__(self, width: int, config: ModelConfig):
         self.weight = nnx.Param(jnp.zeros(width) if config.norm == "rms_one_plus" else jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width)) if config.norm == "layer" else None
         self.kind, self.eps = config.norm, config.norm_eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         weight = jnp.broadcast_to(self.weight[...], y.shape)
         if self.kind == "rms_one_plus":
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
         if self.kind == "rms_float32":
             return (y * weight.astype(jnp.float32)).astype(x.dtype)
+        if self.bias is not None:
+            return (y * weight.astype(jnp.float32) + jnp.broadcast_to(self.bias[...], y.shape)).astype(x.dtype)
         return weight * y.astype(x.dtype)
 
 
@@ -110,7 +114,7 @@ def visible(query: Int[Array, "b t"], key: Int[Array, "b s"], window: int | None
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; softmax in float32."""
+    """Grouped-query attention; softmax in float32."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         c, d = config, config.hidden_size
@@ -130,8 +134,8 @@ class Attention(nnx.Module):
         q, k, v = (p(x).reshape(*x.shape[:2], -1, c.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.normalised(q, self.q_norm), self.normalised(k, self.k_norm)
-        turns = context.turns[c.ropes[self.layer]]
-        q, k = rotate(q, *turns), rotate(k, *turns)
+        if (rope := c.ropes[self.layer]) is not None:
+            q, k = rotate(q, *context.turns[rope]), rotate(k, *context.turns[rope])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         position = context.position
         here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)
@@ -172,21 +176,27 @@ def attend(
 
 
 class MLP(nnx.Module):
-    """Gated MLP: ``down(act(gate x) * up x)``."""
+    """``down(act(gate x) * up x)``, or ``down(act(up x))`` without a gate."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(d, f, bias, rngs=rngs)
+        self.gate_proj = Linear(d, f, bias, rngs=rngs) if config.gated else None
         self.up_proj = Linear(d, f, bias, rngs=rngs)
         self.down_proj = Linear(f, d, bias, rngs=rngs)
         self.layer, self.activation = layer, config.activation
 
     def __call__(self, x: Float[Array, "b t d"], taps: Taps) -> Float[Array, "b t d"]:
-        gate, up = (p(x).astype(jnp.float32) for p in (self.gate_proj, self.up_proj))
-        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        gate = taps("mlp_gate_act", self.layer, gate.astype(x.dtype))
-        hidden = taps("mlp_act", self.layer, (gate.astype(jnp.float32) * up).astype(x.dtype))
-        return taps("mlp_out", self.layer, self.down_proj(hidden))
+        if self.gate_proj is None:
+            hidden = self.act(self.up_proj(x).astype(jnp.float32))
+        else:
+            gate, up = (p(x).astype(jnp.float32) for p in (self.gate_proj, self.up_proj))
+            gate = taps("mlp_gate_act", self.layer, self.act(gate).astype(x.dtype))
+            hidden = gate.astype(jnp.float32) * up
+        return taps("mlp_out", self.layer, self.down_proj(taps("mlp_act", self.layer, hidden.astype(x.dtype))))
+
+    def act(self, x: Float[Array, "*b f"]) -> Float[Array, "*b f"]:
+        """The activation function."""
+        return jax.nn.silu(x) if self.activation == "silu" else jax.nn.gelu(x, approximate=self.activation != "gelu")
 
 
 class DecoderLayer(nnx.Module):
@@ -234,16 +244,32 @@ class Embedding(nnx.Module):
         return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
 
 
+class Positions(nnx.Module):
+    """Learned embeddings of positions; those of padding, which no token sees, are of no account."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(_INIT(rngs.params(), (config.max_positions, config.hidden_size), jnp.float32))
+
+    def __call__(self, position: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        return self.weight[...][position]
+
+
 class Decoder(nnx.Module):
     """A decoder-only transformer. Call it through :func:`atlas_jax.run` or :func:`atlas_jax.models.forward`."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.embed_tokens = Embedding(config, rngs=rngs)
+        learned = config.learned_positions
+        self.embed_positions = Positions(config, rngs=rngs) if learned else None
         self.layers = nnx.List([DecoderLayer(config, i, rngs=rngs) for i in range(config.num_layers)])
         self.norm = Norm(config.hidden_size, config)
         tied = config.tie_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, False, rngs=rngs)
         self.config = config
+
+    def enter(self, x: Float[Array, "b t d"], position: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What enters the first block: token embeddings, with those of their positions where these are learned."""
+        return x if self.embed_positions is None else x + self.embed_positions(position)
 
     def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Float32 logits of final residuals."""

@@ -12,6 +12,15 @@ _EVERY = frozenset({
     "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_parameters", "bos_token_id",
     "eos_token_id", "pad_token_id", "model_type",
 })  # fmt: skip
+_GPT2 = frozenset({
+    "vocab_size", "n_embd", "n_inner", "n_layer", "n_head", "n_positions", "layer_norm_epsilon", "activation_function",
+    "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "model_type",
+})  # fmt: skip
+_GPT2_NAMES = {
+    "embed_tokens": "wte", "embed_positions": "wpe", "layers": "h", "norm": "ln_f", "self_attn": "attn",
+    "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "o_proj": "c_proj", "up_proj": "c_fc",
+    "down_proj": "c_proj",
+}  # fmt: skip
 _WINDOWS = {"sliding_window", "layer_types"}
 _GEMMA = _WINDOWS | {
     "hidden_activation", "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
@@ -39,30 +48,44 @@ class Family:
       reads: the attributes of a config that the model class of transformers reads. Any other changes nothing there,
         nor here.
       norm: "rms" (root mean square, scaled by the weight in the model's dtype), "rms_float32" (by the weight in
-        float32) or "rms_one_plus" (by 1 + weight in float32).
+        float32), "rms_one_plus" (by 1 + weight in float32) or "layer" (mean and variance, with a bias).
+      norm_eps: the attribute of the config that names the norms' epsilon.
       placement: of the norms in a block: "pre" (before attention and before the MLP), "post" (after each) or
         "sandwich" (before and after each).
       qk_norm: of queries and keys: None, "head" (every head by itself) or "full" (all heads together).
+      position: "rotary" (of queries and keys) or "learned" (an embedding of each position, added to the token's).
       scaled_embedding: whether token embeddings are multiplied by the root of their width.
       biases: projections that always have one: "qkv", "o", "mlp". Others have one where the family reads
         ``attention_bias`` or ``mlp_bias`` and the config sets it.
       partial_rotary: whether ``partial_rotary_factor`` of the rotary embedding acts: only this share of a head's
         dimensions is rotated.
+      gated: whether the MLP is ``act(gate x) * up x``, else ``act(up x)``.
       activation: the attribute of the config that names the activation function.
+      intermediate_size: the attribute that gives the MLP's width; four times the model's where it is None.
+      prefix: of the names of all tensors but the head's.
       names: what its checkpoints call modules, where not as the decoder does.
       fused: projections that its checkpoints store as one.
+      conv1d: whether projections are stored ``[in, out]``.
+      buffers: endings of tensors that are no parameters.
     """
 
     reads: frozenset[str]
     norm: str = "rms"
+    norm_eps: str = "rms_norm_eps"
     placement: str = "pre"
     qk_norm: str | None = None
+    position: str = "rotary"
     scaled_embedding: bool = False
     biases: frozenset[str] = frozenset()
     partial_rotary: bool = False
+    gated: bool = True
     activation: str = "hidden_act"
+    intermediate_size: str = "intermediate_size"
+    prefix: str = "model."
     names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fused: tuple[Fused, ...] = ()
+    conv1d: bool = False
+    buffers: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
@@ -98,5 +121,20 @@ FAMILIES: dict[str, Family] = {
         reads=_EVERY | {"hidden_act", "sliding_window", "original_max_position_embeddings"},
         partial_rotary=True,
         fused=(Fused("qkv_proj", ("q_proj", "k_proj", "v_proj")), Fused("gate_up_proj", ("gate_proj", "up_proj"))),
+    ),
+    "gpt2": Family(
+        reads=_GPT2,
+        norm="layer",
+        norm_eps="layer_norm_epsilon",
+        position="learned",
+        biases=frozenset({"qkv", "o", "mlp"}),
+        gated=False,
+        activation="activation_function",
+        intermediate_size="n_inner",
+        prefix="transformer.",
+        names=_GPT2_NAMES,
+        fused=(Fused("c_attn", ("q_proj", "k_proj", "v_proj")),),
+        conv1d=True,
+        buffers=(".attn.bias", ".attn.masked_bias"),
     ),
 }

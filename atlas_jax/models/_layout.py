@@ -46,13 +46,15 @@ def stored_name(family: str, name: str) -> str:
 
 def is_decoders(family: str, tensor: str) -> bool:
     """Whether a tensor's name says that it is a part of the decoder, used or not."""
-    return tensor.split(".")[0] in {stored_name(family, part) for part in _PARTS}
+    parts = (*_PARTS, *FAMILIES[family].names)
+    return tensor.split(".")[0] in {stored_name(family, part) for part in parts}
 
 
 def _place(family: str, name: str, shapes: Mapping[str, tuple[int, ...]]) -> Place:
     *parents, module, kind = name.split(".")
-    transposed = name == HEAD or name.endswith("proj.weight")
-    fused = next((f for f in FAMILIES[family].fused if module in f.parts), None)
+    row = FAMILIES[family]
+    transposed = name == HEAD or (name.endswith("proj.weight") and not row.conv1d)
+    fused = next((f for f in row.fused if module in f.parts), None)
     if fused is None:
         return Place(stored_name(family, name), shapes[name], transposed, None)
     together = [shapes[".".join([*parents, part, kind])] for part in fused.parts]

@@ -19,11 +19,12 @@ from safetensors.numpy import save_file
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Decoder
+from atlas_jax.models._families import FAMILIES
 from atlas_jax.models._json import read_object
 from atlas_jax.models._layout import EMBEDDING, HEAD, Place, is_decoders, layout, stored_name
 from atlas_jax.models._partition import sharding
 
-_PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
+_NESTED_PREFIXES = ("language_model.model.", "model.language_model.")
 _HEADS = {"lm_head.weight", "language_model.lm_head.weight"}
 _BUFFERS = "rotary_emb.inv_freq"
 _OTHER_MODALITIES = ("vision_tower", "multi_modal_projector")
@@ -134,7 +135,7 @@ def save_decoder(decoder: Decoder, directory: Path, dtype: jnp.dtype) -> None:
     tensors: dict[str, np.ndarray] = {}
     for name, place in layout(family, {name: x.shape for name, x in parameters.items()}).items():
         value = np.asarray(parameters[name].astype(dtype))
-        full = place.tensor if name == HEAD else f"model.{place.tensor}"
+        full = place.tensor if name == HEAD else FAMILIES[family].prefix + place.tensor
         if place.columns is None:
             tensors[full] = np.ascontiguousarray(value.T if place.transposed else value)
             continue
@@ -170,9 +171,12 @@ def _tensors(files: Iterable[Path]) -> Iterator[_Tensor]:
 
 def _by_name(tensors: Iterable[_Tensor], family: str) -> dict[str, _Tensor]:
     """Tensors by their names without the prefix of the whole checkpoint."""
-    tensors = [t for t in tensors if not t.name.endswith(_BUFFERS) and not any(m in t.name for m in _OTHER_MODALITIES)]
+    row = FAMILIES[family]
+    buffers = (_BUFFERS, *row.buffers)
+    tensors = [t for t in tensors if not t.name.endswith(buffers) and not any(m in t.name for m in _OTHER_MODALITIES)]
     layers, head = stored_name(family, "layers"), stored_name(family, HEAD)
-    prefix = next(p for p in _PREFIXES if any(t.name.startswith(f"{p}{layers}.") for t in tensors) or not p)
+    prefixes = (row.prefix, *_NESTED_PREFIXES)
+    prefix = next((p for p in prefixes if any(t.name.startswith(f"{p}{layers}.") for t in tensors)), "")
     stored: dict[str, _Tensor] = {}
     for tensor in tensors:
         name = head if tensor.name in _HEADS else tensor.name.removeprefix(prefix)
