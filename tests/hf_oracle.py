@@ -46,8 +46,8 @@ GEMMA3_ROPE = {
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
-def _theta(theta: float) -> dict:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+def _theta(theta: float, **more) -> dict:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | more}
 
 
 # name: model_type and the fields that differ from SHAPE
@@ -90,13 +90,16 @@ ZOO: dict[str, tuple[str, dict]] = {
         },
     ),
     "olmo2": ("olmo2", {"tie_word_embeddings": False} | _theta(100.0)),
-    "phi3": (
-        "phi3",
-        {"sliding_window": 8, "rope_parameters": {"rope_theta": 100.0, "partial_rotary_factor": 0.75}},
-    ),
+    "phi3": ("phi3", {"sliding_window": 8} | _theta(100.0, partial_rotary_factor=0.75)),
     "gpt2": (
         "gpt2",
         {"n_embd": 32, "n_inner": 56, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-2},
+    ),
+    "pythia": ("gpt_neox", {"layer_norm_eps": 1e-2} | _theta(100.0, partial_rotary_factor=0.5)),
+    "gpt_neox": (
+        "gpt_neox",
+        {"tie_word_embeddings": True, "use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"}
+        | {"layer_norm_eps": 1e-2},
     ),
 }  # fmt: skip
 
@@ -145,8 +148,21 @@ _GPT2 = {
     "mlp_out_post": ("mlp.c_proj", "out"),
     "resid_post": ("", "out"),
 }
+_NEOX = {
+    "resid_pre": ("", "in"),
+    "attn_in": ("input_layernorm", "out"),
+    "z": ("attention.dense", "in"),
+    "head_norm": ("attention.dense", "in"),
+    "attn_out": ("attention.dense", "out"),
+    "attn_out_post": ("attention.dense", "out"),
+    "mlp_in": ("post_attention_layernorm", "out"),
+    "mlp_act": ("mlp.dense_4h_to_h", "in"),
+    "mlp_out": ("mlp.dense_4h_to_h", "out"),
+    "mlp_out_post": ("mlp.dense_4h_to_h", "out"),
+    "resid_post": ("", "out"),
+}
 _PHI3 = _PLAIN | {"mlp_gate_act": ("mlp.activation_fn", "out")}
-PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3, "gpt2": _GPT2}
+PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3, "gpt2": _GPT2, "gpt_neox": _NEOX}
 
 
 def sites(name: str) -> list[Site]:

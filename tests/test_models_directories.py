@@ -190,13 +190,19 @@ def rotary_buffers(directory):
 
 def attention_masks(directory):
     tensors = load_file(directory / WEIGHTS)
-    buffers = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 128, 128).tril().bool() for i in range(3)}
+    attention = "transformer.h.{}.attn" if "transformer.wte.weight" in tensors else "gpt_neox.layers.{}.attention"
+    buffers = {f"{attention.format(i)}.bias": torch.ones(1, 1, 128, 128).tril().bool() for i in range(3)}
     save_file(tensors | buffers, directory / WEIGHTS, {"format": "pt"})
 
 
 def gpt2_names_without_their_prefix(directory):
     attention_masks(directory)
     tensors = {k.removeprefix("transformer."): v for k, v in load_file(directory / WEIGHTS).items()}
+    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+
+
+def a_head_named_as_in_transformers(directory):
+    tensors = {k.replace("embed_out", "lm_head"): v for k, v in load_file(directory / WEIGHTS).items()}
     save_file(tensors, directory / WEIGHTS, {"format": "pt"})
 
 
@@ -208,9 +214,17 @@ CHOSEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("make", [attention_masks, gpt2_names_without_their_prefix], ids=lambda f: f.__name__)
-def test_published_checkpoints_of_gpt2_are_read(copy, make):
-    directory = copy("gpt2")
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("gpt2", attention_masks),
+        ("gpt2", gpt2_names_without_their_prefix),
+        ("pythia", attention_masks),
+        ("pythia", a_head_named_as_in_transformers),
+    ],
+)
+def test_published_spellings_of_gpt2_and_pythia_are_read(copy, name, make):
+    directory = copy(name)
     make(directory)
     assert_as_transformers(directory)
 

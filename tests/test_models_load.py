@@ -100,6 +100,25 @@ PUBLISHED = {
         lambda c: (c.hidden_size, c.intermediate_size, c.num_layers, c.num_kv_heads, c.head_dim, c.max_positions)
         == (768, 3072, 12, 12, 64, 1024) and c.tie_embeddings and c.ropes == (None,) * 12,
     ),
+    "pythia": (
+        {
+            "model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 6,
+            "intermediate_size": 2048, "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 10000,
+            "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "use_parallel_residual": True,
+            "tie_word_embeddings": False, "vocab_size": 50304,
+        },
+        lambda c: (c.ropes[5].share, c.ropes[5].theta, c.placement, c.head_dim, c.activation)
+        == (0.25, 10000.0, "parallel", 64, "gelu") and c.qkv_bias and c.o_bias and c.mlp_bias,
+    ),
+    "smollm 2": (
+        {
+            "model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "num_hidden_layers": 30, "intermediate_size": 1536, "is_llama_config": True, "rope_interleaved": False,
+            "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True, "vocab_size": 49152,
+        },
+        lambda c: (c.head_dim, c.num_kv_heads, c.ropes[0].theta, c.ropes[0].kind) == (64, 3, 1e5, "default")
+        and c.tie_embeddings,
+    ),
     "mistral 0.1": (
         {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 4096, "rope_theta": 10000.0},
         lambda c: c.windows == (4096, 4096),

@@ -38,7 +38,7 @@ def test_parameters_are_spread_by_the_table(pair):
     assert specs == {"up": P(None, "model"), "down": P("model", None), "norm": P()}
 
 
-@pytest.mark.parametrize("name", ["olmo2", "phi3", "gpt2"])
+@pytest.mark.parametrize("name", ["olmo2", "phi3", "gpt2", "pythia"])
 def test_other_families_compute_the_same_on_a_mesh(name):
     lm = LanguageModel.from_pretrained(saved(name), mesh=make_mesh(model=2))
     assert lm.decoder.layers[0].self_attn.q_proj.weight[...].sharding.spec == P(None, "model")

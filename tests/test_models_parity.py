@@ -267,6 +267,18 @@ FAULTS = {
         "no positions": module_fault("Decoder", embed_positions=None),
         "values before keys": row_fault("gpt2", fused=(Fused("c_attn", ("q_proj", "v_proj", "k_proj")),)),
     },
+    "pythia": {
+        **{f"no bias in {m}": without_bias(m) for m in ("q_proj", "v_proj", "o_proj", "up_proj", "norm")},
+        "MLP after attention": config_fault(placement=constant("pre")),
+        "all dimensions rotated": rope_fault(share=1.0),
+        "theta": rope_fault(theta=110.0),
+        "tanh gelu": config_fault(activation=constant("gelu_new")),
+        "eps": config_fault(norm_eps=constant(1e-5)),
+        "queries of all heads before keys": row_fault(
+            "pythia", fused=(Fused("query_key_value", ("q_proj", "k_proj", "v_proj")),)
+        ),
+    },
+    "gpt_neox": {"MLP beside attention": config_fault(placement=constant("parallel"))},
 }
 
 

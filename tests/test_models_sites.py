@@ -143,9 +143,21 @@ def test_bad_requests_are_one_clear_sentence(request_, message):
         run(jax_model("llama31"), batch(), **request_)
 
 
-def test_points_that_a_model_does_not_have_are_refused():
-    with pytest.raises(AtlasError, match="no site mlp_gate_act.1 in this model: its MLP has no gate, and mlp_act is"):
-        run(jax_model("gpt2"), batch(), capture=["mlp_gate_act.1"])
+@pytest.mark.parametrize(
+    ("name", "site", "message"),
+    [
+        ("gpt2", "mlp_gate_act.1", "no site mlp_gate_act.1 in this model: its MLP has no gate, and mlp_act is"),
+        ("pythia", "mlp_gate_act.0", "no site mlp_gate_act.0 in this model: its MLP has no gate"),
+        ("pythia", "resid_mid.2", "no site resid_mid.2 in this model: attention and MLP read the same residual"),
+        ("pythia", "blocks.1.hook_resid_mid", "no site resid_mid.1 in this model"),
+    ],
+)
+def test_points_that_a_model_does_not_have_are_refused(name, site, message):
+    with pytest.raises(AtlasError, match=message):
+        run(jax_model(name), batch(), capture=[site])
+    with pytest.raises(AtlasError, match=message):
+        run(jax_model(name), batch(), edits={site: Steer(np.ones(32), 1.0)})
+    assert run(jax_model("gpt_neox"), batch(), capture=["resid_mid.1"]).acts
 
 
 def test_a_text_longer_than_the_context_is_refused():

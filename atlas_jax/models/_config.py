@@ -14,7 +14,7 @@ IRRELEVANT = {
     "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout", "_name_or_path",
     "pretraining_tp", "rope_scaling", "attn_logit_softcapping", "resid_pdrop", "embd_pdrop",
     "attn_pdrop", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
-    "summary_first_dropout",
+    "summary_first_dropout", "hidden_dropout", "classifier_dropout", "is_decoder",
 }  # fmt: skip
 ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 # What transformers reads for every family, and the values that this decoder computes.
@@ -119,6 +119,8 @@ class ModelConfig:
         """Why the model has no such point; None where it has."""
         if point == "mlp_gate_act" and not self.gated:
             return "its MLP has no gate, and mlp_act is what its activation function gives"
+        if point == "resid_mid" and self.placement == "parallel":
+            return "attention and MLP read the same residual stream, resid_pre, and none lies between them"
         return None
 
     def width(self, point: str) -> int:
@@ -164,7 +166,7 @@ class ModelConfig:
             max_positions=hf.max_position_embeddings,
             norm=row.norm,
             norm_eps=getattr(hf, row.norm_eps),
-            placement=row.placement,
+            placement=row.placement if read("use_parallel_residual", True) else "pre",
             embedding_scale=hf.hidden_size**0.5 if row.scaled_embedding else None,
             gated=row.gated,
             activation=activation,

@@ -219,8 +219,10 @@ class DecoderLayer(nnx.Module):
         x = taps("resid_pre", i, x)
         before_attention, after_attention, before_mlp, after_mlp = self.norms()
         y, cache = self.self_attn(taps("attn_in", i, before_attention(x)), context, taps, cache)
-        x = taps("resid_mid", i, x + taps("attn_out_post", i, after_attention(y)))
-        y = after_mlp(self.mlp(taps("mlp_in", i, before_mlp(x)), taps))
+        before, x = x, x + taps("attn_out_post", i, after_attention(y))
+        if self.config.placement != "parallel":
+            before = x = taps("resid_mid", i, x)
+        y = after_mlp(self.mlp(taps("mlp_in", i, before_mlp(before)), taps))
         return taps("resid_post", i, x + taps("mlp_out_post", i, y)), cache
 
     def norms(self) -> "tuple[Callable[[Array], Array], ...]":

@@ -16,6 +16,11 @@ _GPT2 = frozenset({
     "vocab_size", "n_embd", "n_inner", "n_layer", "n_head", "n_positions", "layer_norm_epsilon", "activation_function",
     "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "model_type",
 })  # fmt: skip
+_NEOX = _EVERY - {"head_dim", "num_key_value_heads", "rms_norm_eps"}
+_NEOX_NAMES = {
+    "embed_tokens": "embed_in", "norm": "final_layer_norm", "self_attn": "attention", "o_proj": "dense",
+    "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "lm_head": "embed_out",
+}  # fmt: skip
 _GPT2_NAMES = {
     "embed_tokens": "wte", "embed_positions": "wpe", "layers": "h", "norm": "ln_f", "self_attn": "attn",
     "input_layernorm": "ln_1", "post_attention_layernorm": "ln_2", "o_proj": "c_proj", "up_proj": "c_fc",
@@ -34,10 +39,12 @@ class Fused:
     Attributes:
       name: of the module that holds them.
       parts: the projections in their order.
+      by_head: whether they follow one another for every head, instead of all heads of one before those of the next.
     """
 
     name: str
     parts: tuple[str, ...]
+    by_head: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,8 +57,9 @@ class Family:
       norm: "rms" (root mean square, scaled by the weight in the model's dtype), "rms_float32" (by the weight in
         float32), "rms_one_plus" (by 1 + weight in float32) or "layer" (mean and variance, with a bias).
       norm_eps: the attribute of the config that names the norms' epsilon.
-      placement: of the norms in a block: "pre" (before attention and before the MLP), "post" (after each) or
-        "sandwich" (before and after each).
+      placement: of the norms in a block: "pre" (before attention and before the MLP), "post" (after each), "sandwich"
+        (before and after each) or "parallel" (as "pre", but the MLP reads what attention reads, unless
+        ``use_parallel_residual`` is off in the config).
       qk_norm: of queries and keys: None, "head" (every head by itself) or "full" (all heads together).
       position: "rotary" (of queries and keys) or "learned" (an embedding of each position, added to the token's).
       scaled_embedding: whether token embeddings are multiplied by the root of their width.
@@ -136,5 +144,18 @@ FAMILIES: dict[str, Family] = {
         fused=(Fused("c_attn", ("q_proj", "k_proj", "v_proj")),),
         conv1d=True,
         buffers=(".attn.bias", ".attn.masked_bias"),
+    ),
+    "gpt_neox": Family(
+        reads=_NEOX | {"hidden_act", "layer_norm_eps", "attention_bias", "use_parallel_residual"},
+        norm="layer",
+        norm_eps="layer_norm_eps",
+        placement="parallel",
+        biases=frozenset({"mlp"}),
+        partial_rotary=True,
+        gated=False,
+        prefix="gpt_neox.",
+        names=_NEOX_NAMES,
+        fused=(Fused("query_key_value", ("q_proj", "k_proj", "v_proj"), by_head=True),),
+        buffers=(".attention.bias", ".attention.masked_bias"),
     ),
 }

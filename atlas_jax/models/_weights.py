@@ -56,7 +56,7 @@ def load_decoder(directory: Path, config: ModelConfig, dtype: jnp.dtype, mesh: M
     if config.tie_embeddings:
         config = _tie(stored, config)
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    places = layout(config.family, {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)})
+    places = layout(config, {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)})
     _check(directory, config.family, places.values(), stored)
 
     def load(path: tuple, leaf: Any) -> Any:
@@ -133,7 +133,7 @@ def save_decoder(decoder: Decoder, directory: Path, dtype: jnp.dtype) -> None:
     family = decoder.config.family
     parameters = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
     tensors: dict[str, np.ndarray] = {}
-    for name, place in layout(family, {name: x.shape for name, x in parameters.items()}).items():
+    for name, place in layout(decoder.config, {name: x.shape for name, x in parameters.items()}).items():
         value = np.asarray(parameters[name].astype(dtype))
         full = place.tensor if name == HEAD else FAMILIES[family].prefix + place.tensor
         if place.columns is None:
