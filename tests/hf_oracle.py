@@ -55,6 +55,10 @@ ZOO: dict[str, tuple[str, dict]] = {
     "llama": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama31": ("llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3}),
     "r1": ("llama", {"num_key_value_heads": 1, "rope_parameters": LLAMA3, "head_dim": 16}),
+    "smollm3": (
+        "smollm3",
+        {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8} | _theta(100.0),
+    ),
     "mistral": ("mistral", {"sliding_window": 8, "tie_word_embeddings": False} | _theta(100.0)),
     "qwen2": ("qwen2", {"tie_word_embeddings": False} | _theta(100.0)),
     "qwen2_window": (

@@ -119,6 +119,10 @@ PUBLISHED = {
         lambda c: (c.head_dim, c.num_kv_heads, c.ropes[0].theta, c.ropes[0].kind) == (64, 3, 1e5, "default")
         and c.tie_embeddings,
     ),
+    "smollm 3": (
+        {"model_type": "smollm3", "num_hidden_layers": 8, "rope_theta": 5000000.0, "no_rope_layer_interval": 4},
+        lambda c: [r and r.theta for r in c.ropes] == [5e6, 5e6, 5e6, None] * 2 and c.windows == (None,) * 8,
+    ),
     "mistral 0.1": (
         {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 4096, "rope_theta": 10000.0},
         lambda c: c.windows == (4096, 4096),

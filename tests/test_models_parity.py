@@ -278,6 +278,12 @@ FAULTS = {
             "pythia", fused=(Fused("query_key_value", ("q_proj", "k_proj", "v_proj")),)
         ),
     },
+    "smollm3": {
+        "rotation in every layer": config_fault(ropes=lambda c: (c.ropes[0],) * 3),
+        "no rotation": config_fault(ropes=lambda c: (None,) * 3),
+        "rotation in the wrong layers": config_fault(ropes=lambda c: (None, c.ropes[0], None)),
+        "no window": windows(lambda w: [None] * len(w)),
+    },
     "gpt_neox": {"MLP beside attention": config_fault(placement=constant("parallel"))},
 }
 

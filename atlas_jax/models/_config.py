@@ -172,7 +172,7 @@ class ModelConfig:
             activation=activation,
             query_scale=read("query_pre_attn_scalar", head_dim) ** -0.5,
             windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
-            ropes=tuple(_rope(hf, row, t) for t in types),
+            ropes=_ropes(hf, row, types),
             learned_positions=row.position == "learned",
             attn_softcap=read("attn_logit_softcapping", None),
             final_softcap=read("final_logit_softcapping", None),
@@ -209,10 +209,15 @@ def _layer_types(layers: int, types: list[str] | None, window: int | None) -> li
     return types
 
 
-def _rope(hf: Any, row: Family, layer_type: str) -> Rope | None:
+def _ropes(hf: Any, row: Family, types: list[str]) -> tuple[Rope | None, ...]:
     if row.position != "rotary":
-        return None
-    return Rope.from_hf(hf.rope_parameters.get(layer_type, hf.rope_parameters), row.partial_rotary)
+        return (None,) * len(types)
+    rotates = hf.no_rope_layers if "no_rope_layers" in row.reads else [1] * len(types)
+    if len(rotates) < len(types):
+        raise AtlasError(f"no_rope_layers {rotates} must have an entry for each of {len(types)} layers")
+    parameters = [hf.rope_parameters.get(t, hf.rope_parameters) for t in types]
+    read = lambda p: Rope.from_hf(p, row.partial_rotary)
+    return tuple(read(p) if on else None for p, on in zip(parameters, rotates, strict=False))
 
 
 def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:

@@ -61,7 +61,8 @@ class Family:
         (before and after each) or "parallel" (as "pre", but the MLP reads what attention reads, unless
         ``use_parallel_residual`` is off in the config).
       qk_norm: of queries and keys: None, "head" (every head by itself) or "full" (all heads together).
-      position: "rotary" (of queries and keys) or "learned" (an embedding of each position, added to the token's).
+      position: "rotary" (of queries and keys, except in layers where ``no_rope_layers`` of the config is 0) or
+        "learned" (an embedding of each position, added to the token's).
       scaled_embedding: whether token embeddings are multiplied by the root of their width.
       biases: projections that always have one: "qkv", "o", "mlp". Others have one where the family reads
         ``attention_bias`` or ``mlp_bias`` and the config sets it.
@@ -98,6 +99,11 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "llama": Family(reads=_EVERY | {"hidden_act", "attention_bias", "mlp_bias"}),
+    "smollm3": Family(
+        reads=_EVERY
+        | _WINDOWS
+        | {"hidden_act", "use_sliding_window", "no_rope_layers", "no_rope_layer_interval", "attention_bias", "mlp_bias"}
+    ),
     "mistral": Family(reads=_EVERY | {"hidden_act", "sliding_window"}),
     "qwen2": Family(
         reads=_EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers"},
