@@ -102,8 +102,13 @@ ZOO: dict[str, tuple[str, dict]] = {
     "pythia": ("gpt_neox", {"layer_norm_eps": 1e-2} | _theta(100.0, partial_rotary_factor=0.5)),
     "gpt_neox": (
         "gpt_neox",
-        {"tie_word_embeddings": True, "use_parallel_residual": False, "attention_bias": False, "hidden_act": "gelu_new"}
-        | {"layer_norm_eps": 1e-2},
+        {
+            "tie_word_embeddings": True,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-2,
+        },
     ),
 }  # fmt: skip
 
@@ -138,40 +143,39 @@ _OLMO2 = _GEMMA | {
     "resid_mid": ("mlp", "in"),
     "mlp_in": ("mlp.up_proj", "in"),
 }
-_GPT2 = {
-    "resid_pre": ("", "in"),
-    "attn_in": ("ln_1", "out"),
-    "z": ("attn.c_proj", "in"),
-    "head_norm": ("attn.c_proj", "in"),
-    "attn_out": ("attn.c_proj", "out"),
-    "attn_out_post": ("attn.c_proj", "out"),
-    "resid_mid": ("ln_2", "in"),
-    "mlp_in": ("ln_2", "out"),
-    "mlp_act": ("mlp.c_proj", "in"),
-    "mlp_out": ("mlp.c_proj", "out"),
-    "mlp_out_post": ("mlp.c_proj", "out"),
-    "resid_post": ("", "out"),
-}
-_NEOX = {
-    "resid_pre": ("", "in"),
-    "attn_in": ("input_layernorm", "out"),
-    "z": ("attention.dense", "in"),
-    "head_norm": ("attention.dense", "in"),
-    "attn_out": ("attention.dense", "out"),
-    "attn_out_post": ("attention.dense", "out"),
-    "mlp_in": ("post_attention_layernorm", "out"),
-    "mlp_act": ("mlp.dense_4h_to_h", "in"),
-    "mlp_out": ("mlp.dense_4h_to_h", "out"),
-    "mlp_out_post": ("mlp.dense_4h_to_h", "out"),
-    "resid_post": ("", "out"),
-}
+
+
+def _ungated(before_attention: str, z: str, before_mlp: str, mlp_act: str) -> dict[str, tuple[str, str]]:
+    """Points of a block without gate and post-norms: its norms, and the modules that read z and mlp_act."""
+    return {
+        "resid_pre": ("", "in"),
+        "attn_in": (before_attention, "out"),
+        **dict.fromkeys(("z", "head_norm"), (z, "in")),
+        **dict.fromkeys(("attn_out", "attn_out_post"), (z, "out")),
+        "resid_mid": (before_mlp, "in"),
+        "mlp_in": (before_mlp, "out"),
+        "mlp_act": (mlp_act, "in"),
+        **dict.fromkeys(("mlp_out", "mlp_out_post"), (mlp_act, "out")),
+        "resid_post": ("", "out"),
+    }
+
+
+_GPT2 = _ungated("ln_1", "attn.c_proj", "ln_2", "mlp.c_proj")
+_NEOX = _ungated("input_layernorm", "attention.dense", "post_attention_layernorm", "mlp.dense_4h_to_h")
 _PHI3 = _PLAIN | {"mlp_gate_act": ("mlp.activation_fn", "out")}
 PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3, "gpt2": _GPT2, "gpt_neox": _NEOX}
 
 
+def places(config: transformers.PreTrainedConfig) -> dict[str, tuple[str, str]]:
+    """The points that blocks of a model have."""
+    points = PLACES.get(config.model_type, _PLAIN)
+    parallel = getattr(config, "use_parallel_residual", False)
+    return {point: place for point, place in points.items() if not (parallel and point == "resid_mid")}
+
+
 def sites(name: str) -> list[Site]:
     """All sites of a model of the zoo."""
-    points = PLACES.get(ZOO[name][0], _PLAIN)
+    points = places(hf_model(name).config)
     return [Site(point, layer) for layer in range(LAYERS) for point in POINTS if point in points]
 
 
@@ -247,7 +251,7 @@ def hooks(model: transformers.PreTrainedModel, at: dict[Site, Callable]) -> Iter
 
 def _hook(model: transformers.PreTrainedModel, site: Site, f: Callable) -> torch.utils.hooks.RemovableHandle:
     block = (model.base_model.h if hasattr(model.base_model, "h") else model.base_model.layers)[site.layer]
-    path, side = PLACES.get(model.config.model_type, _PLAIN)[site.point]
+    path, side = places(model.config)[site.point]
     module = block.get_submodule(path)
 
     def before(_module: torch.nn.Module, args: tuple) -> tuple | None:
@@ -272,8 +276,7 @@ def hf_run(
         return lambda x: acts.__setitem__(site, value(x.detach().float()).numpy().copy())
 
     mask = None if mask is None else torch.tensor(mask).long()
-    points = PLACES.get(model.config.model_type, _PLAIN)
-    everywhere = [Site(point, layer) for layer in range(LAYERS) for point in points]
+    everywhere = [Site(point, layer) for layer in range(LAYERS) for point in places(model.config)]
     with torch.no_grad(), hooks(model, {site: keep(site) for site in everywhere}):
         out = model(torch.tensor(ids).long(), attention_mask=mask, use_cache=False)
     return out.logits.float().numpy(), acts

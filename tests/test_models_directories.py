@@ -67,6 +67,10 @@ FOREIGN = [
         "gemma3",
         {"hidden_act": "relu", "mlp_bias": True, "attn_logit_softcapping": 1.5, "use_bidirectional_attention": False},
     ),
+    ("olmo2", {"sliding_window": 4, "layer_types": ["sliding_attention"] * 3, "mlp_bias": True}),
+    ("phi3", {"attention_bias": True, "mlp_bias": True, "original_max_position_embeddings": 16}),
+    ("gpt2", {"hidden_act": "relu", "rope_theta": 3.0, "head_dim": 16, "num_key_value_heads": 2, "n_ctx": 4}),
+    ("pythia", {"num_key_value_heads": 2, "sliding_window": 4, "rms_norm_eps": 1.0, "mlp_bias": False}),
 ]
 
 
@@ -88,7 +92,25 @@ def test_attributes_of_other_families_do_not_act(copy, name, changes):
         ("gemma3", {"final_logit_softcapping": 1.5}),
         ("qwen2_window", {"layer_types": None, "max_window_layers": 2}),
         ("llama31", {"rope_parameters": None, "rope_theta": 77.0}),
-    ],
+        ("llama31", {"hidden_act": "gelu"}),
+        ("phi3", {"sliding_window": None}),
+        ("phi3", {"rope_parameters": None, "rope_theta": 77.0, "partial_rotary_factor": 0.5}),
+        ("gpt2", {"activation_function": "silu"}),
+        ("pythia", {"use_parallel_residual": False}),
+        ("pythia", {"rope_parameters": None, "rotary_emb_base": 77.0, "rotary_pct": 1.0}),
+        (
+            "pythia",
+            {
+                "rope_parameters": {
+                    "rope_type": "linear",
+                    "rope_theta": 100.0,
+                    "factor": 4.0,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+        ),
+        ("smollm3", {"no_rope_layers": [1, 1, 0]}),
+    ],  # fmt: skip
 )
 def test_attributes_of_the_family_do(copy, name, changes):
     directory = copy(name)
@@ -110,6 +132,8 @@ def test_attributes_of_the_family_do(copy, name, changes):
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
         ("gpt2", {"scale_attn_weights": False}),
         ("gpt2", {"add_cross_attention": True}),
+        ("pythia", {"head_dim": 16}),
+        ("smollm3", {"no_rope_layers": [1, 0]}),
         ("olmo2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}}),
         ("llama31", {"rms_norm_eps": "small"}),
         ("llama31", {"num_attention_heads": 3}),

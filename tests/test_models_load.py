@@ -110,6 +110,23 @@ PUBLISHED = {
         lambda c: (c.ropes[5].share, c.ropes[5].theta, c.placement, c.head_dim, c.activation)
         == (0.25, 10000.0, "parallel", 64, "gelu") and c.qkv_bias and c.o_bias and c.mlp_bias,
     ),
+    "phi 3 mini": (
+        {
+            "model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 32, "num_key_value_heads": 32,
+            "num_hidden_layers": 2, "sliding_window": 2047, "rope_scaling": None, "rope_theta": 10000.0,
+            "original_max_position_embeddings": 4096, "attention_bias": False, "eos_token_id": 32000,
+            "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        },
+        lambda c: (c.windows, c.head_dim, c.ropes[0].share, c.ropes[0].theta) == ((2047, 2047), 96, 1.0, 1e4),
+    ),
+    "olmo 2": (
+        {
+            "model_type": "olmo2", "hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32,
+            "rope_scaling": None, "rope_theta": 500000, "attention_bias": False, "rms_norm_eps": 1e-6,
+        },
+        lambda c: (c.placement, c.qk_norm, c.num_kv_heads, c.ropes[0].theta, c.norm_eps)
+        == ("post", "full", 32, 5e5, 1e-6),
+    ),
     "smollm 2": (
         {
             "model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,

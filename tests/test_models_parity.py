@@ -67,7 +67,7 @@ def test_logits_and_every_site_equal_transformers_however_rows_are_padded(name, 
         assert max(found.values()) <= TOLERANCE, (lengths, side, found)
 
 
-@pytest.mark.parametrize("name", ["llama31", "gemma2", "qwen2"])
+@pytest.mark.parametrize("name", ["llama31", "gemma2", "qwen2", "olmo2", "phi3", "gpt2", "pythia"])
 def test_bfloat16_is_as_close_as_bfloat16_allows(name, reference):
     tokens, spans = padded("right", ROW_LENGTHS)
     found = errors(run(jax_model(name, "bfloat16"), tokens), reference(name), spans)

@@ -1,6 +1,6 @@
 """The decoder: one file for all families, told apart by what :class:`ModelConfig` says.
 
-Submodules carry the names of the Hugging Face checkpoints, so a parameter's path is its tensor name. Linear weights
+Submodules carry the names of Llama's Hugging Face checkpoints; ``_layout.py`` tells the names of others. Linear weights
 are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g`` query heads
 per key-value head, ``h`` head dimension, ``d`` model width.
 """
@@ -74,7 +74,8 @@ class Norm(nnx.Module):
         if self.kind == "rms_float32":
             return (y * weight.astype(jnp.float32)).astype(x.dtype)
         if self.bias is not None:
-            return (y * weight.astype(jnp.float32) + jnp.broadcast_to(self.bias[...], y.shape)).astype(x.dtype)
+            bias = jnp.broadcast_to(self.bias[...], y.shape).astype(jnp.float32)
+            return (y * weight.astype(jnp.float32) + bias).astype(x.dtype)
         return weight * y.astype(x.dtype)
 
 
@@ -261,8 +262,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.embed_tokens = Embedding(config, rngs=rngs)
-        learned = config.learned_positions
-        self.embed_positions = Positions(config, rngs=rngs) if learned else None
+        self.embed_positions = Positions(config, rngs=rngs) if config.learned_positions else None
         self.layers = nnx.List([DecoderLayer(config, i, rngs=rngs) for i in range(config.num_layers)])
         self.norm = Norm(config.hidden_size, config)
         tied = config.tie_embeddings

@@ -16,7 +16,7 @@ _GPT2 = frozenset({
     "vocab_size", "n_embd", "n_inner", "n_layer", "n_head", "n_positions", "layer_norm_epsilon", "activation_function",
     "tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "model_type",
 })  # fmt: skip
-_NEOX = _EVERY - {"head_dim", "num_key_value_heads", "rms_norm_eps"}
+_NEOX = _EVERY - {"num_key_value_heads", "rms_norm_eps"}
 _NEOX_NAMES = {
     "embed_tokens": "embed_in", "norm": "final_layer_norm", "self_attn": "attention", "o_proj": "dense",
     "up_proj": "dense_h_to_4h", "down_proj": "dense_4h_to_h", "lm_head": "embed_out",
