@@ -16,15 +16,15 @@ from atlas_jax.errors import AtlasError
 
 POINTS: dict[str, str] = {
     "resid_pre": "residual stream entering the block",
-    "attn_in": "input of the query, key and value projections (after the pre-attention norm)",
+    "attn_in": "input of the query, key and value projections (after the pre-attention norm, where there is one)",
     "z": "attention output of every head, concatenated, before the output projection",
     "head_norm": "norm of every attention head's part of z, one feature a head; for reading alone",
     "attn_out": "output projection of attention, before any post-attention norm",
     "attn_out_post": "what attention adds to the residual stream (after the post-norm where there is one)",
     "resid_mid": "residual stream between attention and MLP",
-    "mlp_in": "input of the gate and up projections (after the pre-MLP norm)",
+    "mlp_in": "input of the gate and up projections (after the pre-MLP norm, where there is one)",
     "mlp_gate_act": "activation function applied to the gate projection",
-    "mlp_act": "input of the down projection: act(gate) * up",
+    "mlp_act": "input of the down projection: act(gate) * up, or act(up) without a gate",
     "mlp_out": "output of the down projection, before any post-MLP norm",
     "mlp_out_post": "what the MLP adds to the residual stream (after the post-norm where there is one)",
     "resid_post": "residual stream leaving the block (= hidden_states[layer + 1] in transformers, except in the last)",

@@ -14,7 +14,7 @@ def activations(config: ModelConfig, decoder: Any, ids: np.ndarray) -> dict[Any,
     """Activations ``[b, t, d]`` by site, and "logits", of texts without padding."""
     wide = lambda tree: jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
     embedding = np.asarray(decoder.embed_tokens.weight[...], np.float64)
-    x = embedding[ids] * (np.sqrt(config.hidden_size) if config.gemma else 1.0)
+    x = embedding[ids] * (config.embedding_scale or 1.0)
     found: dict[Any, np.ndarray] = {}
     for i in range(config.num_layers):
         x = _layer(config, i, wide(_arrays(decoder.layers[i])), x, found)
@@ -42,18 +42,18 @@ def _layer(config: ModelConfig, i: int, w: dict[str, np.ndarray], x: np.ndarray,
     z = keep("z", _attention(config, i, w, h))
     keep("head_norm", np.linalg.norm(z.reshape(*z.shape[:2], -1, config.head_dim), axis=-1))
     y = keep("attn_out", z @ w["o_proj"])
-    y = norm("post_attention_layernorm", y) if config.gemma else y
+    y = norm("post_attention_layernorm", y) if config.has_post_norms else y
     x = keep("resid_mid", x + keep("attn_out_post", y))
-    h = keep("mlp_in", norm("pre_feedforward_layernorm" if config.gemma else "post_attention_layernorm", x))
+    h = keep("mlp_in", norm("pre_feedforward_layernorm" if config.has_post_norms else "post_attention_layernorm", x))
     gate = keep("mlp_gate_act", _activation(config, h @ w["gate_proj"]))
     y = keep("mlp_out", keep("mlp_act", gate * (h @ w["up_proj"])) @ w["down_proj"])
-    y = norm("post_feedforward_layernorm", y) if config.gemma else y
+    y = norm("post_feedforward_layernorm", y) if config.has_post_norms else y
     return keep("resid_post", x + keep("mlp_out_post", y))
 
 
 def _norm(config: ModelConfig, weight: np.ndarray, x: np.ndarray) -> np.ndarray:
-    scale = 1.0 + weight if config.gemma else weight
-    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + config.rms_norm_eps) * scale
+    scale = 1.0 + weight if config.norm == "rms_one_plus" else weight
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + config.norm_eps) * scale
 
 
 def _activation(config: ModelConfig, x: np.ndarray) -> np.ndarray:

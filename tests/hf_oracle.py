@@ -1,6 +1,7 @@
 """Tiny transformers models whose every detail shows in the output, and their activations and edits by PyTorch hooks."""
 
 import contextlib
+import dataclasses
 import functools
 import tempfile
 from collections.abc import Callable, Iterator
@@ -45,8 +46,8 @@ GEMMA3_ROPE = {
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 
 
-def _theta(theta: float) -> dict:
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta}}
+def _theta(theta: float, **more) -> dict:
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": theta} | more}
 
 
 # name: model_type and the fields that differ from SHAPE
@@ -54,6 +55,10 @@ ZOO: dict[str, tuple[str, dict]] = {
     "llama": ("llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),
     "llama31": ("llama", {"tie_word_embeddings": False, "rope_parameters": LLAMA3}),
     "r1": ("llama", {"num_key_value_heads": 1, "rope_parameters": LLAMA3, "head_dim": 16}),
+    "smollm3": (
+        "smollm3",
+        {"no_rope_layers": [1, 0, 1], "use_sliding_window": True, "sliding_window": 8} | _theta(100.0),
+    ),
     "mistral": ("mistral", {"sliding_window": 8, "tie_word_embeddings": False} | _theta(100.0)),
     "qwen2": ("qwen2", {"tie_word_embeddings": False} | _theta(100.0)),
     "qwen2_window": (
@@ -88,6 +93,23 @@ ZOO: dict[str, tuple[str, dict]] = {
             "rope_parameters": GEMMA3_ROPE,
         },
     ),
+    "olmo2": ("olmo2", {"tie_word_embeddings": False} | _theta(100.0)),
+    "phi3": ("phi3", {"sliding_window": 8} | _theta(100.0, partial_rotary_factor=0.75)),
+    "gpt2": (
+        "gpt2",
+        {"n_embd": 32, "n_inner": 56, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-2},
+    ),
+    "pythia": ("gpt_neox", {"layer_norm_eps": 1e-2} | _theta(100.0, partial_rotary_factor=0.5)),
+    "gpt_neox": (
+        "gpt_neox",
+        {
+            "tie_word_embeddings": True,
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_new",
+            "layer_norm_eps": 1e-2,
+        },
+    ),
 }  # fmt: skip
 
 # Where each point lives in the modules of transformers, and whether it is the module's input or output. An edit of an
@@ -115,26 +137,69 @@ _GEMMA = _COMMON | {
     "mlp_in": ("pre_feedforward_layernorm", "out"),
     "mlp_out_post": ("post_feedforward_layernorm", "out"),
 }
-ALL_SITES = [Site(point, layer) for layer in range(LAYERS) for point in POINTS]
+# Without a norm before attention and MLP, their inputs can be read at their first projections, but not edited there.
+_OLMO2 = _GEMMA | {
+    "attn_in": ("self_attn.q_proj", "in"),
+    "resid_mid": ("mlp", "in"),
+    "mlp_in": ("mlp.up_proj", "in"),
+}
+
+
+def _ungated(before_attention: str, z: str, before_mlp: str, mlp_act: str) -> dict[str, tuple[str, str]]:
+    """Points of a block without gate and post-norms: its norms, and the modules that read z and mlp_act."""
+    return {
+        "resid_pre": ("", "in"),
+        "attn_in": (before_attention, "out"),
+        **dict.fromkeys(("z", "head_norm"), (z, "in")),
+        **dict.fromkeys(("attn_out", "attn_out_post"), (z, "out")),
+        "resid_mid": (before_mlp, "in"),
+        "mlp_in": (before_mlp, "out"),
+        "mlp_act": (mlp_act, "in"),
+        **dict.fromkeys(("mlp_out", "mlp_out_post"), (mlp_act, "out")),
+        "resid_post": ("", "out"),
+    }
+
+
+_GPT2 = _ungated("ln_1", "attn.c_proj", "ln_2", "mlp.c_proj")
+_NEOX = _ungated("input_layernorm", "attention.dense", "post_attention_layernorm", "mlp.dense_4h_to_h")
+_PHI3 = _PLAIN | {"mlp_gate_act": ("mlp.activation_fn", "out")}
+PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3, "gpt2": _GPT2, "gpt_neox": _NEOX}
+
+
+def places(config: transformers.PreTrainedConfig) -> dict[str, tuple[str, str]]:
+    """The points that blocks of a model have."""
+    points = PLACES.get(config.model_type, _PLAIN)
+    parallel = getattr(config, "use_parallel_residual", False)
+    return {point: place for point, place in points.items() if not (parallel and point == "resid_mid")}
+
+
+def sites(name: str) -> list[Site]:
+    """All sites of a model of the zoo."""
+    points = places(hf_model(name).config)
+    return [Site(point, layer) for layer in range(LAYERS) for point in POINTS if point in points]
 
 
 @functools.cache
 def hf_model(name: str) -> transformers.PreTrainedModel:
     """A float32 eager model of the zoo, at unit gain and with jittered norms."""
     family, changes = ZOO[name]
-    shape = {k: v for k, v in (SHAPE | changes).items() if (k, family) != ("head_dim", "qwen2")}
-    config = transformers.CONFIG_MAPPING[family](**shape, attn_implementation="eager")
+    kind = transformers.CONFIG_MAPPING[family]
+    declared = {field.name for field in dataclasses.fields(kind)}
+    shape = {k: v for k, v in (SHAPE | changes).items() if k in declared}
+    config = kind(**shape, attn_implementation="eager")
     return unit_gain(transformers.AutoModelForCausalLM.from_config(config).eval())
 
 
 def unit_gain(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
     """Redraw matrices at variance 1 / fan-in, and move norm weights and biases well away from their defaults."""
     generator = torch.Generator().manual_seed(0)
+    conv = transformers.pytorch_utils.Conv1D
+    inputs_first = {id(m.weight) for m in model.modules() if isinstance(m, conv)}
     with torch.no_grad():
         for parameter in model.parameters():
             draw = torch.randn(parameter.shape, generator=generator)
             if parameter.ndim > 1:
-                parameter.copy_(draw * parameter.shape[1] ** -0.5)
+                parameter.copy_(draw * parameter.shape[0 if id(parameter) in inputs_first else 1] ** -0.5)
             else:
                 parameter.add_(0.3 * draw)
     return model
@@ -185,8 +250,8 @@ def hooks(model: transformers.PreTrainedModel, at: dict[Site, Callable]) -> Iter
 
 
 def _hook(model: transformers.PreTrainedModel, site: Site, f: Callable) -> torch.utils.hooks.RemovableHandle:
-    block = model.model.layers[site.layer]
-    path, side = (_GEMMA if model.config.model_type.startswith("gemma") else _PLAIN)[site.point]
+    block = (model.base_model.h if hasattr(model.base_model, "h") else model.base_model.layers)[site.layer]
+    path, side = places(model.config)[site.point]
     module = block.get_submodule(path)
 
     def before(_module: torch.nn.Module, args: tuple) -> tuple | None:
@@ -211,7 +276,8 @@ def hf_run(
         return lambda x: acts.__setitem__(site, value(x.detach().float()).numpy().copy())
 
     mask = None if mask is None else torch.tensor(mask).long()
-    with torch.no_grad(), hooks(model, {site: keep(site) for site in ALL_SITES}):
+    everywhere = [Site(point, layer) for layer in range(LAYERS) for point in places(model.config)]
+    with torch.no_grad(), hooks(model, {site: keep(site) for site in everywhere}):
         out = model(torch.tensor(ids).long(), attention_mask=mask, use_cache=False)
     return out.logits.float().numpy(), acts
 

@@ -54,7 +54,7 @@ def test_the_same_pass_agrees(subject, recorded):
     "fault",
     [
         lambda s: with_config(s, ropes=tuple(dataclasses.replace(r, theta=5e5) for r in s.model.config.ropes)),
-        lambda s: with_config(s, rms_norm_eps=1e-2),
+        lambda s: with_config(s, norm_eps=1e-2),
         lambda s: with_config(s, activation="gelu_pytorch_tanh"),
         lambda s: with_config(s, query_scale=s.model.config.query_scale * 1.05),
         lambda s: with_config(s, windows=(4,) * s.model.config.num_layers),

@@ -55,7 +55,9 @@ def ending_at(name: str, eos: int | None) -> LanguageModel:
     return _made[name, eos]
 
 
-@pytest.mark.parametrize("name", ["llama31", "mistral", "gemma2", "gemma3", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama31", "mistral", "gemma2", "gemma3", "qwen3", "olmo2", "phi3", "gpt2", "pythia", "smollm3"]
+)
 def test_greedy_text_equals_transformers_past_the_window_with_ragged_prompts(name):
     assert generate(endless(name), PROMPTS, max_new_tokens=NEW).ids.tolist() == hf_greedy(hf_model(name), PROMPTS)
 

@@ -67,6 +67,10 @@ FOREIGN = [
         "gemma3",
         {"hidden_act": "relu", "mlp_bias": True, "attn_logit_softcapping": 1.5, "use_bidirectional_attention": False},
     ),
+    ("olmo2", {"sliding_window": 4, "layer_types": ["sliding_attention"] * 3, "mlp_bias": True}),
+    ("phi3", {"attention_bias": True, "mlp_bias": True, "original_max_position_embeddings": 16}),
+    ("gpt2", {"hidden_act": "relu", "rope_theta": 3.0, "head_dim": 16, "num_key_value_heads": 2, "n_ctx": 4}),
+    ("pythia", {"num_key_value_heads": 2, "sliding_window": 4, "rms_norm_eps": 1.0, "mlp_bias": False}),
 ]
 
 
@@ -88,7 +92,25 @@ def test_attributes_of_other_families_do_not_act(copy, name, changes):
         ("gemma3", {"final_logit_softcapping": 1.5}),
         ("qwen2_window", {"layer_types": None, "max_window_layers": 2}),
         ("llama31", {"rope_parameters": None, "rope_theta": 77.0}),
-    ],
+        ("llama31", {"hidden_act": "gelu"}),
+        ("phi3", {"sliding_window": None}),
+        ("phi3", {"rope_parameters": None, "rope_theta": 77.0, "partial_rotary_factor": 0.5}),
+        ("gpt2", {"activation_function": "silu"}),
+        ("pythia", {"use_parallel_residual": False}),
+        ("pythia", {"rope_parameters": None, "rotary_emb_base": 77.0, "rotary_pct": 1.0}),
+        (
+            "pythia",
+            {
+                "rope_parameters": {
+                    "rope_type": "linear",
+                    "rope_theta": 100.0,
+                    "factor": 4.0,
+                    "partial_rotary_factor": 0.5,
+                }
+            },
+        ),
+        ("smollm3", {"no_rope_layers": [1, 1, 0]}),
+    ],  # fmt: skip
 )
 def test_attributes_of_the_family_do(copy, name, changes):
     directory = copy(name)
@@ -104,7 +126,15 @@ def test_attributes_of_the_family_do(copy, name, changes):
         ("gemma3", {"use_bidirectional_attention": True}),
         ("llama31", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9.0,
                                          "partial_rotary_factor": 0.5}}),
-        ("llama31", {"hidden_act": "gelu"}),
+        ("llama31", {"hidden_act": "relu"}),
+        ("phi3", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.75,
+                                      "short_factor": [1.0] * 3, "long_factor": [2.0] * 3}}),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("gpt2", {"scale_attn_weights": False}),
+        ("gpt2", {"add_cross_attention": True}),
+        ("pythia", {"head_dim": 16}),
+        ("smollm3", {"no_rope_layers": [1, 0]}),
+        ("olmo2", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 100.0, "factor": 2.0}}),
         ("llama31", {"rms_norm_eps": "small"}),
         ("llama31", {"num_attention_heads": 3}),
         ("llama31", {"is_causal": False}),
@@ -182,12 +212,45 @@ def rotary_buffers(directory):
     save_file(tensors | buffers, directory / WEIGHTS, {"format": "pt"})
 
 
+def attention_masks(directory):
+    tensors = load_file(directory / WEIGHTS)
+    attention = "transformer.h.{}.attn" if "transformer.wte.weight" in tensors else "gpt_neox.layers.{}.attention"
+    buffers = {f"{attention.format(i)}.bias": torch.ones(1, 1, 128, 128).tril().bool() for i in range(3)}
+    save_file(tensors | buffers, directory / WEIGHTS, {"format": "pt"})
+
+
+def gpt2_names_without_their_prefix(directory):
+    attention_masks(directory)
+    tensors = {k.removeprefix("transformer."): v for k, v in load_file(directory / WEIGHTS).items()}
+    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+
+
+def a_head_named_as_in_transformers(directory):
+    tensors = {k.replace("embed_out", "lm_head"): v for k, v in load_file(directory / WEIGHTS).items()}
+    save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+
+
 CHOSEN = {
     a_second_file: [], a_consolidated_file: [], a_stale_index_beside_the_file: [], rotary_buffers: [],
     a_file_named_by_the_config: ["gemma2"], an_index_and_a_file_it_does_not_list: [], an_equal_head_though_tied: [],
     a_head_that_differs_though_tied: ["gemma2"], the_tied_matrix_under_the_other_name: [],
     names_without_their_prefix: [],
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("gpt2", attention_masks),
+        ("gpt2", gpt2_names_without_their_prefix),
+        ("pythia", attention_masks),
+        ("pythia", a_head_named_as_in_transformers),
+    ],
+)
+def test_published_spellings_of_gpt2_and_pythia_are_read(copy, name, make):
+    directory = copy(name)
+    make(directory)
+    assert_as_transformers(directory)
 
 
 @pytest.mark.parametrize("make", CHOSEN, ids=lambda f: f.__name__)

@@ -54,7 +54,7 @@ PUBLISHED = {
                              "original_max_position_embeddings": 8192, "rope_type": "llama3"},
         },
         lambda c: (c.ropes[0].theta, c.ropes[0].kind, c.ropes[0].factor, c.ropes[0].original_max_positions, c.eos_ids)
-        == (500000.0, "llama3", 32.0, 8192, (128001, 128008, 128009)) and c.tie_embeddings and c.rms_norm_eps == 1e-5,
+        == (500000.0, "llama3", 32.0, 8192, (128001, 128008, 128009)) and c.tie_embeddings and c.norm_eps == 1e-5,
     ),
     "gemma 2 27b": (
         {
@@ -91,6 +91,55 @@ PUBLISHED = {
         {"model_type": "qwen3", "num_hidden_layers": 2, "head_dim": 128, "rope_theta": 1000000},
         lambda c: c.qk_norm and not c.qkv_bias and c.head_dim == 128,
     ),
+    "gpt2": (
+        {
+            "model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 768, "n_head": 12,
+            "n_layer": 12, "n_positions": 1024, "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.1, "vocab_size": 50257,
+            "summary_type": "cls_index", "task_specific_params": {"text-generation": {"do_sample": True}},
+        },
+        lambda c: (c.hidden_size, c.intermediate_size, c.num_layers, c.num_kv_heads, c.head_dim, c.max_positions)
+        == (768, 3072, 12, 12, 64, 1024) and c.tie_embeddings and c.ropes == (None,) * 12,
+    ),
+    "pythia": (
+        {
+            "model_type": "gpt_neox", "hidden_size": 512, "num_attention_heads": 8, "num_hidden_layers": 6,
+            "intermediate_size": 2048, "hidden_act": "gelu", "rotary_pct": 0.25, "rotary_emb_base": 10000,
+            "layer_norm_eps": 1e-5, "max_position_embeddings": 2048, "use_parallel_residual": True,
+            "tie_word_embeddings": False, "vocab_size": 50304,
+        },
+        lambda c: (c.ropes[5].share, c.ropes[5].theta, c.placement, c.head_dim, c.activation)
+        == (0.25, 10000.0, "parallel", 64, "gelu") and c.qkv_bias and c.o_bias and c.mlp_bias,
+    ),
+    "phi 3 mini": (
+        {
+            "model_type": "phi3", "hidden_size": 3072, "num_attention_heads": 32, "num_key_value_heads": 32,
+            "num_hidden_layers": 2, "sliding_window": 2047, "rope_scaling": None, "rope_theta": 10000.0,
+            "original_max_position_embeddings": 4096, "attention_bias": False, "eos_token_id": 32000,
+            "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"},
+        },
+        lambda c: (c.windows, c.head_dim, c.ropes[0].share, c.ropes[0].theta) == ((2047, 2047), 96, 1.0, 1e4),
+    ),
+    "olmo 2": (
+        {
+            "model_type": "olmo2", "hidden_size": 4096, "num_hidden_layers": 2, "num_attention_heads": 32,
+            "rope_scaling": None, "rope_theta": 500000, "attention_bias": False, "rms_norm_eps": 1e-6,
+        },
+        lambda c: (c.placement, c.qk_norm, c.num_kv_heads, c.ropes[0].theta, c.norm_eps)
+        == ("post", "full", 32, 5e5, 1e-6),
+    ),
+    "smollm 2": (
+        {
+            "model_type": "llama", "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "num_hidden_layers": 30, "intermediate_size": 1536, "is_llama_config": True, "rope_interleaved": False,
+            "rope_scaling": None, "rope_theta": 100000, "tie_word_embeddings": True, "vocab_size": 49152,
+        },
+        lambda c: (c.head_dim, c.num_kv_heads, c.ropes[0].theta, c.ropes[0].kind) == (64, 3, 1e5, "default")
+        and c.tie_embeddings,
+    ),
+    "smollm 3": (
+        {"model_type": "smollm3", "num_hidden_layers": 8, "rope_theta": 5000000.0, "no_rope_layer_interval": 4},
+        lambda c: [r and r.theta for r in c.ropes] == [5e6, 5e6, 5e6, None] * 2 and c.windows == (None,) * 8,
+    ),
     "mistral 0.1": (
         {"model_type": "mistral", "num_hidden_layers": 2, "sliding_window": 4096, "rope_theta": 10000.0},
         lambda c: c.windows == (4096, 4096),
@@ -116,7 +165,7 @@ def test_published_spellings(name, tmp_path):
         ({"is_causal": False}, "is_causal=False is not handled"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type 'yarn' is not supp"),
         ({"hidden_act": "relu"}, "activation 'relu' is not supported"),
-        ({"model_type": "gpt2"}, "model_type 'gpt2', which is not supported"),
+        ({"model_type": "bloom"}, "model_type 'bloom', which is not supported"),
         ({"num_hidden_layers": "three"}, "config.json: transformers cannot read this configuration"),
         ({"hidden_size": None}, "config.json: transformers cannot read this configuration"),
         ({"model_type": ["llama"]}, "model_type \\['llama'\\], which is not supported"),

@@ -38,6 +38,13 @@ def test_parameters_are_spread_by_the_table(pair):
     assert specs == {"up": P(None, "model"), "down": P("model", None), "norm": P()}
 
 
+@pytest.mark.parametrize("name", ["olmo2", "phi3", "gpt2", "pythia"])
+def test_other_families_compute_the_same_on_a_mesh(name):
+    lm = LanguageModel.from_pretrained(saved(name), mesh=make_mesh(model=2))
+    assert lm.decoder.layers[0].self_attn.q_proj.weight[...].sharding.spec == P(None, "model")
+    np.testing.assert_allclose(run(lm, batch(8)).logits, run(jax_model(name), batch(8)).logits, atol=5e-5)
+
+
 @pytest.mark.parametrize("rows", [8, 3])
 def test_logits_and_activations_are_the_same(pair, rows):
     one, eight = (run(lm, batch(rows), capture=CAPTURE) for lm in pair)

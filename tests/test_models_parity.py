@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hf_oracle import ALL_SITES, LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error
+from hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error, saved, sites
 
-from atlas_jax.models import Decoder, ModelConfig, forward, run
+from atlas_jax.models import Decoder, LanguageModel, ModelConfig, forward, run
 from atlas_jax.models._config import Rope
+from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.types import Run, Tokens
 
-TOLERANCE, FAULT = 1e-4, 1e-3
+TOLERANCE, FAULT = 1e-5, 1e-4
 ROW_LENGTHS = (LENGTH - 3, 20, 27)
 
 
@@ -61,12 +62,12 @@ def errors(ours: Run, theirs: tuple, spans: list[slice]) -> dict[str, float]:
 def test_logits_and_every_site_equal_transformers_however_rows_are_padded(name, reference):
     for lengths, side in ((ROW_LENGTHS, "left"), (ROW_LENGTHS, "right"), ((LENGTH,) * 3, "right")):
         tokens, spans = padded(side, lengths)
-        found = errors(run(jax_model(name), tokens, capture=ALL_SITES), reference(name), spans)
-        assert len(found) == 1 + len(ALL_SITES)
+        found = errors(run(jax_model(name), tokens, capture=sites(name)), reference(name), spans)
+        assert len(found) == 1 + len(sites(name))
         assert max(found.values()) <= TOLERANCE, (lengths, side, found)
 
 
-@pytest.mark.parametrize("name", ["llama31", "gemma2", "qwen2"])
+@pytest.mark.parametrize("name", ["llama31", "gemma2", "qwen2", "olmo2", "phi3", "gpt2", "pythia"])
 def test_bfloat16_is_as_close_as_bfloat16_allows(name, reference):
     tokens, spans = padded("right", ROW_LENGTHS)
     found = errors(run(jax_model(name, "bfloat16"), tokens), reference(name), spans)
@@ -98,13 +99,13 @@ def rope_fault(**changes) -> Callable:
     return config_fault(ropes=lambda c: tuple(dataclasses.replace(r, **changes) for r in c.ropes))
 
 
-def module_fault(kind: str, **changes) -> Callable:
+def module_fault(name: str, **changes) -> Callable:
     """The same decoder with attributes of all its submodules of a class changed."""
 
     def twin(decoder: Decoder) -> Decoder:
         copy = nnx.clone(decoder)
         for _, module in nnx.iter_modules(copy):
-            if type(module).__name__ == kind:
+            if type(module).__name__ == name:
                 for k, v in changes.items():
                     setattr(module, k, v)
         return copy
@@ -112,11 +113,37 @@ def module_fault(kind: str, **changes) -> Callable:
     return twin
 
 
-def swapped_norms(decoder: Decoder) -> Decoder:
+def swapped_norms(first: str, second: str) -> Callable:
+    """The same decoder with two norms of every layer exchanged."""
+
+    def twin(decoder: Decoder) -> Decoder:
+        copy = nnx.clone(decoder)
+        for layer in copy.layers:
+            a, b = getattr(layer, first), getattr(layer, second)
+            setattr(layer, first, b)
+            setattr(layer, second, a)
+        return copy
+
+    return twin
+
+
+class NormOfEachHead(nnx.Module):
+    """A norm of all heads together, computed of every head by itself."""
+
+    def __init__(self, norm: nnx.Module, head_dim: int):
+        self.norm, self.head_dim = norm, head_dim
+
+    def __call__(self, x):
+        heads = x.reshape(*x.shape[:-1], -1, self.head_dim)
+        size = jnp.sqrt(jnp.mean(heads**2, axis=-1, keepdims=True) + self.norm.eps)
+        return (heads / size).reshape(x.shape) * self.norm.weight[...][None, None]
+
+
+def norm_of_each_head(decoder: Decoder) -> Decoder:
     copy = nnx.clone(decoder)
     for layer in copy.layers:
-        a, b = layer.post_attention_layernorm, layer.pre_feedforward_layernorm
-        layer.post_attention_layernorm, layer.pre_feedforward_layernorm = b, a
+        a = layer.self_attn
+        a.q_norm, a.k_norm = (NormOfEachHead(norm, a.config.head_dim) for norm in (a.q_norm, a.k_norm))
     return copy
 
 
@@ -143,6 +170,18 @@ def default_rope(config: ModelConfig) -> tuple[Rope, ...]:
     return tuple(dataclasses.replace(r, kind="default") for r in config.ropes)
 
 
+def row_fault(name: str, **changes) -> Callable:
+    """The checkpoint read with another row of the table."""
+
+    def twin(decoder: Decoder) -> Decoder:
+        family = decoder.config.family
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(FAMILIES, family, dataclasses.replace(FAMILIES[family], **changes))
+            return LanguageModel.from_pretrained(saved(name)).decoder
+
+    return twin
+
+
 FAULTS = {
     "llama31": {
         "theta": rope_fault(theta=60.0),
@@ -151,10 +190,10 @@ FAULTS = {
         "low frequency factor": rope_fault(low_freq_factor=2.0),
         "high frequency factor": rope_fault(high_freq_factor=3.0),
         "original context": rope_fault(original_max_positions=64),
-        "eps": config_fault(rms_norm_eps=constant(1e-6)),
+        "eps": config_fault(norm_eps=constant(1e-6)),
         "query scale": config_fault(query_scale=constant(0.3)),
         "activation": config_fault(activation=constant("gelu_pytorch_tanh")),
-        "norm offset": module_fault("RMSNorm", gemma=True),
+        "norm offset": module_fault("Norm", kind="rms_one_plus"),
         "embedding scale": module_fault("Embedding", scale=32**0.5),
     },
     "llama": {f"no bias in {m}": without_bias(m) for m in ("q_proj", "o_proj", "gate_proj", "down_proj")},
@@ -181,22 +220,71 @@ FAULTS = {
         "window of one less": windows(lambda w: [x and x - 1 for x in w]),
         "window in the wrong layers": windows(lambda w: [w[1], w[0], w[1]]),
         "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
-        "eps": config_fault(rms_norm_eps=constant(1e-6)),
+        "eps": config_fault(norm_eps=constant(1e-6)),
         "theta": rope_fault(theta=110.0),
         "activation": config_fault(activation=constant("silu")),
-        "norm offset": module_fault("RMSNorm", gemma=False),
+        "norm offset": module_fault("Norm", kind="rms"),
         "no embedding scale": module_fault("Embedding", scale=None),
-        "exchanged norms": swapped_norms,
+        "exchanged norms": swapped_norms("post_attention_layernorm", "pre_feedforward_layernorm"),
     },
     "gemma3": {
         "one rope for all layers": config_fault(ropes=lambda c: (c.ropes[0],) * 3),
         "no linear rope scaling": config_fault(ropes=default_rope),
         "global rope scaled in local layers": config_fault(ropes=lambda c: (c.ropes[1],) * 3),
         "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
-        "norm offset": module_fault("RMSNorm", gemma=False),
+        "norm offset": module_fault("Norm", kind="rms"),
         "window of one more": windows(lambda w: [x and x + 1 for x in w]),
         "query scale of the head dimension": config_fault(query_scale=lambda c: c.head_dim**-0.5),
     },
+    "olmo2": {
+        "no norm after attention": module_fault("DecoderLayer", post_attention_layernorm=None),
+        "no norm after the MLP": module_fault("DecoderLayer", post_feedforward_layernorm=None),
+        "exchanged norms": swapped_norms("post_attention_layernorm", "post_feedforward_layernorm"),
+        "no query norm": module_fault("Attention", q_norm=None, k_norm=None),
+        "norm of each head": norm_of_each_head,
+        "norm offset": module_fault("Norm", kind="rms_one_plus"),
+        "eps": config_fault(norm_eps=constant(1e-6)),
+        "theta": rope_fault(theta=110.0),
+    },
+    "phi3": {
+        "all dimensions rotated": row_fault("phi3", partial_rotary=False),
+        "fewer dimensions rotated": rope_fault(share=0.5),
+        "gate and up exchanged": row_fault(
+            "phi3", fused=(FAMILIES["phi3"].fused[0], Fused("gate_up_proj", ("up_proj", "gate_proj")))
+        ),
+        "values before keys": row_fault(
+            "phi3", fused=(Fused("qkv_proj", ("q_proj", "v_proj", "k_proj")), FAMILIES["phi3"].fused[1])
+        ),
+        "no window": windows(lambda w: [None] * len(w)),
+        "theta": rope_fault(theta=110.0),
+    },
+    "gpt2": {
+        **{f"no bias in {m}": without_bias(m) for m in ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")},
+        **{f"no bias in {m}": without_bias(m) for m in ("input_layernorm", "post_attention_layernorm", "norm")},
+        "root mean square": module_fault("Norm", kind="rms"),
+        "eps": config_fault(norm_eps=constant(1e-5)),
+        "exact gelu": config_fault(activation=constant("gelu")),
+        "no positions": module_fault("Decoder", embed_positions=None),
+        "values before keys": row_fault("gpt2", fused=(Fused("c_attn", ("q_proj", "v_proj", "k_proj")),)),
+    },
+    "pythia": {
+        **{f"no bias in {m}": without_bias(m) for m in ("q_proj", "v_proj", "o_proj", "up_proj", "norm")},
+        "MLP after attention": config_fault(placement=constant("pre")),
+        "all dimensions rotated": rope_fault(share=1.0),
+        "theta": rope_fault(theta=110.0),
+        "tanh gelu": config_fault(activation=constant("gelu_new")),
+        "eps": config_fault(norm_eps=constant(1e-5)),
+        "queries of all heads before keys": row_fault(
+            "pythia", fused=(Fused("query_key_value", ("q_proj", "k_proj", "v_proj")),)
+        ),
+    },
+    "smollm3": {
+        "rotation in every layer": config_fault(ropes=lambda c: (c.ropes[0],) * 3),
+        "no rotation": config_fault(ropes=lambda c: (None,) * 3),
+        "rotation in the wrong layers": config_fault(ropes=lambda c: (None, c.ropes[0], None)),
+        "no window": windows(lambda w: [None] * len(w)),
+    },
+    "gpt_neox": {"MLP beside attention": config_fault(placement=constant("parallel"))},
 }
 
 

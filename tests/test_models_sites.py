@@ -58,14 +58,14 @@ def test_identities_between_the_points_of_a_block(everything, layer):
 def test_the_contribution_is_the_raw_output_only_without_a_post_norm(everything, point):
     lm, _, acts = everything
     raw, contribution = acts[Site(point, 1)], acts[Site(f"{point}_post", 1)]
-    assert (relative_error(raw, contribution) < 1e-6) != lm.config.gemma
+    assert (relative_error(raw, contribution) < 1e-6) != lm.config.has_post_norms
 
 
 def test_resid_post_is_the_next_hidden_state_of_transformers(everything):
     import torch
 
     lm, _, acts = everything
-    name = "gemma2" if lm.config.gemma else "llama31"
+    name = "gemma2" if lm.config.has_post_norms else "llama31"
     hidden = hf_model(name)(torch.tensor(random_ids(2, 12)), output_hidden_states=True).hidden_states
     assert relative_error(acts[Site("resid_post", 0)], hidden[1].detach().numpy()) < 1e-5
 
@@ -141,6 +141,23 @@ def test_a_capture_shows_the_site_after_its_edit_and_edits_apply_in_order():
 def test_bad_requests_are_one_clear_sentence(request_, message):
     with pytest.raises(AtlasError, match=message):
         run(jax_model("llama31"), batch(), **request_)
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "message"),
+    [
+        ("gpt2", "mlp_gate_act.1", "no site mlp_gate_act.1 in this model: its MLP has no gate, and mlp_act is"),
+        ("pythia", "mlp_gate_act.0", "no site mlp_gate_act.0 in this model: its MLP has no gate"),
+        ("pythia", "resid_mid.2", "no site resid_mid.2 in this model: attention and MLP read the same residual"),
+        ("pythia", "blocks.1.hook_resid_mid", "no site resid_mid.1 in this model"),
+    ],
+)
+def test_points_that_a_model_does_not_have_are_refused(name, site, message):
+    with pytest.raises(AtlasError, match=message):
+        run(jax_model(name), batch(), capture=[site])
+    with pytest.raises(AtlasError, match=message):
+        run(jax_model(name), batch(), edits={site: Steer(np.ones(32), 1.0)})
+    assert run(jax_model("gpt_neox"), batch(), capture=["resid_mid.1"]).acts
 
 
 def test_a_text_longer_than_the_context_is_refused():

@@ -237,6 +237,11 @@ def hf_steered(model, prompt: list[int], hook_at: dict, steps: int = 64) -> list
         ("llama31", "z.1"),
         ("gemma2", "mlp_out_post.1"),
         ("gemma2", "resid_pre.2"),
+        ("olmo2", "attn_out_post.1"),
+        ("phi3", "mlp_act.1"),
+        ("gpt2", "z.1"),
+        ("pythia", "mlp_act.1"),
+        ("pythia", "resid_post.1"),
     ],
 )
 def test_steering_equals_hooks_in_transformers_for_64_greedy_tokens(name, site, rng):

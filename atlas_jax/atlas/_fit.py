@@ -139,7 +139,7 @@ def same_place(config: ModelConfig, site: Site) -> Site:
     """
     if site.point == "resid_pre" and site.layer > 0:
         return Site("resid_post", site.layer - 1)
-    return site if config.gemma else Site(site.point.replace("_out_post", "_out"), site.layer)
+    return site if config.has_post_norms else Site(site.point.replace("_out_post", "_out"), site.layer)
 
 
 def _same_width(told: int, width: int) -> bool:

@@ -92,7 +92,8 @@ def _near_sites(atlas: ConceptAtlas) -> list[Site]:
     config, site = atlas.model.config, atlas.site
     points = next((kin for kin in _KIN if site.point in kin), (site.point,))
     layers = range(max(0, site.layer - 1), min(config.num_layers, site.layer + 2))
-    fitting = [Site(p, i) for i in layers for p in points if config.width(p) == config.width(site.point)]
+    points = [p for p in points if config.width(p) == config.width(site.point) and config.absent(p) is None]
+    fitting = [Site(p, i) for i in layers for p in points]
     tensors = {same_place(config, s): s for s in reversed(fitting)}
     tensors.pop(same_place(config, site))
     return list(tensors.values())[::-1]

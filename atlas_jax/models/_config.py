@@ -5,32 +5,18 @@ import math
 from typing import Any
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.models._families import FAMILIES, Family
 
-_EVERY = {
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-    "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "rope_parameters", "bos_token_id",
-    "eos_token_id", "pad_token_id", "model_type",
-}  # fmt: skip
-_WINDOWS = {"sliding_window", "layer_types"}
-_GEMMA = _WINDOWS | {
-    "hidden_activation", "attention_bias", "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-}  # fmt: skip
-# The attributes that the model of each family reads in transformers. Any other changes nothing there, nor here.
-FAMILIES = {
-    "llama": _EVERY | {"hidden_act", "attention_bias", "mlp_bias"},
-    "mistral": _EVERY | {"hidden_act", "sliding_window"},
-    "qwen2": _EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers"},
-    "qwen3": _EVERY | _WINDOWS | {"hidden_act", "use_sliding_window", "max_window_layers", "attention_bias"},
-    "gemma2": _EVERY | _GEMMA,
-    "gemma3_text": (_EVERY | _GEMMA) - {"attn_logit_softcapping"},
-}
 # Declared by the configuration classes; of training, of bookkeeping, already read into another attribute, or (the soft
 # cap of Gemma 3) read by no one.
 IRRELEVANT = {
     "transformers_version", "architectures", "output_hidden_states", "output_attentions", "return_dict", "dtype",
     "id2label", "label2id", "problem_type", "initializer_range", "use_cache", "attention_dropout", "_name_or_path",
-    "pretraining_tp", "rope_scaling", "attn_logit_softcapping",
+    "pretraining_tp", "rope_scaling", "attn_logit_softcapping", "resid_pdrop", "embd_pdrop",
+    "attn_pdrop", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels",
+    "summary_first_dropout", "hidden_dropout", "classifier_dropout", "is_decoder",
 }  # fmt: skip
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 # What transformers reads for every family, and the values that this decoder computes.
 ONLY = {
     "use_bidirectional_attention": (None, False),
@@ -50,6 +36,7 @@ class Rope:
     Attributes:
       theta: base of the geometric progression of wavelengths.
       kind: "default", "linear" (all frequencies divided by ``factor``) or "llama3" (long wavelengths only).
+      share: the share of a head's dimensions that is rotated, the first ones.
     """
 
     theta: float
@@ -58,10 +45,11 @@ class Rope:
     low_freq_factor: float
     high_freq_factor: float
     original_max_positions: int
+    share: float
 
     @classmethod
-    def from_hf(cls, p: dict[str, Any]) -> "Rope":
-        """Read one ``rope_parameters`` entry of transformers 5.
+    def from_hf(cls, p: dict[str, Any], partial: bool) -> "Rope":
+        """Read one ``rope_parameters`` entry of transformers 5; ``partial`` as in the table of families.
 
         Raises:
           AtlasError: for a rope type or a partial rotary factor this decoder does not compute.
@@ -69,8 +57,9 @@ class Rope:
         kind = p["rope_type"]
         if kind not in ("default", "linear", "llama3"):
             raise AtlasError(f"rope_type '{kind}' is not supported; supported are default, linear and llama3")
-        if kind != "default" and p.get("partial_rotary_factor", 1.0) != 1.0:  # ignored by the default rotary embedding
-            raise AtlasError(f"partial_rotary_factor {p['partial_rotary_factor']} is not supported; only 1.0 is")
+        share = p.get("partial_rotary_factor", 1.0)
+        if not partial and kind != "default" and share != 1.0:  # ignored by the default rotary embedding
+            raise AtlasError(f"partial_rotary_factor {share} is not supported; only 1.0 is")
         llama3 = kind == "llama3"
         return cls(
             theta=float(p["rope_theta"]),
@@ -79,6 +68,7 @@ class Rope:
             low_freq_factor=float(p["low_freq_factor"]) if llama3 else 1.0,
             high_freq_factor=float(p["high_freq_factor"]) if llama3 else 1.0,
             original_max_positions=int(p["original_max_position_embeddings"]) if llama3 else 1,
+            share=float(share) if partial else 1.0,
         )
 
 
@@ -86,7 +76,9 @@ class Rope:
 class ModelConfig:
     """Everything the decoder computes with. Hashable, so it is static under ``jax.jit``.
 
-    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention.
+    ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention, a rope of ``None``
+    rotates nothing. ``norm``, ``placement``, ``qk_norm`` and ``gated`` are as in the table of families
+    (``_families.py``).
     """
 
     family: str
@@ -98,21 +90,38 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     max_positions: int
-    rms_norm_eps: float
+    norm: str
+    norm_eps: float
+    placement: str
+    embedding_scale: float | None
+    gated: bool
     activation: str
     query_scale: float
     windows: tuple[int | None, ...]
-    ropes: tuple[Rope, ...]
+    ropes: tuple[Rope | None, ...]
+    learned_positions: bool
     attn_softcap: float | None
     final_softcap: float | None
-    gemma: bool
-    qk_norm: bool
+    qk_norm: str | None
     qkv_bias: bool
     o_bias: bool
     mlp_bias: bool
     tie_embeddings: bool
     bos_id: int | None
     eos_ids: tuple[int, ...]
+
+    @property
+    def has_post_norms(self) -> bool:
+        """Whether what attention and MLP add to the residual stream is normalised before."""
+        return self.placement in ("post", "sandwich")
+
+    def absent(self, point: str) -> str | None:
+        """Why the model has no such point; None where it has."""
+        if point == "mlp_gate_act" and not self.gated:
+            return "its MLP has no gate, and mlp_act is what its activation function gives"
+        if point == "resid_mid" and self.placement == "parallel":
+            return "attention and MLP read the same residual stream, resid_pre, and none lies between them"
+        return None
 
     def width(self, point: str) -> int:
         """Features at a point.
@@ -138,35 +147,39 @@ class ModelConfig:
         """
         hf = hf.get_text_config(decoder=True)
         _check_attributes(hf)
-        read = lambda name, otherwise: getattr(hf, name) if name in FAMILIES[hf.model_type] else otherwise
-        gemma = hf.model_type.startswith("gemma")
-        activation = hf.hidden_activation if gemma else hf.hidden_act
-        if activation not in ("silu", "gelu_pytorch_tanh"):
-            raise AtlasError(f"activation '{activation}' is not supported; supported are silu and gelu_pytorch_tanh")
-        head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+        row = FAMILIES[hf.model_type]
+        read = lambda name, otherwise: getattr(hf, name, otherwise) if name in row.reads else otherwise
+        activation = getattr(hf, row.activation)
+        if activation not in ACTIVATIONS:
+            raise AtlasError(f"activation '{activation}' is not supported; supported are {', '.join(ACTIVATIONS)}")
+        head_dim = read("head_dim", None) or hf.hidden_size // hf.num_attention_heads
         types = _layer_types(hf.num_hidden_layers, read("layer_types", None), read("sliding_window", None))
         return cls(
             family=hf.model_type,
             vocab_size=hf.vocab_size,
             hidden_size=hf.hidden_size,
-            intermediate_size=hf.intermediate_size,
+            intermediate_size=getattr(hf, row.intermediate_size) or 4 * hf.hidden_size,
             num_layers=hf.num_hidden_layers,
             num_heads=hf.num_attention_heads,
-            num_kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
+            num_kv_heads=read("num_key_value_heads", None) or hf.num_attention_heads,
             head_dim=head_dim,
             max_positions=hf.max_position_embeddings,
-            rms_norm_eps=hf.rms_norm_eps,
+            norm=row.norm,
+            norm_eps=getattr(hf, row.norm_eps),
+            placement=row.placement if read("use_parallel_residual", True) else "pre",
+            embedding_scale=hf.hidden_size**0.5 if row.scaled_embedding else None,
+            gated=row.gated,
             activation=activation,
-            query_scale=(hf.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
+            query_scale=read("query_pre_attn_scalar", head_dim) ** -0.5,
             windows=tuple(hf.sliding_window if t == "sliding_attention" else None for t in types),
-            ropes=tuple(Rope.from_hf(_rope_parameters(hf, t)) for t in types),
+            ropes=_ropes(hf, row, types),
+            learned_positions=row.position == "learned",
             attn_softcap=read("attn_logit_softcapping", None),
             final_softcap=read("final_logit_softcapping", None),
-            gemma=gemma,
-            qk_norm=hf.model_type in ("qwen3", "gemma3_text"),
-            qkv_bias=hf.model_type == "qwen2" or read("attention_bias", False),
-            o_bias=read("attention_bias", False),
-            mlp_bias=read("mlp_bias", False),
+            qk_norm=row.qk_norm,
+            qkv_bias="qkv" in row.biases or read("attention_bias", False),
+            o_bias="o" in row.biases or read("attention_bias", False),
+            mlp_bias="mlp" in row.biases or read("mlp_bias", False),
             tie_embeddings=hf.tie_word_embeddings,
             bos_id=hf.bos_token_id,
             eos_ids=_as_tuple(hf.eos_token_id),
@@ -177,7 +190,7 @@ def _check_attributes(hf: Any) -> None:
     """Refuse what transformers computes and this decoder does not: new attributes of the class, and a few of all."""
     if hf.model_type not in FAMILIES:
         raise AtlasError(f"model_type '{hf.model_type}' is not supported; supported are {', '.join(FAMILIES)}")
-    handled = FAMILIES[hf.model_type] | IRRELEVANT
+    handled = FAMILIES[hf.model_type].reads | IRRELEVANT
     for field in dataclasses.fields(hf):
         name, value = field.name, getattr(hf, field.name)
         if name not in handled | ONLY.keys() and value != field.default:
@@ -196,8 +209,15 @@ def _layer_types(layers: int, types: list[str] | None, window: int | None) -> li
     return types
 
 
-def _rope_parameters(hf: Any, layer_type: str) -> dict[str, Any]:
-    return hf.rope_parameters.get(layer_type, hf.rope_parameters)
+def _ropes(hf: Any, row: Family, types: list[str]) -> tuple[Rope | None, ...]:
+    if row.position != "rotary":
+        return (None,) * len(types)
+    rotates = hf.no_rope_layers if "no_rope_layers" in row.reads else [1] * len(types)
+    if len(rotates) < len(types):
+        raise AtlasError(f"no_rope_layers {rotates} must have an entry for each of {len(types)} layers")
+    parameters = [hf.rope_parameters.get(t, hf.rope_parameters) for t in types]
+    read = lambda p: Rope.from_hf(p, row.partial_rotary)
+    return tuple(read(p) if on else None for p, on in zip(parameters, rotates, strict=False))
 
 
 def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
@@ -212,12 +232,13 @@ def window_or(window: int | None, full: int) -> int:
 
 
 def frequencies(rope: Rope, head_dim: int) -> list[float]:
-    """Inverse frequencies of the rotary embedding, one for each pair of a head's dimensions.
+    """Inverse frequencies of the rotary embedding, one for each pair of a head's dimensions that is rotated.
 
     "llama3" leaves wavelengths below ``original / high`` alone, divides those above ``original / low`` by ``factor``
     and interpolates linearly in frequency between the two.
     """
-    base = [rope.theta ** (-i / head_dim) for i in range(0, head_dim, 2)]
+    rotated = int(head_dim * rope.share)
+    base = [rope.theta ** (-i / rotated) for i in range(0, rotated, 2)]
     if rope.kind == "linear":
         return [f / rope.factor for f in base]
     return [_llama3(f, rope) for f in base] if rope.kind == "llama3" else base

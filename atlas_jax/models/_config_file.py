@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models._config import FAMILIES, ModelConfig
+from atlas_jax.models._config import ModelConfig
+from atlas_jax.models._families import FAMILIES
 from atlas_jax.models._json import read_object
 from atlas_jax.models._transformers import transformers
 

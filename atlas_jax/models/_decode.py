@@ -101,7 +101,7 @@ def _start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
     """
     layers = decoder.config.num_layers
     x, position, time = decoder.embed_tokens(request.tokens.ids), positions(request.tokens), jnp.int32(0)
-    x = x if request.embeddings is None else request.embeddings.astype(x.dtype)
+    x = decoder.enter(x if request.embeddings is None else request.embeddings.astype(x.dtype), position)
     caches, shared = ((),) * layers, 0
     if request.prompt_of is not None:
         shared = min((site.layer for site in request.edits), default=layers)
@@ -133,6 +133,7 @@ def _advance(decoder: Decoder, request: Request, state: State, until: Int[Array,
     def body(state: State) -> State:
         x = decoder.embed_tokens(state.token[:, None])
         position = (prompt_length + state.step - 1)[:, None]
+        x = decoder.enter(x, position)
         return _step(decoder, request, state, x, position, length + state.step - 1, greedy)
 
     return jax.lax.while_loop(lambda s: (s.step < until) & ~s.done.all(), body, state)

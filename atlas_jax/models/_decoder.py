@@ -1,10 +1,11 @@
-"""The decoder: one file for Llama, Mistral, Qwen and Gemma, told apart by :class:`ModelConfig` alone.
+"""The decoder: one file for all families, told apart by what :class:`ModelConfig` says.
 
-Submodules carry the names of the Hugging Face checkpoints, so a parameter's path is its tensor name. Linear weights
+Submodules carry the names of Llama's Hugging Face checkpoints; ``_layout.py`` tells the names of others. Linear weights
 are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g`` query heads
 per key-value head, ``h`` head dimension, ``d`` model width.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -38,9 +39,8 @@ class Context(NamedTuple):
     @classmethod
     def of(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""]) -> "Context":
         """The context of a pass over tokens at these positions."""
-        return cls(
-            position, time, {rope: turn(position, rope, config.head_dim) for rope in dict.fromkeys(config.ropes)}
-        )
+        ropes = [rope for rope in dict.fromkeys(config.ropes) if rope is not None]
+        return cls(position, time, {rope: turn(position, rope, config.head_dim) for rope in ropes})
 
 
 class Linear(nnx.Module):
@@ -55,19 +55,27 @@ class Linear(nnx.Module):
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
-class RMSNorm(nnx.Module):
-    """Root-mean-square norm in float32; Gemma scales by ``1 + weight`` before the cast, others by ``weight`` after."""
+class Norm(nnx.Module):
+    """Norm over the last axis in float32, of a ``kind`` that the table of families explains (``_families.py``)."""
 
     def __init__(self, width: int, config: ModelConfig):
-        self.weight = nnx.Param(jnp.zeros(width) if config.gemma else jnp.ones(width))
-        self.gemma, self.eps = config.gemma, config.rms_norm_eps
+        self.weight = nnx.Param(jnp.zeros(width) if config.norm == "rms_one_plus" else jnp.ones(width))
+        self.bias = nnx.Param(jnp.zeros(width)) if config.norm == "layer" else None
+        self.kind, self.eps = config.norm, config.norm_eps
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
         y = x.astype(jnp.float32)
+        if self.kind == "layer":
+            y = y - jnp.mean(y, axis=-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
         weight = jnp.broadcast_to(self.weight[...], y.shape)
-        if self.gemma:
+        if self.kind == "rms_one_plus":
             return (y * (1.0 + weight.astype(jnp.float32))).astype(x.dtype)
+        if self.kind == "rms_float32":
+            return (y * weight.astype(jnp.float32)).astype(x.dtype)
+        if self.bias is not None:
+            bias = jnp.broadcast_to(self.bias[...], y.shape).astype(jnp.float32)
+            return (y * weight.astype(jnp.float32) + bias).astype(x.dtype)
         return weight * y.astype(x.dtype)
 
 
@@ -88,7 +96,13 @@ def turn(
 def rotate(
     x: Float[Array, "b t n h"], cos: Float[Array, "b t 1 2 f"], sin: Float[Array, "b t 1 2 f"]
 ) -> Float[Array, "b t n h"]:
-    """Rotary embedding in the half-split layout of transformers: ``(a, b)`` to ``(a cos - b sin, b cos + a sin)``."""
+    """Rotary embedding in the half-split layout of transformers: ``(a, b)`` to ``(a cos - b sin, b cos + a sin)``.
+
+    Dimensions past those that there are angles for stay.
+    """
+    rotated = 2 * cos.shape[-1]
+    if rotated < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :rotated], cos, sin), x[..., rotated:]], axis=-1)
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 
@@ -101,7 +115,7 @@ def visible(query: Int[Array, "b t"], key: Int[Array, "b s"], window: int | None
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention with rotary positions; softmax in float32."""
+    """Grouped-query attention; softmax in float32."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         c, d = config, config.hidden_size
@@ -109,8 +123,9 @@ class Attention(nnx.Module):
         self.k_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
         self.v_proj = Linear(d, c.num_kv_heads * c.head_dim, c.qkv_bias, rngs=rngs)
         self.o_proj = Linear(c.num_heads * c.head_dim, d, c.o_bias, rngs=rngs)
-        self.q_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
-        self.k_norm = RMSNorm(c.head_dim, c) if c.qk_norm else None
+        full = c.qk_norm == "full"
+        self.q_norm = Norm(c.head_dim * (c.num_heads if full else 1), c) if c.qk_norm else None
+        self.k_norm = Norm(c.head_dim * (c.num_kv_heads if full else 1), c) if c.qk_norm else None
         self.config, self.layer = config, layer
 
     def __call__(
@@ -119,9 +134,9 @@ class Attention(nnx.Module):
         c = self.config
         q, k, v = (p(x).reshape(*x.shape[:2], -1, c.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        turns = context.turns[c.ropes[self.layer]]
-        q, k = rotate(q, *turns), rotate(k, *turns)
+            q, k = self.normalised(q, self.q_norm), self.normalised(k, self.k_norm)
+        if (rope := c.ropes[self.layer]) is not None:
+            q, k = rotate(q, *context.turns[rope]), rotate(k, *context.turns[rope])
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         position = context.position
         here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)
@@ -131,6 +146,10 @@ class Attention(nnx.Module):
         heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
         taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
         return taps("attn_out", self.layer, self.o_proj(z)), None if cache is None else here
+
+    def normalised(self, x: Float[Array, "b t n h"], norm: Callable[[Array], Array]) -> Array:
+        """Queries or keys after their norm, of every head by itself or of all together."""
+        return norm(x) if self.config.qk_norm == "head" else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
 def attend(
@@ -158,62 +177,84 @@ def attend(
 
 
 class MLP(nnx.Module):
-    """Gated MLP: ``down(act(gate x) * up x)``."""
+    """``down(act(gate x) * up x)``, or ``down(act(up x))`` without a gate."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(d, f, bias, rngs=rngs)
+        self.gate_proj = Linear(d, f, bias, rngs=rngs) if config.gated else None
         self.up_proj = Linear(d, f, bias, rngs=rngs)
         self.down_proj = Linear(f, d, bias, rngs=rngs)
         self.layer, self.activation = layer, config.activation
 
     def __call__(self, x: Float[Array, "b t d"], taps: Taps) -> Float[Array, "b t d"]:
-        gate, up = (p(x).astype(jnp.float32) for p in (self.gate_proj, self.up_proj))
-        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
-        gate = taps("mlp_gate_act", self.layer, gate.astype(x.dtype))
-        hidden = taps("mlp_act", self.layer, (gate.astype(jnp.float32) * up).astype(x.dtype))
-        return taps("mlp_out", self.layer, self.down_proj(hidden))
+        if self.gate_proj is None:
+            hidden = self.act(self.up_proj(x).astype(jnp.float32))
+        else:
+            gate, up = (p(x).astype(jnp.float32) for p in (self.gate_proj, self.up_proj))
+            gate = taps("mlp_gate_act", self.layer, self.act(gate).astype(x.dtype))
+            hidden = gate.astype(jnp.float32) * up
+        return taps("mlp_out", self.layer, self.down_proj(taps("mlp_act", self.layer, hidden.astype(x.dtype))))
+
+    def act(self, x: Float[Array, "*b f"]) -> Float[Array, "*b f"]:
+        """The activation function."""
+        return jax.nn.silu(x) if self.activation == "silu" else jax.nn.gelu(x, approximate=self.activation != "gelu")
 
 
 class DecoderLayer(nnx.Module):
-    """One block. Gemma normalises what attention and MLP add, and so has four norms for the others' two."""
+    """One block, with its norms where ``placement`` says."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
-        d = config.hidden_size
+        d, placement = config.hidden_size, config.placement
         self.self_attn = Attention(config, layer, rngs=rngs)
         self.mlp = MLP(config, layer, rngs=rngs)
-        self.input_layernorm = RMSNorm(d, config)
-        self.post_attention_layernorm = RMSNorm(d, config)
-        self.pre_feedforward_layernorm = RMSNorm(d, config) if config.gemma else None
-        self.post_feedforward_layernorm = RMSNorm(d, config) if config.gemma else None
-        self.layer = layer
+        self.input_layernorm = Norm(d, config) if placement != "post" else None
+        self.post_attention_layernorm = Norm(d, config)
+        self.pre_feedforward_layernorm = Norm(d, config) if placement == "sandwich" else None
+        self.post_feedforward_layernorm = Norm(d, config) if config.has_post_norms else None
+        self.layer, self.config = layer, config
 
     def __call__(
         self, x: Float[Array, "b t d"], context: Context, taps: Taps, cache: LayerCache | None
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
         i = self.layer
         x = taps("resid_pre", i, x)
-        y, cache = self.self_attn(taps("attn_in", i, self.input_layernorm(x)), context, taps, cache)
-        if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
-            x = taps("resid_mid", i, x + taps("attn_out_post", i, y))
-            y = self.mlp(taps("mlp_in", i, self.post_attention_layernorm(x)), taps)
-        else:
-            x = taps("resid_mid", i, x + taps("attn_out_post", i, self.post_attention_layernorm(y)))
-            y = self.mlp(taps("mlp_in", i, self.pre_feedforward_layernorm(x)), taps)
-            y = self.post_feedforward_layernorm(y)
+        before_attention, after_attention, before_mlp, after_mlp = self.norms()
+        y, cache = self.self_attn(taps("attn_in", i, before_attention(x)), context, taps, cache)
+        before, x = x, x + taps("attn_out_post", i, after_attention(y))
+        if self.config.placement != "parallel":
+            before = x = taps("resid_mid", i, x)
+        y = after_mlp(self.mlp(taps("mlp_in", i, before_mlp(before)), taps))
         return taps("resid_post", i, x + taps("mlp_out_post", i, y)), cache
+
+    def norms(self) -> "tuple[Callable[[Array], Array], ...]":
+        """The norms before and after attention, and before and after the MLP; the identity where there is none."""
+        if self.config.has_post_norms:
+            places = (self.post_attention_layernorm, self.pre_feedforward_layernorm, self.post_feedforward_layernorm)
+        else:  # then the name of the norm before the MLP says that it stands after attention
+            places = (None, self.post_attention_layernorm, None)
+        return tuple(norm or (lambda x: x) for norm in (self.input_layernorm, *places))
 
 
 class Embedding(nnx.Module):
-    """Token embeddings; Gemma multiplies them by ``sqrt(d)`` rounded to the model's dtype."""
+    """Token embeddings, in some families multiplied by ``sqrt(d)`` rounded to the model's dtype."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(_INIT(rngs.params(), (config.vocab_size, config.hidden_size), jnp.float32))
-        self.scale = config.hidden_size**0.5 if config.gemma else None
+        self.scale = config.embedding_scale
 
     def __call__(self, ids: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         x = self.weight[...][ids]
         return x if self.scale is None else x * jnp.asarray(self.scale, x.dtype)
+
+
+class Positions(nnx.Module):
+    """Learned embeddings of positions; those of padding, which no token sees, are of no account."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.weight = nnx.Param(_INIT(rngs.params(), (config.max_positions, config.hidden_size), jnp.float32))
+
+    def __call__(self, position: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        return self.weight[...][position]
 
 
 class Decoder(nnx.Module):
@@ -221,11 +262,16 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.embed_tokens = Embedding(config, rngs=rngs)
+        self.embed_positions = Positions(config, rngs=rngs) if config.learned_positions else None
         self.layers = nnx.List([DecoderLayer(config, i, rngs=rngs) for i in range(config.num_layers)])
-        self.norm = RMSNorm(config.hidden_size, config)
+        self.norm = Norm(config.hidden_size, config)
         tied = config.tie_embeddings
         self.lm_head = None if tied else Linear(config.hidden_size, config.vocab_size, False, rngs=rngs)
         self.config = config
+
+    def enter(self, x: Float[Array, "b t d"], position: Int[Array, "b t"]) -> Float[Array, "b t d"]:
+        """What enters the first block: token embeddings, with those of their positions where these are learned."""
+        return x if self.embed_positions is None else x + self.embed_positions(position)
 
     def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:
         """Float32 logits of final residuals."""

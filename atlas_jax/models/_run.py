@@ -97,7 +97,8 @@ def forward(
     where = Where(position, jnp.max(position, axis=1) + 1)
     taps = Taps(where, capture, edits or {}, pool)
     last = decoder.config.num_layers if logits else 1 + max(s.layer for s in capture)
-    x, _ = blocks(decoder, decoder.embed_tokens(tokens.ids), position, jnp.zeros((), jnp.int32), taps, range(last))
+    x = decoder.enter(decoder.embed_tokens(tokens.ids), position)
+    x, _ = blocks(decoder, x, position, jnp.zeros((), jnp.int32), taps, range(last))
     return Run(decoder.logits(x) if logits else None, taps.acts)
 
 
@@ -132,9 +133,11 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
     """Parse a site and check that the model has its layer.
 
     Raises:
-      AtlasError: for an unknown point or a layer past the last.
+      AtlasError: for an unknown point, one that the model does not have, or a layer past the last.
     """
     site = Site.parse(site)
+    if reason := config.absent(site.point):
+        raise AtlasError(f"there is no site {site} in this model: {reason}")
     if site.layer >= config.num_layers:
         raise AtlasError(
             f"site {site} is past the last layer: the model has {config.num_layers}, so 0 to {config.num_layers - 1}"

@@ -19,21 +19,21 @@ from safetensors.numpy import save_file
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Decoder
+from atlas_jax.models._families import FAMILIES
 from atlas_jax.models._json import read_object
+from atlas_jax.models._layout import EMBEDDING, HEAD, Place, is_decoders, layout, stored_name
 from atlas_jax.models._partition import sharding
 
-_PREFIXES = ("model.", "language_model.model.", "model.language_model.", "")
+_NESTED_PREFIXES = ("language_model.model.", "model.language_model.")
 _HEADS = {"lm_head.weight", "language_model.lm_head.weight"}
 _BUFFERS = "rotary_emb.inv_freq"
 _OTHER_MODALITIES = ("vision_tower", "multi_modal_projector")
-_DECODER = re.compile(r"(layers\.|embed_tokens\.|norm\.|lm_head\.)")
 _SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 
 
 class _Tensor(NamedTuple):
-    """Where a parameter is stored, and under which name."""
+    """A tensor in a file, as the file's header tells."""
 
     file: Path
     name: str
@@ -52,17 +52,17 @@ def load_decoder(directory: Path, config: ModelConfig, dtype: jnp.dtype, mesh: M
       AtlasError: one that lists all missing, unexpected and mis-shaped tensors, names an unreadable file, or says
         between which files or tensors it cannot choose.
     """
-    stored = _by_parameter(_tensors(weight_files(directory)))
+    stored = _by_name(_tensors(weight_files(directory)), config.family)
     if config.tie_embeddings:
         config = _tie(stored, config)
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
-    wanted = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
-    _check(directory, wanted, stored)
+    places = layout(config, {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)})
+    _check(directory, config.family, places.values(), stored)
 
     def load(path: tuple, leaf: Any) -> Any:
         name = ".".join(map(str, path))
         where = sharding(name, leaf.shape, mesh)
-        return leaf.replace(_read(stored[name], leaf.shape, _is_transposed(name), dtype, where))
+        return leaf.replace(_read(stored[places[name].tensor], places[name], leaf.shape, dtype, where))
 
     flat = [(path, load(path, leaf)) for path, leaf in nnx.to_flat_state(state)]
     return nnx.merge(graph, nnx.from_flat_state(flat))
@@ -130,17 +130,19 @@ def _listed(index: Path) -> list[Path]:
 
 def save_decoder(decoder: Decoder, directory: Path, dtype: jnp.dtype) -> None:
     """Write ``model.safetensors`` with Hugging Face's names and layout."""
-    tensors = {}
-    for path, leaf in nnx.to_flat_state(nnx.state(decoder)):
-        name = ".".join(map(str, path))
-        value = np.asarray(leaf[...].astype(dtype))
-        full = name if name.startswith("lm_head") else f"model.{name}"
-        tensors[full] = np.ascontiguousarray(value.T if _is_transposed(name) else value)
+    family = decoder.config.family
+    parameters = {".".join(map(str, path)): leaf[...] for path, leaf in nnx.to_flat_state(nnx.state(decoder))}
+    tensors: dict[str, np.ndarray] = {}
+    for name, place in layout(decoder.config, {name: x.shape for name, x in parameters.items()}).items():
+        value = np.asarray(parameters[name].astype(dtype))
+        full = place.tensor if name == HEAD else FAMILIES[family].prefix + place.tensor
+        if place.columns is None:
+            tensors[full] = np.ascontiguousarray(value.T if place.transposed else value)
+            continue
+        shape = place.shape[::-1] if place.transposed else place.shape
+        fused = tensors.setdefault(full, np.empty(shape, value.dtype))
+        (fused.T if place.transposed else fused)[..., place.columns] = value
     save_file(tensors, str(directory / "model.safetensors"), metadata={"format": "pt"})
-
-
-def _is_transposed(name: str) -> bool:
-    return name.endswith("proj.weight") or name == "lm_head.weight"
 
 
 def _open(file: Path, use: Callable[[Any], Any]) -> Any:
@@ -167,14 +169,18 @@ def _tensors(files: Iterable[Path]) -> Iterator[_Tensor]:
             yield _Tensor(file, name, tuple(part.get_shape()), part.get_dtype())
 
 
-def _by_parameter(tensors: Iterable[_Tensor]) -> dict[str, _Tensor]:
-    """Tensors by the name of the decoder's parameter they hold, or by their own where there is none."""
-    tensors = [t for t in tensors if not t.name.endswith(_BUFFERS) and not any(m in t.name for m in _OTHER_MODALITIES)]
-    prefix = next(p for p in _PREFIXES if any(t.name.startswith(f"{p}layers.") for t in tensors) or not p)
+def _by_name(tensors: Iterable[_Tensor], family: str) -> dict[str, _Tensor]:
+    """Tensors by their names without the prefix of the whole checkpoint."""
+    row = FAMILIES[family]
+    buffers = (_BUFFERS, *row.buffers)
+    tensors = [t for t in tensors if not t.name.endswith(buffers) and not any(m in t.name for m in _OTHER_MODALITIES)]
+    layers, head = stored_name(family, "layers"), stored_name(family, HEAD)
+    prefixes = (row.prefix, *_NESTED_PREFIXES)
+    prefix = next((p for p in prefixes if any(t.name.startswith(f"{p}{layers}.") for t in tensors)), "")
     stored: dict[str, _Tensor] = {}
     for tensor in tensors:
-        name = _HEAD if tensor.name in _HEADS else tensor.name.removeprefix(prefix)
-        if _DECODER.match(name) and tensor.dtype not in _FLOATS:
+        name = head if tensor.name in _HEADS else tensor.name.removeprefix(prefix)
+        if is_decoders(family, name) and tensor.dtype not in _FLOATS:
             raise AtlasError(
                 f"{tensor.file} stores {tensor.name} as {tensor.dtype}, which is not supported; save the model in "
                 "bfloat16 or float32"
@@ -187,12 +193,12 @@ def _by_parameter(tensors: Iterable[_Tensor]) -> dict[str, _Tensor]:
 
 def _tie(stored: dict[str, _Tensor], config: ModelConfig) -> ModelConfig:
     """Leave one of the two names of a tied matrix, or the config untied where they hold different values."""
-    if _HEAD not in stored:
+    embedding, head = (stored_name(config.family, name) for name in (EMBEDDING, HEAD))
+    if head not in stored:
         return config
-    if _EMBEDDING in stored and not _equal(stored[_EMBEDDING], stored[_HEAD]):
+    if embedding in stored and not _equal(stored[embedding], stored[head]):
         return dataclasses.replace(config, tie_embeddings=False)
-    head = stored.pop(_HEAD)
-    stored.setdefault(_EMBEDDING, head)
+    stored.setdefault(embedding, stored.pop(head))
     return config
 
 
@@ -202,36 +208,45 @@ def _equal(a: _Tensor, b: _Tensor) -> bool:
     return a.shape == b.shape and all(np.array_equal(_part(a, (r,)), _part(b, (r,))) for r in rows)
 
 
-def _check(directory: Path, wanted: dict[str, Any], stored: dict[str, _Tensor]) -> None:
+def _check(directory: Path, family: str, places: Iterable[Place], stored: dict[str, _Tensor]) -> None:
+    wanted = {p.tensor: p.shape[::-1] if p.transposed else p.shape for p in places}
     problems = [f"missing {n}" for n in wanted if n not in stored]
     extra = [n for n in stored if n not in wanted]
-    problems += [f"unexpected {n}" for n in extra if _DECODER.match(n)]
+    problems += [f"unexpected {n}" for n in extra if is_decoders(family, n)]
     for name in wanted.keys() & stored.keys():
-        shape, expected = stored[name].shape, tuple(wanted[name].shape)
-        expected = expected[::-1] if _is_transposed(name) else expected
-        if shape != expected:
-            problems.append(f"{name} has shape {shape} where the config asks for {expected}")
+        if stored[name].shape != wanted[name]:
+            problems.append(f"{name} has shape {stored[name].shape} where the config asks for {wanted[name]}")
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise AtlasError(f"the tensors of {directory} do not fit its config.json: {shown}")
-    if others := [n for n in extra if not _DECODER.match(n)]:
+    if others := [n for n in extra if not is_decoders(family, n)]:
         shown = ", ".join(others[:4]) + (", ..." if len(others) > 4 else "")
         warnings.warn(f"{directory} holds tensors of no part of the language model, not used: {shown}", stacklevel=3)
 
 
 def _read(
-    tensor: _Tensor, shape: tuple[int, ...], transposed: bool, dtype: jnp.dtype, where: jax.sharding.Sharding
+    tensor: _Tensor, place: Place, shape: tuple[int, ...], dtype: jnp.dtype, where: jax.sharding.Sharding
 ) -> jax.Array:
     read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one reading of it
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         key = tuple((s.start, s.stop) for s in index)
         if key not in read:
-            value = _part(tensor, index[::-1] if transposed else index)
-            read[key] = np.ascontiguousarray(value.T if transposed else value).astype(dtype, copy=False)
+            read[key] = np.ascontiguousarray(_placed(tensor, place, index)).astype(dtype, copy=False)
         return read[key]
 
     return jax.make_array_from_callback(shape, where, part)
+
+
+def _placed(tensor: _Tensor, place: Place, index: tuple[slice, ...]) -> np.ndarray:
+    """A slice of a parameter, read from the tensor that holds it."""
+    *rows, last = index
+    columns = None if place.columns is None else place.columns[last]
+    if columns is not None:
+        last = slice(int(columns.min()), int(columns.max()) + 1)
+    stored = _part(tensor, (last, *rows) if place.transposed else (*rows, last))
+    value = stored.T if place.transposed else stored
+    return value if columns is None else value[..., columns - last.start]
 
 
 def _part(tensor: _Tensor, index: tuple[slice, ...]) -> np.ndarray:
