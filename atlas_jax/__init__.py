@@ -36,7 +36,7 @@ if TYPE_CHECKING:
         at as at,
     )
     from atlas_jax.subject import Subject as Subject
-    from atlas_jax.translation import Translation as Translation
+    from atlas_jax.translation import Translation as Translation, fit as fit
     from atlas_jax.types import Run as Run, Site as Site, Tokens as Tokens
 
 _HOMES = {
@@ -51,7 +51,7 @@ _HOMES = {
     "statistics": ("PassStatistics", "Statistics", "merge", "update"),
     "steering": ("Ablate", "Add", "ProjectOut", "Replace", "Steer", "at"),
     "subject": ("Subject",),
-    "translation": ("Translation",),
+    "translation": ("Translation", "fit"),
     "types": ("Run", "Site", "Tokens"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}

@@ -21,6 +21,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import reading
 from atlas_jax.labels import Labels
 from atlas_jax.mesh import mesh_of, place, row_blocks
+from atlas_jax.statistics import lens_init, lens_update, update
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
@@ -283,6 +284,46 @@ class Translation:
             if [x.shape for x in arrays] != [shape, shape[:1], shape[1:]]:
                 raise ValueError(f"its arrays do not have the shape {shape} of {RECORD}")
         return cls(*arrays, *known, token_norm)
+
+
+def fit(
+    a_s: Float[Array | np.ndarray, "n d_s"],
+    a_c: Float[Array | np.ndarray, "n d_c"],
+    method: str = "procrustes",
+    *,
+    weight: Float[Array | np.ndarray, " n"] | None = None,
+    top_k: int = 50,
+    **options: Any,
+) -> Translation:
+    """Fit a translation to two arrays of activations of the same sentences.
+
+    Args:
+      a_s: pooled subject activations, any float dtype.
+      a_c: pooled atlas activations, any float dtype, in the same order.
+      method: a name in :data:`atlas_jax.translators.METHODS`.
+      weight: weights of the rows, one each by default.
+      top_k: sentences a feature that ``"semantic_lens"`` averages over.
+      options: of the method, such as ``centre=True``.
+
+    Returns:
+      The translation, without a site and token norm, which arrays do not tell.
+
+    Raises:
+      AtlasError: for an unknown method, or as :func:`atlas_jax.update`.
+
+    Example:
+      >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+      >>> fit(x, x[:, ::-1], "procrustes").matrix.round(4).tolist()
+      [[0.0, 1.0], [1.0, 0.0]]
+    """
+    needs = needs_of([method])
+    if np.ndim(a_s) != 2 or np.ndim(a_c) != 2:
+        raise AtlasError(f"activations are matrices [n, d], not arrays of shape {np.shape(a_s)} and {np.shape(a_c)}")
+    stats = update(Statistics.init(needs, a_s.shape[1], a_c.shape[1], top_k=top_k), a_s, a_c, weight)
+    if METHODS[method].second_pass:
+        rows = np.arange(len(a_c), dtype=np.int32)
+        stats = stats._replace(lens=lens_update(lens_init(stats.top, a_c.shape[1]), rows, a_c))
+    return Translation.from_statistics(stats, method, **options)
 
 
 def check_stored_dtype(dtype: str) -> None:

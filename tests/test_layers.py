@@ -51,6 +51,47 @@ def test_imports_go_downward():
     assert not wrong
 
 
+def _modules():
+    """Every module, with the modules it imports anywhere in its text."""
+    names = {
+        p: ".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__") for p in _files()
+    }
+    found = {}
+    for path, name in names.items():
+        nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.module]
+        full = {f"{n.module}.{a.name}" for n in nodes for a in n.names} | {n.module for n in nodes}
+        found[name] = (full & set(names.values())) - {name}
+    return found
+
+
+def _files():
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def circle(imports):
+    """Modules in a circle of imports, and those that lead to one."""
+    left = dict(imports)
+    while leaves := [name for name, targets in left.items() if not targets & left.keys()]:
+        for name in leaves:
+            del left[name]
+    return sorted(left)
+
+
+def test_no_module_imports_itself_through_others():
+    """Not even within a package, or inside a function. Packages import their own modules, and are left out."""
+    imports = _modules()
+    packages = {name for name in imports if (PACKAGE.parent / name.replace(".", "/")).is_dir()}
+    inner = {
+        name: {t for t in targets if not (t in packages and name.startswith(t + "."))}
+        for name, targets in imports.items()
+    }
+    assert circle(inner) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == ["a", "b", "c"]
+
+
 def test_the_import_check_can_fail():
     assert any(home == "experiments" and target == "pipeline" for _, home, target in _imports())
 

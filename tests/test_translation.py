@@ -11,8 +11,9 @@ import pytest
 from safetensors import safe_open
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.statistics import Statistics, update
-from atlas_jax.translation import Translation
+from atlas_jax.statistics import Statistics, lens_init, lens_update, update
+from atlas_jax.translation import Translation, fit
+from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 
 
@@ -200,3 +201,29 @@ def test_queries_that_make_no_sense_are_refused(query, message):
     for use in (t.similarity, lambda q: t.top_features(q, k=1)):
         with pytest.raises(AtlasError, match=message):
             use(query if isinstance(query, str) else np.array(query, np.float32))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_fit_is_statistics_and_a_solver(rng, method):
+    a_s, a_c = (np.maximum(rng.normal(size=(60, d)), 0).astype(np.float32) for d in (6, 9))
+    stats = update(Statistics.init(needs_of([method]), 6, 9, top_k=5), a_s, a_c)
+    if method == "semantic_lens":
+        stats = stats._replace(lens=lens_update(lens_init(stats.top, 9), np.arange(60, dtype=np.int32), a_c))
+    found = fit(a_s, a_c, method, top_k=5)
+    np.testing.assert_allclose(found.matrix, METHODS[method].solve(stats).matrix, atol=1e-6)
+    np.testing.assert_allclose(found.mean_atlas, a_c.mean(0), rtol=1e-5)
+    assert found.method == method
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((np.ones((3, 2)), np.ones((3, 4)), "magic"), "unknown method 'magic'"),
+        ((np.ones(3), np.ones((3, 4))), r"activations are matrices \[n, d\], not arrays of shape \(3,\) and \(3, 4\)"),
+        ((np.ones((3, 2)), np.ones((4, 4))), "3|4"),
+        ((np.ones((0, 2)), np.ones((0, 4))), "there are no rows"),
+    ],
+)
+def test_fit_refuses_what_makes_no_sense(as_for_users, arguments, sentence):
+    with pytest.raises(AtlasError, match=sentence):
+        fit(*arguments)

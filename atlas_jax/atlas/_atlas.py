@@ -13,11 +13,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from atlas_jax.atlas._manifest import INDEX, Manifest
+from atlas_jax.artifacts import new_directory
+from atlas_jax.atlas._manifest import INDEX, Manifest, record_parts
 from atlas_jax.atlas._query import feature_query, finite_vector
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
-from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, resolve
+from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, numerical_fingerprint, resolve
 from atlas_jax.pooling import POOLINGS, Pooled, spoil
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site, Tokens
@@ -241,9 +242,28 @@ class ConceptAtlas:
         Raises:
           AtlasError: if the place is taken by something else or cannot be written.
         """
-        from atlas_jax.atlas._build import save_atlas
+        with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
+            self.model.save_pretrained(new / "model", dtype=dtype)
+            self.sae.save_pretrained(new / "sae", format="native")
+            self.labels.save(new / "labels.jsonl")
+            if self.mean is not None:
+                np.save(new / "mean.npy", np.asarray(self.mean, np.float32))
+            manifest = Manifest(
+                site=str(self.site),
+                files=record_parts(new, new / "model"),
+                mean=None if self.mean is None else "mean.npy",
+                pooling=self.pooling,
+                metadata=metadata or {},
+                fingerprint=numerical_fingerprint(self._as_stored(dtype)),
+            )
+            manifest.write(new)
 
-        save_atlas(self, directory, metadata, dtype)
+    def _as_stored(self, dtype: str | None) -> "ConceptAtlas":
+        """The atlas with its model's parameters rounded as they are stored."""
+        if dtype is None:
+            return self
+        rounded = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), self.model)
+        return dataclasses.replace(self, model=rounded)
 
 
 @jax.jit

@@ -1,19 +1,17 @@
 """Putting an atlas together from parts that come from different places."""
 
-import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.artifacts import new_directory
 from atlas_jax.atlas._atlas import ConceptAtlas
 from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of, tuning_note
-from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record
+from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record_parts
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Labels, write_index
 from atlas_jax.models import LanguageModel, numerical_fingerprint, resolve
@@ -124,7 +122,7 @@ def write_atlas(
         linked = str(source.absolute()) if Path(parts.model).is_dir() else parts.model
         manifest = Manifest(
             site=str(atlas.site),
-            files=_recorded(new, source if link else new / "model"),
+            files=record_parts(new, source if link else new / "model"),
             model=linked if link else "model",
             mean=None if mean is None else "mean.npy",
             pooling=atlas.pooling,
@@ -135,40 +133,8 @@ def write_atlas(
     return manifest
 
 
-def save_atlas(
-    atlas: ConceptAtlas, directory: str | Path, metadata: Mapping[str, Any] | None, dtype: str | None
-) -> None:
-    """Write an atlas from memory: what :meth:`ConceptAtlas.save_pretrained` does."""
-    with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
-        atlas.model.save_pretrained(new / "model", dtype=dtype)
-        atlas.sae.save_pretrained(new / "sae", format="native")
-        atlas.labels.save(new / "labels.jsonl")
-        if atlas.mean is not None:
-            np.save(new / "mean.npy", np.asarray(atlas.mean, np.float32))
-        files, mean = _recorded(new, new / "model"), None if atlas.mean is None else "mean.npy"
-        site, checksums = str(atlas.site), numerical_fingerprint(_as_stored(atlas, dtype))
-        options = {"mean": mean, "pooling": atlas.pooling, "metadata": metadata or {}, "fingerprint": checksums}
-        Manifest(site, files, **options).write(new)
-
-
-def _as_stored(atlas: ConceptAtlas, dtype: str | None) -> ConceptAtlas:
-    """The atlas with its model's parameters rounded as they are stored."""
-    if dtype is None:
-        return atlas
-    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), atlas.model)
-    return dataclasses.replace(atlas, model=rounded)
-
-
 def copy_files(source: Path, target: Path, patterns: Sequence[str]) -> None:
     """Copy the files of a folder that fit one of the patterns; links become files."""
     target.mkdir()
     for file in sorted({f for p in patterns for f in source.glob(p) if f.is_file()}):
         shutil.copyfile(file, target / file.name)
-
-
-def _recorded(directory: Path, model: Path) -> dict[str, dict]:
-    files = {"model": record(model, MODEL_FILES), "sae": record(directory / "sae")}
-    files["labels"] = record(directory / "labels.jsonl")
-    if (directory / "mean.npy").is_file():
-        files["mean"] = record(directory / "mean.npy")
-    return files

@@ -127,3 +127,12 @@ def sha256(file: Path) -> str:
     """Hash of a file's bytes."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def record_parts(directory: Path, model: Path) -> dict[str, dict]:
+    """The files of an atlas by part, its model being in a directory of its own or elsewhere."""
+    files = {"model": record(model, MODEL_FILES), "sae": record(directory / "sae")}
+    files["labels"] = record(directory / "labels.jsonl")
+    if (directory / "mean.npy").is_file():
+        files["mean"] = record(directory / "mean.npy")
+    return files

@@ -17,7 +17,8 @@ from atlas_jax.labels._explain import (
 )
 from atlas_jax.labels._http import Retry as Retry, post_json as post_json
 from atlas_jax.labels._index_files import open_index as open_index, write_index as write_index
-from atlas_jax.labels._labels import Label as Label, Labels as Labels, Origin as Origin
+from atlas_jax.labels._label import Label as Label, Origin as Origin
+from atlas_jax.labels._labels import Labels as Labels
 from atlas_jax.labels._narrow import site_of_hook as site_of_hook
 from atlas_jax.labels._search import Hit as Hit, TextIndex as TextIndex
 from atlas_jax.labels._static import StaticEmbedding as StaticEmbedding

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.labels._endpoint import BATCH, EndpointEmbedder
 
-BATCH = 256
 KINDS = ("sentence-transformers", "endpoint")
 
 
@@ -49,8 +49,6 @@ def open_embedder(
       >>> open_embedder("endpoint:my-model", base_url="http://localhost:8000/v1").name
       'endpoint:my-model at http://localhost:8000/v1'
     """
-    from atlas_jax.labels._endpoint import EndpointEmbedder
-
     kind, _, name = spec.partition(":")
     if kind not in KINDS or not name:
         raise AtlasError(f"unknown embedder '{spec}'; choose static, bm25, {KINDS[0]}:NAME or {KINDS[1]}:MODEL")

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Float
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._embedders import BATCH
 from atlas_jax.labels._http import Retry, address_of, post_json
+
+BATCH = 256  # texts a request
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

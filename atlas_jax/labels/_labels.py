@@ -7,46 +7,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.labels._label import Label, Origin
+from atlas_jax.labels._read import read_labels
 from atlas_jax.types import Site
-
-
-class Label(NamedTuple):
-    """One description of one feature.
-
-    Attributes:
-      index: the feature.
-      description: text without surrounding blanks, never empty.
-      explainer: the model or method that wrote it, "" where unknown.
-      source: the kind of explanation or the file's own source field, "" where unknown.
-      score: quality reported with it (detection score, correlation, ...), None where there is none.
-      polarity: "negative" where it describes what makes the activation most negative.
-    """
-
-    index: int
-    description: str
-    explainer: str = ""
-    source: str = ""
-    score: float | None = None
-    polarity: Literal["positive", "negative"] = "positive"
-
-
-class Origin(NamedTuple):
-    """What labels say they are of.
-
-    Attributes:
-      model: name of the model, "" where unknown.
-      layer: layer number, or Neuronpedia's name of the SAE such as ``20-gemmascope-res-16k``, "" where unknown.
-      hook: the hook point the SAE reads, "" where unknown.
-      release: the release the SAE is of, "" where unknown.
-    """
-
-    model: str = ""
-    layer: str = ""
-    hook: str = ""
-    release: str = ""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -152,8 +117,6 @@ class Labels:
           AtlasError: for a missing or corrupt file, an unknown format, labels of several SAEs, no usable row, a column
             that cannot be the feature's number, or an index outside the width.
         """
-        from atlas_jax.labels._read import read_labels
-
         only = dict(only or {}) | ({} if layer is None else {"layer": str(layer)})
         width, rows, origin = read_labels(Path(path), columns, format, only=only, site=site)
         if width is None:

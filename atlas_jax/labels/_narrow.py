@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._labels import Label, Origin
+from atlas_jax.labels._label import Label, Origin
 from atlas_jax.types import Site
 
 _WAYS = {"model": "--only model=NAME", "layer": "--layer", "hook": "--only hook=NAME", "release": "--only release=NAME"}

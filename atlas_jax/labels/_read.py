@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.labels._label import Label, Origin
 from atlas_jax.labels._label_files import label_files, raw_rows
-from atlas_jax.labels._labels import Label, Origin
 from atlas_jax.labels._narrow import Row, narrowed
 from atlas_jax.types import Site
 

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Bool, Float
 
-from atlas_jax.labels._labels import Label, Labels
+from atlas_jax.labels._label import Label
+from atlas_jax.labels._labels import Labels
 
 _WORD = re.compile(r"[^\W\d_]{2,}|\d+")
 
