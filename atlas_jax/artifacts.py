@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import reading, writable
+from atlas_jax.files import writable
 from atlas_jax.interrupts import before_leaving
 
 RUN = "run.json"
@@ -240,22 +240,6 @@ def _alone(directory: Path) -> Iterator[None]:
         except BlockingIOError as e:
             raise AtlasError(f"another process is writing to '{directory}'; wait for it") from e
         yield
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON with sorted keys, so that equal contents are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1, sort_keys=True, default=str) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path) -> Any:
-    """Read JSON.
-
-    Raises:
-      AtlasError: if the file is missing or damaged.
-    """
-    with reading(path, "run the command that writes it again"):
-        return json.loads(path.read_text(encoding="utf-8"))
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -86,3 +88,48 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
     except (*_DAMAGE, SafetensorError) as e:
         what = f"it has no {e}" if isinstance(e, KeyError) else " ".join(str(e).split()) or type(e).__name__
         raise DamagedError(path, f"damaged ({what})", remedy) from e
+
+
+def read_json(path: Path, remedy: str = "run the command that writes it again") -> Any:
+    """Read JSON.
+
+    Raises:
+      DamagedError: if the file is missing or damaged, with the remedy.
+
+    Example:
+      >>> read_json(SUBJECT / "config.json")["model_type"]
+      'llama'
+    """
+    with reading(path, remedy):
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+
+
+def read_object(
+    path: Path, missing: dict[str, Any] | None = None, remedy: str = "download the file again"
+) -> dict[str, Any]:
+    """Read a JSON object; ``missing`` stands for a file that is not there.
+
+    Raises:
+      DamagedError: if the file is not there and nothing stands for it, is damaged, or holds something else.
+
+    Example:
+      >>> read_object(SUBJECT / "nothing.json", missing={})
+      {}
+    """
+    if missing is not None and not path.is_file():
+        return missing
+    content = read_json(path, remedy)
+    if not isinstance(content, dict):
+        raise DamagedError(path, "damaged (it holds no JSON object)", remedy)
+    return content
+
+
+def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
+    """Write JSON, with sorted keys so that equal contents are equal files, unless they have an order of their own.
+
+    Example:
+      >>> write_json(tmp / "generation_config.json", {"eos_token_id": 2}, sort_keys=False)
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False, default=str)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -14,12 +14,12 @@ from distributed_worker import BUDGET, LENGTH, METHODS, SAMPLE, SITES, Counted, 
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
-from atlas_jax.artifacts import write_json
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.corpus import Corpus, build_corpus, installed_documentation
 from atlas_jax.experiments import measure
+from atlas_jax.files import write_json
 from atlas_jax.labels import Labels
 from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
 from atlas_jax.models import LanguageModel, _weights, run

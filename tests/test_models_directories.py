@@ -345,7 +345,7 @@ REFUSED = {
     lambda d: numbered_shards(d, ["model-00001-of-00002.safetensors"]): "several candidates: model-00002-of-00002",
     an_index_of_a_lost_file: "index.json lists model-00002-of-00002.safetensors, which cannot be read",
     an_index_without_files: "index.json has no weight_map",
-    a_broken_index: "index.json is not readable JSON",
+    a_broken_index: "index.json' is damaged",
     a_tensor_in_two_files: r"is in .*model-00001-of-00002.safetensors and in .*model-00002-of-00002.safetensors",
     an_adapter_beside_the_weights: r"holds weights \(model.safetensors\) and a LoRA adapter",
     an_adapter_alone: "holds a LoRA adapter alone; merge it",
@@ -490,14 +490,14 @@ def test_where_a_model_cannot_be_saved_is_one_sentence(tmp_path, place):
 @pytest.mark.parametrize(
     ("change_of", "message"),
     [
-        ({"tokenizer_config.json": "{"}, "tokenizer_config.json is not readable JSON"),
-        ({"tokenizer_config.json": "[]"}, "tokenizer_config.json holds no JSON object"),
-        ({"special_tokens_map.json": "nonsense"}, "special_tokens_map.json is not readable JSON"),
-        ({"generation_config.json": "{"}, "generation_config.json is not readable JSON"),
+        ({"tokenizer_config.json": "{"}, "tokenizer_config.json' is damaged"),
+        ({"tokenizer_config.json": "[]"}, r"tokenizer_config.json' is damaged \(it holds no JSON object\)"),
+        ({"special_tokens_map.json": "nonsense"}, "special_tokens_map.json' is damaged"),
+        ({"generation_config.json": "{"}, "generation_config.json' is damaged"),
         ({"generation_config.json": '{"eos_token_id": "2"}'}, "generation_config.json has eos_token_id '2'"),
         ({"tokenizer.json": "{}"}, "the tokenizer of .* cannot be read"),
-        ({"config.json": "[1]"}, "config.json holds no JSON object"),
-        ({"config.json": "\x00"}, "config.json is not readable JSON"),
+        ({"config.json": "[1]"}, r"config.json' is damaged \(it holds no JSON object\)"),
+        ({"config.json": "\x00"}, "config.json' is damaged"),
     ],
 )
 def test_damaged_json_is_one_sentence_that_names_the_file(copy, change_of, message):

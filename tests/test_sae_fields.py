@@ -149,7 +149,7 @@ def test_gemma_scope_2_states_its_l0(tmp_path):
         (sae_files.saelens, with_fields(apply_b_dec_to_input="yes"), "apply_b_dec_to_input in .* true or false"),
         (sae_files.saelens, with_metadata(hook_name=7), "hook_name in .* should be text"),
         (sae_files.saelens, with_fields(architecture="topk", k=4.5), "k in .* should be a whole number"),
-        (sae_files.saelens, lambda cfg: [cfg], "cfg.json should hold a JSON object"),
+        (sae_files.saelens, lambda cfg: [cfg], r"cfg.json' is damaged \(it holds no JSON object\)"),
         (sae_files.sparsify, with_fields(k="3"), "k in .* should be a whole number"),
         (sae_files.sparsify, with_fields(k=None), "cfg.json has no k"),
         (sae_files.sparsify, with_fields(num_latents=True), "num_latents in .* should be a whole number"),

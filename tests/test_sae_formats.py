@@ -320,7 +320,7 @@ def _saelens(path, w, drop=(), **change):
         (lambda p, w: _saelens(p, w, architecture="temporal"), "architecture 'temporal'"),
         (lambda p, w: _saelens(p, w, d_sae=M + 1), "shape"),
         (lambda p, w: _saelens(p, w, normalize_activations="covariance_whitening"), "covariance_whitening"),
-        (lambda p, w: (_saelens(p, w), (p / "cfg.json").write_text("{")), "cannot read"),
+        (lambda p, w: (_saelens(p, w), (p / "cfg.json").write_text("{")), "cfg.json' is damaged"),
         (lambda p, w: (_saelens(p, w), (p / "sae_weights.safetensors").write_bytes(b"12345678garbage")), "cannot read"),
         (lambda p, w: (p / "params.npz").write_bytes(b"PK garbage"), "cannot read"),
         (lambda p, w: np.savez(p / "params.npz", W_enc=w["W_enc"]), "no tensor 'b_enc'"),

@@ -108,7 +108,7 @@ def _speak_once(others: ModuleType) -> None:
 
 
 def _say_finished(run: Path, *, as_json: bool) -> None:
-    from atlas_jax.artifacts import read_json
+    from atlas_jax.files import read_json
 
     note(f"'{run}' holds this run already; --overwrite makes it anew")
     table = run / "tables" / "quality.json"

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from atlas_jax.artifacts import write_json
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._quality import BAND, Quality, choose_features, translation_quality
+from atlas_jax.files import write_json
 from atlas_jax.pipeline import Alignment, Pass, Stage, top_sentences
 from atlas_jax.processes import is_first
 

@@ -4,13 +4,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_jax.artifacts import new_directory, write_json
+from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus import Corpus
 from atlas_jax.experiments._identify import Identified, identify
 from atlas_jax.experiments._measure import kept, measured
 from atlas_jax.experiments._quality import Quality, best_method
 from atlas_jax.experiments._query import concept_query
 from atlas_jax.experiments._steering import Steered, Unit, steer
+from atlas_jax.files import write_json
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
 from atlas_jax.types import Site

@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_jax.artifacts import read_json
-from atlas_jax.files import reading
+from atlas_jax.files import read_json, reading
 from atlas_jax.pipeline._run_files import AGAIN, Record
 from atlas_jax.translation import RECORD
 

@@ -6,9 +6,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from atlas_jax.artifacts import RUN, differences, read_json, write_json
+from atlas_jax.artifacts import RUN, differences
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._sae_train import Curves, Trained
+from atlas_jax.files import read_json, write_json
 
 RESULT = "training.json"
 SAELENS = "saelens"

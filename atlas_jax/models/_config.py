@@ -226,11 +226,6 @@ def _as_tuple(value: int | list[int] | None) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (value,)
 
 
-def window_or(window: int | None, full: int) -> int:
-    """The number of positions a layer looks back over, given the length ``full`` of the whole text."""
-    return full if window is None else min(window, full)
-
-
 def frequencies(rope: Rope, head_dim: int) -> list[float]:
     """Inverse frequencies of the rotary embedding, one for each pair of a head's dimensions that is rotated.
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._families import FAMILIES
-from atlas_jax.models._json import read_object
 from atlas_jax.models._transformers import transformers
 
 _SHARED_BY_MODALITIES = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings")

@@ -13,10 +13,9 @@ from jax.sharding import Mesh
 
 from atlas_jax.checks import as_texts
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import writable
+from atlas_jax.files import read_object, writable, write_json
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._config_file import load_config
-from atlas_jax.models._json import read_object, write_object
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
 from atlas_jax.types import Tokens
@@ -131,9 +130,9 @@ class LanguageModel:
     def _write(self, directory: Path, dtype: str) -> None:
         save_decoder(self.decoder, directory, jnp.dtype(dtype))
         self.tokenizer.save(directory)
-        write_object(directory / "config.json", self.hf_config | {"dtype": dtype})
+        write_json(directory / "config.json", self.hf_config | {"dtype": dtype}, sort_keys=False)
         if self.generation_config:
-            write_object(directory / GENERATION, self.generation_config)
+            write_json(directory / GENERATION, self.generation_config, sort_keys=False)
 
     def tokenize(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 import tokenizers
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models._json import read_object
+from atlas_jax.files import read_object
 from atlas_jax.models._transformers import transformers
 from atlas_jax.types import Tokens
 

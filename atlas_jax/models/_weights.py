@@ -17,10 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._families import FAMILIES
-from atlas_jax.models._json import read_object
 from atlas_jax.models._layout import EMBEDDING, HEAD, Place, is_decoders, layout, stored_name
 from atlas_jax.models._partition import sharding
 

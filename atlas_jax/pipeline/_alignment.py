@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from atlas_jax.artifacts import RUN, directory_hash, kind_at, write_json
+from atlas_jax.artifacts import RUN, directory_hash, kind_at
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import reading
+from atlas_jax.files import reading, write_json
 from atlas_jax.mesh import mesh_of
 from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints

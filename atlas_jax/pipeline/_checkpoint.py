@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from atlas_jax.artifacts import differences
 from atlas_jax.errors import AtlasError
 from atlas_jax.interrupts import unhurried
-from atlas_jax.pipeline._checkpoint_files import DamagedError, read_record, read_state, write_checkpoint
+from atlas_jax.pipeline._checkpoint_files import UnusableError, read_record, read_state, write_checkpoint
 from atlas_jax.pipeline._pass import Cursor
 
 State = TypeVar("State")
@@ -58,7 +58,7 @@ class Checkpoints:
                 record = read_record(path)
                 self._check(record.fingerprint)
                 state = read_state(path, record, like)
-            except DamagedError as e:
+            except UnusableError as e:
                 damaged.append(path)
                 before = "there is none" if path == found[-1] else "going back to the one"
                 self.say(f"the checkpoint '{path}' is damaged ({e}); {before} before it")

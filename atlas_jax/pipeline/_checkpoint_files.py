@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
-from atlas_jax.artifacts import write_json
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import why_unwritable
+from atlas_jax.files import why_unwritable, write_json
 
 MANIFEST, STATE = "manifest.json", "state"
 
@@ -37,7 +36,7 @@ class Record(NamedTuple):
         return hashlib.sha256(json.dumps(self, sort_keys=True).encode()).hexdigest()
 
 
-class DamagedError(Exception):
+class UnusableError(Exception):
     """A checkpoint that is not what was written; says which part."""
 
 
@@ -75,16 +74,16 @@ def read_record(path: Path) -> Record:
     """The record of a checkpoint.
 
     Raises:
-      DamagedError: if it is not what was written.
+      UnusableError: if it is not what was written.
     """
     try:
         content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         digest = content.pop("digest")
         record = Record(**content)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise DamagedError(f"{MANIFEST}: {e}") from e
+        raise UnusableError(f"{MANIFEST}: {e}") from e
     if record.digest != digest:
-        raise DamagedError(MANIFEST)
+        raise UnusableError(MANIFEST)
     return record
 
 
@@ -92,19 +91,19 @@ def read_state(path: Path, record: Record, like: Any) -> Any:
     """A saved state, every array where that of ``like`` is.
 
     Raises:
-      DamagedError: if a file of it is missing or is not what was written, or it has not the arrays of ``like``.
+      UnusableError: if a file of it is missing or is not what was written, or it has not the arrays of ``like``.
     """
     import orbax.checkpoint as ocp
 
     try:
         found = _digests(path / STATE)
     except OSError as e:
-        raise DamagedError(str(e)) from e
+        raise UnusableError(str(e)) from e
     if wrong := sorted(name for name in record.files if found.get(name) != record.files[name]):
-        raise DamagedError(f"{STATE}/{wrong[0]}")
+        raise UnusableError(f"{STATE}/{wrong[0]}")
     named = _named(like)
     if ocp.PyTreeCheckpointer().metadata(path / STATE).item_metadata.tree.keys() != named.keys():
-        raise DamagedError("its state is that of another version of atlas-jax")
+        raise UnusableError("its state is that of another version of atlas-jax")
     options = ocp.checkpoint_utils.construct_restore_args(named)
     restored = ocp.PyTreeCheckpointer().restore(path / STATE, item=named, restore_args=options)
     return jax.tree.unflatten(jax.tree.structure(like), [restored[name] for name in named])

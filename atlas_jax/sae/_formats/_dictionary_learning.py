@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import OBJECT, TEXT, WHOLE, ignored, read_fields
 from atlas_jax.sae._formats._fold import fold_decoder_norm
-from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_torch
+from atlas_jax.sae._formats._read import Arrays, pick, read_torch
 from atlas_jax.types import Site
 
 NAME = "dictionary_learning"
@@ -51,7 +52,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     """Parameters and description."""
     del norm_scaling_factor
     described, file = path / "config.json", path / "ae.pt"
-    trainer = read_fields(read_json(described), {"trainer": OBJECT}, described, others=True).get("trainer", {})
+    trainer = read_fields(read_object(described), {"trainer": OBJECT}, described, others=True).get("trainer", {})
     trainer = read_fields(trainer, _FIELDS, described, others=True)
     name = trainer.get("dict_class")
     if name not in _KINDS:

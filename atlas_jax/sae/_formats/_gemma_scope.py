@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, read_fields
 from atlas_jax.sae._formats._fold import as_plain_jumprelu, fold_input_scale
 from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_npz
+from atlas_jax.sae._formats._read import Arrays, pick, read_npz
 from atlas_jax.types import Site
 
 NAME = "gemma_scope"
@@ -45,7 +46,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     d, m = parameters["W_enc"].shape
     o = parameters["W_dec"].shape[1]
     described = file.parent / _DESCRIPTION
-    facts = read_fields(read_json(described), _TOLD, described) if described.is_file() else _from_names(file)
+    facts = read_fields(read_object(described), _TOLD, described) if described.is_file() else _from_names(file)
     if told(r"embedding/width_\w+/average_l0", file):
         parameters = fold_input_scale(parameters, d**-0.5)
     return SAEConfig("jumprelu", d, m, d_out=None if o == d else o, format=NAME, **facts), parameters

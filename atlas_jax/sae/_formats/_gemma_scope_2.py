@@ -7,11 +7,12 @@ The JumpReLU of Gemma Scope, nothing subtracted and nothing normalised; transcod
 from pathlib import Path
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, TEXT, Only, ignored, read_fields
 from atlas_jax.sae._formats._hooks import site_of
 from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
+from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors
 from atlas_jax.types import Site
 
 NAME = "gemma_scope_2"
@@ -38,7 +39,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     if parameters["W_enc"].ndim != 2 or parameters["W_dec"].ndim != 2:
         raise AtlasError(f"{file} holds a cross-layer transcoder, which is not supported")
     described = path / "config.json"
-    raw = read_fields(read_json(described), _FIELDS, described) if described.is_file() else {}
+    raw = read_fields(read_object(described), _FIELDS, described) if described.is_file() else {}
     site, site_out = _sites(path, raw)
     skip = "affine_skip_connection" in tensors
     if raw.get("affine_connection", skip) != skip:

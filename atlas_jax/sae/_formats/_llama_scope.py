@@ -24,12 +24,13 @@ from typing import Any
 import numpy as np
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, OBJECT, TEXT, WHOLE, Only, ignored, read_fields
 from atlas_jax.sae._formats._fold import fold_input_scale
 from atlas_jax.sae._formats._hooks import site_of
 from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
+from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors
 
 NAME = "llama_scope"
 
@@ -60,7 +61,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     """Parameters for raw activations, and the description."""
     first = (path / "hyperparams.json").is_file()
     described = path / ("hyperparams.json" if first else "config.json")
-    cfg = read_fields(read_json(described), _FIELDS, described)
+    cfg = read_fields(read_object(described), _FIELDS, described)
     file = path / ("checkpoints/final.safetensors" if first else "sae_weights.safetensors")
     parameters = _parameters(cfg, read_safetensors(file), file)
     d, m = parameters["W_enc"].shape

@@ -11,9 +11,10 @@ from typing import Any, get_args
 import numpy as np
 from safetensors.numpy import save_file
 
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import Kind, Normalization, SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, WHOLE, Only, read_fields
-from atlas_jax.sae._formats._read import Arrays, read_json, read_safetensors
+from atlas_jax.sae._formats._read import Arrays, read_safetensors
 
 NAME = "native"
 _SITES = ("site", "site_out")
@@ -33,7 +34,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     """Parameters and description."""
     del norm_scaling_factor
     file = path / "sae.json"
-    facts = read_fields(read_json(file), _FIELDS, file, needed=("kind", "d_in", "d_sae"))
+    facts = read_fields(read_object(file), _FIELDS, file, needed=("kind", "d_in", "d_sae"))
     return SAEConfig(**facts), read_safetensors(path / "sae.safetensors")
 
 

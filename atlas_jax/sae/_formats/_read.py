@@ -1,6 +1,5 @@
 """Reading the files that SAEs are stored in, with one clear sentence when they cannot be read."""
 
-import json
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,19 +12,6 @@ from safetensors import SafetensorError, safe_open
 from atlas_jax.errors import AtlasError
 
 Arrays = dict[str, np.ndarray]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise AtlasError(f"there is no {path.name} in {path.parent}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise AtlasError(f"cannot read {path}: {error}") from None
-    if not isinstance(content, dict):
-        raise AtlasError(f"{path} should hold a JSON object")
-    return content
 
 
 def read_npz(path: Path) -> Arrays:

@@ -16,11 +16,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, OBJECT, TEXT, WHOLE, Only, Table, ignored, read_fields
 from atlas_jax.sae._formats._fold import fold_decoder_norm, fold_input_scale
 from atlas_jax.sae._formats._hooks import site_of
-from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
+from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors
 
 NAME = "saelens"
 _KINDS = {
@@ -116,7 +117,7 @@ def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
 
 def _fields(file: Path) -> dict[str, Any]:
     """What is used of a ``cfg.json`` of either generation, by the names of version 6."""
-    cfg = read_json(file)
+    cfg = read_object(file)
     metadata = cfg.get("metadata")
     version = cfg.get("sae_lens_version") or (isinstance(metadata, dict) and metadata.get("sae_lens_version"))
     current = int(match[0]) >= 6 if (match := re.match(r"\d+", str(version or 0))) else False

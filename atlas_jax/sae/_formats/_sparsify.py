@@ -7,10 +7,11 @@ transcoders do not subtract. ``W_dec[m, d]`` is stored one row per feature; ``W_
 from pathlib import Path
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, WHOLE, Only, ignored, read_fields
 from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_json, read_safetensors
+from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors
 from atlas_jax.types import Site
 
 NAME = "sparsify"
@@ -29,7 +30,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     """Parameters and description; the site comes from the folder's name."""
     del norm_scaling_factor
     file = path / "sae.safetensors"
-    cfg = read_fields(read_json(path / "cfg.json"), _FIELDS, path / "cfg.json", needed=("d_in", "k"))
+    cfg = read_fields(read_object(path / "cfg.json"), _FIELDS, path / "cfg.json", needed=("d_in", "k"))
     tensors = read_safetensors(file)
     m = cfg.get("num_latents") or int(cfg["d_in"] * cfg.get("expansion_factor", 0))
     parameters = {
