@@ -72,7 +72,7 @@ def kind_at(path: str | Path) -> str | None:
     """What finished directory is at ``path``, None where there is none.
 
     Example:
-      >>> write_json(tmp / "run.json", {})
+      >>> _ = (tmp / "run.json").write_text("{}")
       >>> kind_at(tmp)
       'a run'
     """
@@ -153,7 +153,7 @@ def new_directory(path: str | Path, kind: str = "a run", *, overwrite: bool = Fa
 
     Example:
       >>> with new_directory(tmp / "run") as directory:
-      ...     write_json(directory / RUN, {"seed": 0})
+      ...     _ = (directory / RUN).write_text("{}")
       >>> (tmp / "run" / RUN).is_file()
       True
     """

@@ -16,3 +16,15 @@ class DamagedError(AtlasError):
     def __init__(self, path: object, reason: str, remedy: str) -> None:
         super().__init__(f"'{path}' is {reason}; {remedy}")
         self.path, self.reason = path, reason
+
+
+class UnwritableError(AtlasError):
+    """A place that cannot be written to.
+
+    Attributes:
+      reason: the system's words.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"'{path}' cannot be written ({reason}); make room or choose another place")
+        self.reason = reason

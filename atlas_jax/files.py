@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from atlas_jax.errors import AtlasError, DamagedError
+from atlas_jax.errors import AtlasError, DamagedError, UnwritableError
 
 _FULL = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO"  # their words are looked for in errors of libraries too
 _NO_PLACE = "ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLONG EBUSY"
@@ -23,16 +23,18 @@ def writable(path: str | Path) -> Iterator[None]:
     """Say in a sentence why nothing can be written to ``path``, when that ends the block.
 
     Raises:
-      AtlasError: for a full disk, a place that does not exist or may not be written to, and the like.
+      UnwritableError: for a full disk, a place that does not exist or may not be written to, and the like.
     """
     try:
         yield
+    except UnwritableError as e:  # what is written in parts is named as a whole
+        raise UnwritableError(path, e.reason) from e
     except AtlasError:
         raise
     except Exception as e:
         if (reason := why_unwritable(e)) is None or _is_elsewhere(e, Path(path).resolve()):
             raise
-        raise AtlasError(f"'{path}' cannot be written ({reason}); make room or choose another place") from e
+        raise UnwritableError(path, reason) from e
 
 
 def _is_elsewhere(error: Exception, place: Path) -> bool:
