@@ -244,14 +244,11 @@ class ConceptAtlas:
         """
         with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
             self.model.save_pretrained(new / "model", dtype=dtype)
-            self.sae.save_pretrained(new / "sae", format="native")
-            self.labels.save(new / "labels.jsonl")
-            if self.mean is not None:
-                np.save(new / "mean.npy", np.asarray(self.mean, np.float32))
+            mean = write_parts(self, new)
             manifest = Manifest(
                 site=str(self.site),
                 files=record_parts(new, new / "model"),
-                mean=None if self.mean is None else "mean.npy",
+                mean=mean,
                 pooling=self.pooling,
                 metadata=metadata or {},
                 fingerprint=numerical_fingerprint(self._as_stored(dtype)),
@@ -269,6 +266,16 @@ class ConceptAtlas:
 @jax.jit
 def _pooled(atlas: ConceptAtlas, tokens: Tokens) -> Float[Array, "b d_c"]:
     return atlas.encode(tokens)[atlas.site]
+
+
+def write_parts(atlas: ConceptAtlas, directory: Path) -> str | None:
+    """Write all but the model and the manifest; the name of the file of the mean, if there is one."""
+    atlas.sae.save_pretrained(directory / "sae", format="native")
+    atlas.labels.save(directory / "labels.jsonl")
+    if atlas.mean is None:
+        return None
+    np.save(directory / "mean.npy", np.asarray(atlas.mean, np.float32))
+    return "mean.npy"
 
 
 def _read_mean(file: Path, width: int) -> Float[np.ndarray, " d_c"]:

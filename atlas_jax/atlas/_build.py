@@ -1,5 +1,6 @@
 """Putting an atlas together from parts that come from different places."""
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.artifacts import new_directory
-from atlas_jax.atlas._atlas import ConceptAtlas
+from atlas_jax.atlas._atlas import ConceptAtlas, write_parts
 from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of, tuning_note
 from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record_parts
 from atlas_jax.errors import AtlasError
@@ -113,10 +114,7 @@ def write_atlas(
     with new_directory(directory, "a Concept Atlas", overwrite=True) as new:
         if not link:
             copy_files(source, new / "model", MODEL_FILES)
-        atlas.sae.save_pretrained(new / "sae", format="native")
-        atlas.labels.save(new / "labels.jsonl")
-        if mean is not None:
-            np.save(new / "mean.npy", np.asarray(mean, np.float32))
+        mean_file = write_parts(dataclasses.replace(atlas, mean=mean), new)
         if atlas.labels.entries:
             write_index(atlas.labels, new / INDEX)
         linked = str(source.absolute()) if Path(parts.model).is_dir() else parts.model
@@ -124,7 +122,7 @@ def write_atlas(
             site=str(atlas.site),
             files=record_parts(new, source if link else new / "model"),
             model=linked if link else "model",
-            mean=None if mean is None else "mean.npy",
+            mean=mean_file,
             pooling=atlas.pooling,
             metadata={**parts.metadata, **(metadata or {})},
             fingerprint=numerical_fingerprint(atlas),

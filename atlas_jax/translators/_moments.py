@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Key, UInt32
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
-from atlas_jax.translators._solution import Solution, check_rows, solution
+from atlas_jax.translators._solution import Solution, centred_cross, solution
 from atlas_jax.types_statistics import Moments, Statistics
 
 
@@ -32,7 +32,7 @@ def covariance(stats: Statistics) -> Solution:
       >>> covariance(update(Statistics.init(["cross"], 1, 1), x, 2 * x)).matrix.tolist()
       [[2.0]]
     """
-    return solution(_cross(stats) / float(stats.weight), solver="moments")
+    return solution(centred_cross(stats, unit=False) / float(stats.weight), solver="moments")
 
 
 def correlation(stats: Statistics) -> Solution:
@@ -57,7 +57,7 @@ def correlation(stats: Statistics) -> Solution:
       [[-1.0]]
     """
     scale_s, scale_c = _inverse_root(stats.subject.raw, stats), _inverse_root(stats.atlas.raw, stats)
-    matrix = jnp.clip((_cross(stats) * scale_s[:, None]) * scale_c[None, :], -1.0, 1.0)
+    matrix = jnp.clip((centred_cross(stats, unit=False) * scale_s[:, None]) * scale_c[None, :], -1.0, 1.0)
     constant = {"constant_subject": int(jnp.sum(scale_s == 0)), "constant_atlas": int(jnp.sum(scale_c == 0))}
     return solution(matrix, solver="moments", **constant)
 
@@ -117,13 +117,6 @@ def random_like(stats: Statistics, *, seed: int = 0) -> Solution:
     draw = lambda key: random(key, *shape).matrix
     to = spread(shape, mesh_of(stats), "data", "model")
     return solution(jax.jit(draw, out_shardings=to)(jax.random.key(seed)), solver="random")
-
-
-def _cross(stats: Statistics) -> Float[Array, "d_s d_c"]:
-    if stats.cross.raw is None:
-        raise AtlasError("these statistics lack 'cross'; name it in Statistics.init")
-    check_rows(stats)
-    return stats.cross.raw
 
 
 def _inverse_root(moments: Moments, stats: Statistics) -> Float[Array, " d"]:

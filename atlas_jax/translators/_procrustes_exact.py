@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from atlas_jax.checks import as_count, as_number
+from atlas_jax.mesh import mesh_of
 from atlas_jax.translators._procrustes import procrustes
-from atlas_jax.translators._solution import Solution, cross_product, gram_matrix, solution_on_one_device
+from atlas_jax.translators._solution import Solution, cross_product, gram_matrix, gram_moments, solution
 from atlas_jax.translators._stiefel import minimise
 from atlas_jax.types_statistics import Statistics
 
@@ -55,10 +56,10 @@ def procrustes_exact(
     as_count(max_steps, "max_steps")
     with jax.enable_x64(True):
         cross = cross_product(stats, unit=normalize_rows, centre=centre, one_device=True)
-        gram = gram_matrix(stats, "atlas", unit=normalize_rows, centre=centre)
+        gram = gram_matrix(gram_moments(stats, "atlas", unit=normalize_rows), centre=centre)
         rows, columns = int(jnp.sum(jnp.any(cross != 0, axis=1))), int(jnp.count_nonzero(jnp.diagonal(gram)))
         if rows < columns:
             t, certificate = minimise(cross, gram, tolerance=tolerance, max_steps=max_steps)
-            return solution_on_one_device(t, stats, **certificate)
+            return solution(t, mesh_of(stats), **certificate)
     found = procrustes(stats, normalize_rows=normalize_rows, centre=centre)
     return found._replace(certificate=found.certificate | {"steps": 0, "converged": True, "loss_change": 0.0})

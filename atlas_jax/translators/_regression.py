@@ -10,12 +10,14 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_number
+from atlas_jax.mesh import mesh_of
 from atlas_jax.translators._solution import (
     Solution,
     cross_product,
     gram_matrix,
+    gram_moments,
     on_one_device,
-    solution_on_one_device,
+    solution,
 )
 from atlas_jax.translators._spectrum import eigh, largest_eigenvalue
 from atlas_jax.types_statistics import Statistics
@@ -53,11 +55,12 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7)
     """
     as_number(cut, "cut", least=0)
     with jax.enable_x64(True):
-        gram = gram_matrix(stats, "atlas", unit=False, centre=centre)
-        centred = gram if centre else gram_matrix(stats, "atlas", unit=False, centre=True)
+        moments = gram_moments(stats, "atlas", unit=False)
+        gram = gram_matrix(moments, centre=centre)
+        centred = gram if centre else gram_matrix(moments, centre=True)
         cross = cross_product(stats, unit=False, centre=centre, one_device=True)
         t, certificate = _solve(cross, gram, cut * float(largest_eigenvalue(centred)))
-    return solution_on_one_device(t, stats, **certificate)
+    return solution(t, mesh_of(stats), **certificate)
 
 
 def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> Solution:
@@ -85,13 +88,13 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> 
     """
     as_number(penalty, "the penalty", least=0)
     with jax.enable_x64(True):
-        gram = gram_matrix(stats, "atlas", unit=False, centre=centre)
+        gram = gram_matrix(gram_moments(stats, "atlas", unit=False), centre=centre)
         alive = (jnp.diagonal(gram) > 0).astype(gram.dtype)
         scatter = on_one_device(jnp.asarray(stats.atlas.raw.scatter, jnp.float64))
         shift = penalty * float(jnp.sum(scatter * alive) / jnp.maximum(jnp.sum(alive), 1.0))
         cross = cross_product(stats, unit=False, centre=centre, one_device=True)
         t, certificate = _solve(cross, gram + jnp.diag(shift * alive), 0.0)
-    return solution_on_one_device(t, stats, **certificate, shift=shift, penalty=penalty)
+    return solution(t, mesh_of(stats), **certificate, shift=shift, penalty=penalty)
 
 
 def _solve(
@@ -100,9 +103,10 @@ def _solve(
     """``M G^+`` on one device, eigenvalues up to ``floor`` counting as zero, and how."""
     count = int(jnp.count_nonzero(jnp.diagonal(gram)))
     rounding = np.finfo(float).eps * count
-    t, smallest = _by_cholesky(cross, gram)
-    solver, rank = "cholesky", count
-    if not float(smallest) > max(floor, rounding * float(jnp.trace(gram))):
+    root, smallest = _cholesky(gram)
+    if float(smallest) > max(floor, rounding * float(jnp.trace(gram))):
+        t, solver, rank = _by_cholesky(cross, gram, root), "cholesky", count
+    else:
         values, vectors = eigh(gram)
         keep = values > max(floor, rounding * float(values[-1]))
         t, solver, rank = _by_eigenvectors(cross, values, vectors, keep), "eigh", int(jnp.sum(keep))
@@ -112,27 +116,31 @@ def _solve(
 
 
 @jax.jit
-def _by_cholesky(
-    cross: Float[Array, "d_s d_c"], gram: Float[Array, "d_c d_c"]
-) -> tuple[Float[Array, "d_s d_c"], Float[Array, ""]]:
-    """``M G^-1``, dead features having the equation ``x = 0``; and the smallest eigenvalue of G on the others.
+def _cholesky(gram: Float[Array, "d_c d_c"]) -> tuple[Float[Array, "d_c d_c"], Float[Array, ""]]:
+    """L of ``G = L L^T``, dead features having the equation ``x = 0``; and the smallest eigenvalue of G on the others.
 
     That by inverse iteration: an upper bound, close when one eigenvalue is tiny. NaN where G is not positive definite.
     """
     alive = jnp.diagonal(gram) > 0
     root = jnp.linalg.cholesky(gram + jnp.diag(jnp.where(alive, 0.0, 1.0)))
-    solve = lambda x: cho_solve((root, True), x)
 
     def step(
         _: Int[Array, ""], state: tuple[Float[Array, " d_c"], Float[Array, ""]]
     ) -> tuple[Float[Array, " d_c"], Float[Array, ""]]:
         x = state[0] / jnp.linalg.norm(state[0])
-        y = solve(x)
+        y = cho_solve((root, True), x)
         return y, 1.0 / (x @ y)
 
     start = jnp.where(alive, jax.random.normal(jax.random.key(0), alive.shape, gram.dtype), 0.0)
     _, smallest = lax.fori_loop(0, INVERSE_STEPS, step, (start, jnp.zeros((), gram.dtype)))
-    return jnp.where(alive[None, :], solve(cross.T).T, 0.0), jnp.where(jnp.any(alive), smallest, jnp.inf)
+    return root, jnp.where(jnp.any(alive), smallest, jnp.inf)
+
+
+@jax.jit
+def _by_cholesky(
+    cross: Float[Array, "d_s d_c"], gram: Float[Array, "d_c d_c"], root: Float[Array, "d_c d_c"]
+) -> Float[Array, "d_s d_c"]:
+    return jnp.where((jnp.diagonal(gram) > 0)[None, :], cho_solve((root, True), cross.T).T, 0.0)
 
 
 @jax.jit

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of, place, to_host
+from atlas_jax.mesh import place, to_host
 from atlas_jax.types_statistics import Moments, Statistics
 
 DOUBLE = ("cpu", "gpu", "cuda", "rocm")  # platforms whose devices multiply in float64
@@ -46,14 +46,9 @@ class Method(NamedTuple):
     second_pass: bool = False
 
 
-def solution(matrix: Float[np.ndarray | Array, "d_s d_c"], **certificate: Any) -> Solution:
-    """A solution in float32."""
-    return Solution(jnp.asarray(matrix, jnp.float32), certificate)
-
-
-def solution_on_one_device(matrix: Float[Array, "d_s d_c"], stats: Statistics, **certificate: Any) -> Solution:
-    """A solution in float32, in blocks over the mesh of the statistics where they have one."""
-    return Solution(laid_out(matrix, mesh_of(stats)), certificate)
+def solution(matrix: Float[np.ndarray | Array, "d_s d_c"], mesh: Mesh | None = None, **certificate: Any) -> Solution:
+    """A solution in float32; one from a single device is laid out over the mesh if there is one."""
+    return Solution(laid_out(matrix, mesh), certificate)
 
 
 def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bool = False) -> Float[Array, "d_s d_c"]:
@@ -66,20 +61,41 @@ def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bo
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred, (weight, atlas, subject, cross) = _cross(stats, view), stats.low
+    centred, (weight, atlas, subject, cross) = centred_cross(stats, unit=unit), stats.low
     means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
     low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
     parts = centred, getattr(cross, view), None if centre else (means, low)
-    parts = on_one_device(parts) if one_device else parts
-    with jax.enable_x64(one_device or has_double(jnp.asarray(parts[0]))):
+    parts = on_one_device(parts) if one_device else (jnp.asarray(parts[0]), *parts[1:])
+    with jax.enable_x64(one_device or has_double(parts[0])):
         return _sum(*parts)
 
 
-def gram_matrix(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Float[Array, "d d"]:
-    """``A^T A`` of one side, ``"subject"`` or ``"atlas"``, symmetric, in float64 on :func:`solver_device`.
+def centred_cross(stats: Statistics, *, unit: bool) -> Float[np.ndarray | Array, "d_s d_c"]:
+    """The centred cross product of raw or unit rows as it was accumulated.
 
     Raises:
-      AtlasError: if the statistics do not hold it, or it is too large for one device.
+      AtlasError: if the statistics do not hold it, or no rows.
+    """
+    centred = stats.cross.unit if unit else stats.cross.raw
+    if centred is None:
+        raise AtlasError(f"these statistics lack '{'unit_' * unit}cross'; name it in Statistics.init")
+    check_rows(stats)
+    return centred
+
+
+class GramMoments(NamedTuple):
+    """What a Gram matrix is made of, on :func:`solver_device`: each sum, and what float32 rounded away from it."""
+
+    gram: tuple[Float[Array, "d d"], Float[Array, "d d"]]
+    mean: tuple[Float[Array, " d"], Float[Array, " d"]]
+    weight: tuple[Float[Array, ""], Float[Array, ""]]
+
+
+def gram_moments(stats: Statistics, side: str, *, unit: bool) -> GramMoments:
+    """Those of one side, ``"subject"`` or ``"atlas"``, of raw or unit rows.
+
+    Raises:
+      AtlasError: if the statistics do not hold them, or they are too large for one device.
     """
     moments, low = _moments(stats, side, unit)
     if (width := moments.gram.shape[0]) > LARGEST:
@@ -87,10 +103,15 @@ def gram_matrix(stats: Statistics, side: str, *, unit: bool, centre: bool) -> Fl
             f"the Gram matrix of {width} {side} features does not go on one device, where it is factorised (at most "
             f"{LARGEST}); use procrustes, covariance, correlation or semantic_lens, which need none"
         )
+    weight = stats.weight, stats.low[0]
+    return on_one_device(GramMoments((moments.gram, low.gram), (moments.mean, low.mean), weight))
+
+
+def gram_matrix(moments: GramMoments, *, centre: bool) -> Float[Array, "d d"]:
+    """``A^T A``, symmetric, in float64 where the moments are; centred or not."""
     with jax.enable_x64(True):
-        weight = on_one_device((stats.weight, stats.low[0]))
-        (gram, mean), (gram_low, mean_low) = on_one_device([(m.gram, m.mean) for m in (moments, low)])
-        product = _sum(gram, gram_low, None if centre else ((mean, mean, weight[0]), (mean_low, mean_low, weight[1])))
+        means = None if centre else tuple((mean, mean, weight) for mean, weight in zip(*moments[1:], strict=True))
+        product = _sum(*moments.gram, means)
         return (product + product.T) / 2
 
 
@@ -123,7 +144,7 @@ def on_one_device(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.device_put(to_host(x) if spans(x) else x, device), tree)
 
 
-def laid_out(x: Float[Array, "n k"], mesh: Mesh | None, dtype: str = "float32") -> Float[Array, "n k"]:
+def laid_out(x: Float[np.ndarray | Array, "n k"], mesh: Mesh | None, dtype: str = "float32") -> Float[Array, "n k"]:
     """A matrix from one device, in blocks over a mesh if there is one."""
     x = jnp.asarray(x, dtype)
     return x if mesh is None else place(x, mesh, "data", "model")
@@ -139,15 +160,6 @@ def check_rows(stats: Statistics) -> None:
         left_out = int(stats.faults.rows)
         why = f" ({left_out} were left out, for they were not finite)" * (left_out > 0)
         raise AtlasError(f"these statistics hold no rows{why}; add some with update before solving")
-
-
-def _cross(stats: Statistics, view: str) -> Float[np.ndarray | Array, "d_s d_c"]:
-    centred = getattr(stats.cross, view)
-    if centred is None:
-        name = "unit_cross" if view == "unit" else "cross"
-        raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
-    check_rows(stats)
-    return centred
 
 
 def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments]:

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from atlas_jax.translators._solution import gram_matrix
+from atlas_jax.translators._solution import gram_matrix, gram_moments
 from atlas_jax.types_statistics import Statistics
 
 POWER_STEPS = 30
@@ -38,11 +38,11 @@ class Spectrum(NamedTuple):
         Eigenvalues up to ``cut`` times the largest of the *centred* Gram matrix are rounding of float32 statistics.
         """
         with jax.enable_x64(True):
-            gram = gram_matrix(stats, side, unit=normalize_rows, centre=centre)
+            moments = gram_moments(stats, side, unit=normalize_rows)
+            gram = gram_matrix(moments, centre=centre)
             found, vectors = eigh(gram)
             values, alive = np.asarray(found), int(jnp.count_nonzero(jnp.diagonal(gram)))
-            centred = gram if centre else gram_matrix(stats, side, unit=normalize_rows, centre=True)
-            largest = values[-1] if centre else float(largest_eigenvalue(centred))
+            largest = values[-1] if centre else float(largest_eigenvalue(gram_matrix(moments, centre=True)))
             rank = int(np.sum(values > max(cut * largest, np.finfo(float).eps * alive * values[-1])))
             unit = float(jnp.trace(gram)) / max(alive, 1)
             return cls(values[len(values) - rank :], vectors[:, len(values) - rank :], unit, len(values) - alive)

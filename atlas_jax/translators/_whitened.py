@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float
 
 from atlas_jax.checks import as_number
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of
-from atlas_jax.translators._solution import Solution, cross_product, laid_out, solution_on_one_device
+from atlas_jax.translators._solution import Solution, cross_product, laid_out, solution, times
 from atlas_jax.translators._spectrum import Spectrum
 from atlas_jax.types_statistics import Statistics
 
@@ -111,14 +111,14 @@ class Whitening(NamedTuple):
       subject: its spectrum, None where no member has alpha.
       atlas: its spectrum, None where no member has beta.
       cut: below which eigenvalues count as zero.
-      stats: what all this is of.
+      mesh: of the statistics, None where they have none.
     """
 
     cross: Float[Array, "d_s d_c"]
     subject: Spectrum | None
     atlas: Spectrum | None
     cut: float
-    stats: Statistics
+    mesh: Mesh | None
 
     @classmethod
     def of(
@@ -156,7 +156,7 @@ class Whitening(NamedTuple):
         subject = spectrum("subject") if any(m.alpha for m in members) else None
         if atlas is None and any(m.beta for m in members):
             atlas = spectrum("atlas")
-        return cls(cross, subject, atlas, cut, stats)
+        return cls(cross, subject, atlas, cut, mesh_of(stats))
 
     def solve(self, member: Member) -> Solution:
         """The matrix of a member."""
@@ -169,19 +169,19 @@ class Whitening(NamedTuple):
             if member.beta:
                 facts |= _facts("atlas", self.atlas, member.ridge)
                 matrix = self.atlas.apply_power(member.beta, member.ridge, matrix.T).T
-        return solution_on_one_device(matrix, self.stats, **facts, **member._asdict())
+        return solution(matrix, self.mesh, **facts, **member._asdict())
 
     def in_eigenbasis(self) -> "Eigenbasis":
         """The same in the eigenbases, float32 where the statistics are, to compare members cheaply."""
-        sides, mesh = (self.subject, self.atlas), mesh_of(self.stats)
+        sides = self.subject, self.atlas
         with jax.enable_x64(True):
             core = self.cross if self.subject is None else self.subject.in_basis(self.cross)
             core = core if self.atlas is None else self.atlas.in_basis(core.T).T
-        vectors = [None if side is None else laid_out(side.vectors, mesh) for side in sides]
+        vectors = [None if side is None else laid_out(side.vectors, self.mesh) for side in sides]
         values = [
             None if side is None else jnp.asarray(side.values / (side.unit or 1.0), jnp.float32) for side in sides
         ]
-        return Eigenbasis(laid_out(core, mesh), *vectors, *values)
+        return Eigenbasis(laid_out(core, self.mesh), *vectors, *values)
 
 
 class Eigenbasis(NamedTuple):
@@ -211,7 +211,7 @@ class Eigenbasis(NamedTuple):
     def queries(self, q: Float[Array | np.ndarray, "q d_c"]) -> Float[Array, "q r_c"]:
         """Queries in the basis of :meth:`rows`: ``q V_c``."""
         q = jnp.asarray(q, jnp.float32)
-        return q if self.atlas is None else jnp.matmul(q, self.atlas, precision=lax.Precision.HIGHEST)
+        return q if self.atlas is None else times(q, self.atlas)
 
 
 @jax.jit
@@ -224,7 +224,7 @@ def _rows(
     if view.subject_values is None:
         return core
     core = core * ((view.subject_values + ridge) ** -alpha)[:, None]
-    return jnp.matmul(view.subject, core, precision=lax.Precision.HIGHEST)
+    return times(view.subject, core)
 
 
 def _facts(side: str, spectrum: Spectrum, ridge: float | int) -> dict[str, Any]:
