@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 from atlas_jax.checks import as_count, as_number
 from atlas_jax.mesh import mesh_of
+from atlas_jax.statistics import Statistics, cross_product, gram_matrix, gram_moments
 from atlas_jax.translators._procrustes import procrustes
-from atlas_jax.translators._solution import Solution, cross_product, gram_matrix, gram_moments, solution
+from atlas_jax.translators._solution import Solution, solution
 from atlas_jax.translators._stiefel import minimise
-from atlas_jax.types_statistics import Statistics
 
 
 def procrustes_exact(
