@@ -23,7 +23,7 @@ from atlas_jax.files import write_json
 from atlas_jax.labels import Labels
 from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
 from atlas_jax.models import LanguageModel, _weights, run
-from atlas_jax.models._fingerprint import TEXT as FINGERPRINT
+from atlas_jax.models._language_model import TEXT as FINGERPRINT
 from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations, silent
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
 from atlas_jax.statistics import PassStatistics, layout, update_pass

@@ -6,7 +6,7 @@ import pytest
 from test_translators import draw, polar64, statistics_of, unit
 
 from atlas_jax import translators
-from atlas_jax.translators._stiefel import minimise
+from atlas_jax.translators._procrustes_exact import minimise
 
 NEEDS = ("cross", "unit_cross", "atlas_gram", "unit_atlas_gram")
 
