@@ -13,6 +13,13 @@ from atlas_jax.models._decoder import Decoder, Taps
 from atlas_jax.models._forward import blocks, positions
 from atlas_jax.types import Site, Tokens, Where
 
+# Decoding goes in stretches, each with a block of cache more, so attention reads little that is still empty. Every
+# stretch is compiled on its own, which few tokens would not repay; on an accelerator, which reads faster and compiles
+# for longer, many.
+MOST_STRETCHES = 8
+TOKENS_A_STRETCH = 1400
+TOKENS_A_STRETCH_ON_ACCELERATORS = 32768
+
 
 class Sampling(NamedTuple):
     """How each row samples; every field has one entry a row.
@@ -64,14 +71,6 @@ def _kept(ranked: Float[Array, "b v"], sampling: Sampling) -> Bool[Array, "b v"]
     before = jnp.cumsum(p, axis=-1) - p
     top_p = sampling.top_p[:, None]
     return (rank < k) & ((before < top_p) | (top_p >= 1.0) | (rank == 0))
-
-
-# Decoding goes in stretches, each with a block of cache more, so attention reads little that is still empty. Every
-# stretch is compiled on its own, which few tokens would not repay; on an accelerator, which reads faster and compiles
-# for longer, many.
-MOST_STRETCHES = 8
-TOKENS_A_STRETCH = 1400
-TOKENS_A_STRETCH_ON_ACCELERATORS = 32768
 
 
 class Request(NamedTuple):

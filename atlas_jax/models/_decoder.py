@@ -19,6 +19,9 @@ from atlas_jax.models._config import ModelConfig, Rope, frequencies
 from atlas_jax.types import Site, Where
 
 Pool = Callable[[Float[Array, "b t d"]], Any]
+# Products accumulate and arrive in float32, whatever their operands are.
+_EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+_INIT = jax.nn.initializers.normal(0.02)
 
 
 class Taps:
@@ -45,11 +48,6 @@ def _apply(edit: Any, site: Site, x: Array, where: Where) -> Array:
             raise ValueError(f"the edit at {site} turned {x.dtype}{x.shape} into {y.dtype}{y.shape}; it must keep both")
         x = y
     return x
-
-
-# Products accumulate and arrive in float32, whatever their operands are.
-_EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-_INIT = jax.nn.initializers.normal(0.02)
 
 
 class Context(NamedTuple):

@@ -26,6 +26,12 @@ from atlas_jax.models._partition import sharding
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 _PARTS = ("layers", "embed_tokens", "norm", "lm_head")
+_NESTED_PREFIXES = ("language_model.model.", "model.language_model.")
+_HEADS = {"lm_head.weight", "language_model.lm_head.weight"}
+_BUFFERS = "rotary_emb.inv_freq"
+_OTHER_MODALITIES = ("vision_tower", "multi_modal_projector")
+_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Place(NamedTuple):
@@ -85,14 +91,6 @@ def _columns(fused: Fused, part: str, widths: list[int], head_dim: int) -> Int[n
     if fused.by_head:
         return np.arange(sum(widths)).reshape(-1, len(widths), head_dim)[:, i].reshape(-1)
     return np.arange(sum(widths[:i]), sum(widths[: i + 1]))
-
-
-_NESTED_PREFIXES = ("language_model.model.", "model.language_model.")
-_HEADS = {"lm_head.weight", "language_model.lm_head.weight"}
-_BUFFERS = "rotary_emb.inv_freq"
-_OTHER_MODALITIES = ("vision_tower", "multi_modal_projector")
-_SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.safetensors")
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class _Tensor(NamedTuple):

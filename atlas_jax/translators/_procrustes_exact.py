@@ -14,6 +14,11 @@ from atlas_jax.statistics import Statistics, cross_product, gram_matrix, gram_mo
 from atlas_jax.translators._procrustes import procrustes
 from atlas_jax.translators._solution import Solution, solution, times
 
+SPLITTINGS = 30  # towards a start from which few Newton steps are left
+MOST_INNER = 100
+FLOOR = 0.1  # of the typical curvature: what a preconditioner divides by at least
+ROUNDING = 100.0  # times the precision: what the gradient can be brought to
+
 
 def procrustes_exact(
     stats: Statistics,
@@ -67,12 +72,6 @@ def procrustes_exact(
             return solution(t, mesh_of(stats), **certificate)
     found = procrustes(stats, normalize_rows=normalize_rows, centre=centre)
     return found._replace(certificate=found.certificate | {"steps": 0, "converged": True, "loss_change": 0.0})
-
-
-SPLITTINGS = 30  # towards a start from which few Newton steps are left
-MOST_INNER = 100
-FLOOR = 0.1  # of the typical curvature: what a preconditioner divides by at least
-ROUNDING = 100.0  # times the precision: what the gradient can be brought to
 
 
 class Problem(NamedTuple):
