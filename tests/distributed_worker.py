@@ -119,6 +119,7 @@ class Stop(Exception):
 def resumed(folder: Path) -> bool:
     """Whether a pass that was cut off and went on from a checkpoint has the bits of one that was not."""
     import numpy as np
+    from logged import logged
 
     from atlas_jax.bundled import SUBJECT
     from atlas_jax.corpus import Corpus
@@ -128,9 +129,9 @@ def resumed(folder: Path) -> bool:
     pair = load_pair(SUBJECT, folder / "atlas", AlignSettings(SITES, METHODS), make_mesh(model=2))
     stream = Pass.of(pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=LENGTH)
     fit = lambda **options: fit_statistics(stream, ["cross", "top_k"], **options)
-    calls, said = [], []
+    calls = []
 
-    def cut(done, total, tokens):
+    def cut(stage, done, total, tokens):
         calls.append(done)
         if len(calls) == 4:
             raise Stop
@@ -138,7 +139,8 @@ def resumed(folder: Path) -> bool:
     try:
         fit(progress=cut, checkpoints=Checkpoints(folder / "checkpoints", every=0.0))
     except Stop:
-        again = fit(checkpoints=Checkpoints(folder / "checkpoints", every=1e9, say=said.append))
+        with logged() as said:
+            again = fit(checkpoints=Checkpoints(folder / "checkpoints", every=1e9))
     assert "going on with the fit pass after" in said[0], said
     whole = [to_host(x) for x in jax.tree.leaves(fit())]
     assert whole[0] > 0
