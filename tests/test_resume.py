@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import resume_worker as worker
+from helpers import resume_worker as worker
 from rich.console import Console
 
 from atlas_jax.bundled import ATLAS, SUBJECT

@@ -7,12 +7,12 @@ import subprocess
 import sys
 import time
 
-import hf_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from helpers import hf_oracle
 from safetensors.numpy import load_file
 
 from atlas_jax.corpus import Corpus, CorpusStatistics
