@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_oracle import hf_model, jax_model, random_ids, saved
+from helpers.hf_oracle import hf_model, jax_model, random_ids, saved
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, generate, run

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_oracle import SHAPE, ZOO, hf_model, jax_model, random_ids, save_tokenizer, saved
+from helpers.hf_oracle import SHAPE, ZOO, hf_model, jax_model, random_ids, save_tokenizer, saved
 from safetensors.numpy import load_file, save_file
 
 from atlas_jax.errors import AtlasError

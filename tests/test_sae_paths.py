@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sae_files
+from helpers import sae_files
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import SparseAutoencoder

@@ -11,7 +11,7 @@ import optax
 import pytest
 import torch
 import transformers
-from hf_oracle import hf_model, hooks, jax_model, random_ids
+from helpers.hf_oracle import hf_model, hooks, jax_model, random_ids
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, forward, generate, run
