@@ -23,7 +23,7 @@ from atlas_jax.cli import _console
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline import Checkpoints, Cursor, Pass, fold
-from atlas_jax.pipeline._stream import LEFT_OUT
+from atlas_jax.pipeline._fit import LEFT_OUT
 from atlas_jax.pooling import POOLINGS, spoil
 from atlas_jax.statistics import Statistics, update
 
