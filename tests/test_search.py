@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from atlas_jax.bundled import ATLAS
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex, open_index, train_static, write_index
-from atlas_jax.labels._leading import leading_directions
-from atlas_jax.labels._terms import terms
+from atlas_jax.labels._retrievers import leading_directions, terms
 
 DATA = os.environ.get("ATLAS_JAX_DATA")
 TOPICS = {
