@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from distributed_worker import BUDGET, LENGTH, METHODS, SAMPLE, SITES, Counted, command
+from helpers.distributed_worker import BUDGET, LENGTH, METHODS, SAMPLE, SITES, Counted, command
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
@@ -24,7 +24,7 @@ from atlas_jax.labels import Labels
 from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
 from atlas_jax.models import LanguageModel, _weights, run
 from atlas_jax.models._fingerprint import TEXT as FINGERPRINT
-from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations, silent
+from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
 from atlas_jax.statistics import PassStatistics, layout, update_pass
 from atlas_jax.statistics._update import _update_pass
@@ -69,7 +69,7 @@ def two(folder):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    worker = Path(__file__).parent / "distributed_worker.py"
+    worker = Path(__file__).parent / "helpers/distributed_worker.py"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     start = lambda i: subprocess.Popen([sys.executable, worker, str(i), str(port), folder], **pipes)
     running = [start(i) for i in range(2)]
@@ -85,7 +85,7 @@ def one(folder):
         patch.setattr(_pass, "SAMPLE", SAMPLE)
         settings = AlignSettings(SITES, METHODS, max_length=LENGTH, token_budget=4 * BUDGET, top_k=5)
         pair = load_pair(SUBJECT, folder / "atlas", settings)
-        alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings), stage=silent)
+        alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings))
     alignment.save(folder / "one")
     write_json(folder / "one/tables/quality.json", quality.as_json())
     return folder / "one"
