@@ -85,7 +85,7 @@ def make_atlas(out: Path) -> None:
     sae, log = train(rows, **SAE, describe=SAEConfig("jumprelu", 0, 0, site=SITE, model="foundation"), on_log=on_log)
     unlabelled = ConceptAtlas.of(foundation, sae, SITE, Labels.empty(sae.config.d_sae))
     top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[SITE]
-    labels = statistical_labels(WordTable.of(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
+    labels = statistical_labels(WordTable.from_texts(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
     facts = atlas_facts(atlas, corpus.eval[:MEASURED])
     _say("atlas")("facts", facts)

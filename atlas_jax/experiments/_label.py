@@ -64,7 +64,7 @@ def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: in
     evidence = list(evidence)
     bags = [[words_at(c.text, len(c.before + c.token) - 1) for c in e.contexts] for e in evidence]
     rows = []
-    for e, found in zip(evidence, characteristic_words(WordTable.of(texts), bags, count=count), strict=True):
+    for e, found in zip(evidence, characteristic_words(WordTable.from_texts(texts), bags, count=count), strict=True):
         words = {word for word, _ in found}
         if words:
             counts = [len(words & words_of(text)) for text in e.sentences]
