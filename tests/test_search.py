@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from atlas_jax.bundled import ATLAS
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex, open_index, train_static, write_index
-from atlas_jax.labels._leading import leading_directions
-from atlas_jax.labels._terms import terms
+from atlas_jax.labels._retrievers import leading_directions, terms
 
 DATA = os.environ.get("ATLAS_JAX_DATA")
 TOPICS = {
@@ -179,6 +178,19 @@ def test_static_embedding_is_model2vecs_mean(tmp_path):
     vectors = {"red": [1.5, 2.0], "cat": [2.0, 4.0], "sky": [1.25, 1.5]}
     expected = [np.mean([vectors["red"], vectors["cat"]], 0), vectors["sky"], [0, 0]]
     np.testing.assert_allclose(model.encode(["red unheard cat", "sky", "nothing known"]), expected, rtol=1e-6)
+
+
+def test_unigram_models_and_missing_settings_are_read_as_model2vec_reads_them(tmp_path):
+    directory = small_static(tmp_path / "m")
+    pieces = [("<unk>", 0.0), ("red", -1.0), ("sky", -1.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    save_file({"embeddings": np.array([[9, 9], [1, 2], [3, 4]], np.float32)}, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+    model = StaticEmbedding.load(directory)
+    assert model.token_ids(["red unheard sky"]) == [[1, 2]]
+    np.testing.assert_allclose(model.encode(["red sky", "unheard"]), [[2, 3], [0, 0]])
 
 
 def test_static_embedding_round_trip(tmp_path, rng):
