@@ -25,7 +25,7 @@ import numpy as np
 from atlas_jax.bundled import SUBJECT
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import Tokenizer
-from atlas_jax.pipeline import Checkpoints, Pass, _pass, fit_lenses, fit_statistics
+from atlas_jax.pipeline import Checkpoints, Pass, _stream, fit_lenses, fit_statistics
 from atlas_jax.pooling import POOLINGS, norm_sum, spoil
 from atlas_jax.types import Site
 from helpers.logged import logged
@@ -91,7 +91,7 @@ def spaces():
 
 def run(state: Path, out: Path, every: float, step=lambda: None) -> list[str]:
     """Both passes with checkpoints; the final state goes into ``out``. Returns what was logged."""
-    _pass.BLOCK = 700
+    _stream.BLOCK = 700
     saved = Checkpoints(state, every=every)
     saved.fingerprint = {"test": 1}
     stream = Pass.of(spaces(), Sentences(2000), token_budget=256)
@@ -141,7 +141,7 @@ def _wait_for(pipe: int, steps: int) -> None:
 
 def memory(*counts: int) -> list[float]:
     """Peak memory of passes over so many sentences in MiB, the programs having been compiled before."""
-    _pass.BLOCK, peaks = 2048, []
+    _stream.BLOCK, peaks = 2048, []
     for count in (5000, *counts):
         Path("/proc/self/clear_refs").write_text("5")
         fit_statistics(Pass.of(spaces(), Sentences(count), max_length=16, token_budget=4096), NEEDS)
