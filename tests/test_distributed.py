@@ -87,7 +87,7 @@ def one(folder):
         pair = load_pair(SUBJECT, folder / "atlas", settings)
         alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings))
     alignment.save(folder / "one")
-    write_json(folder / "one/tables/quality.json", quality.as_json())
+    write_json(folder / "one/tables/quality.json", quality.to_dict())
     return folder / "one"
 
 

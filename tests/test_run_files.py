@@ -125,7 +125,7 @@ def test_a_sound_run_is_read_back_as_it_was(run, pair, corpus):
     assert found.settings == SETTINGS
     assert found.corpus == corpus
     assert set(found.translations) == {(site, "procrustes"), (site, "covariance")}
-    again = measure(found)[1].as_json()
+    again = measure(found)[1].to_dict()
     assert json.loads(json.dumps(again)) == json.loads((run / "tables" / "quality.json").read_text())
     assert found.strongest("mlp_act.1").index.shape == (384, 5)
     with pytest.raises(AtlasError, match="does not know the strongest sentences of mlp_act.2"):

@@ -21,12 +21,11 @@ def quality(
     Example: atlas-jax evaluate quality runs/quickstart
     """
     from atlas_jax import experiments
-    from atlas_jax.cli._tables import quality_table
     from atlas_jax.pipeline import Alignment
 
     with progress_bars() as progress:
-        _, found = experiments.measure(Alignment.load(run), progress=progress, features=features)
-    emit(as_json, found.as_json(), lambda: quality_table(found))
+        _, quality = experiments.measure(Alignment.load(run), progress=progress, features=features)
+    emit(as_json, quality.to_dict(), quality.table())
 
 
 @app.command()
@@ -41,18 +40,17 @@ def retrieval(
     Example: atlas-jax evaluate retrieval runs/quickstart --no-centre
     """
     from atlas_jax import experiments
-    from atlas_jax.cli._tables import retrieval_table
     from atlas_jax.pipeline import Alignment
 
     alignment = Alignment.load(run)
     with progress_bars() as progress:
-        found = experiments.semantic_retrieval(
+        retrieval = experiments.semantic_retrieval(
             alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, progress=progress
         )
-    if found.sentences < sentences:
-        told = f"queries are averaged over {found.sentences} sentences, not over {sentences}"
-        note(f"{told}: over at most half of the {found.held_out} held out")
-    emit(as_json, found.as_json(), lambda: retrieval_table(found))
+    if retrieval.sentences < sentences:
+        fewer = f"queries are averaged over {retrieval.sentences} sentences, not over {sentences}"
+        note(f"{fewer}: over at most half of the {retrieval.held_out} held out")
+    emit(as_json, retrieval.to_dict(), retrieval.table())
 
 
 @app.callback()

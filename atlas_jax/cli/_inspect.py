@@ -3,8 +3,9 @@
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
-from atlas_jax.cli._console import emit
+from atlas_jax.cli._console import emit, out
 from atlas_jax.cli._query import Concept, Features, Like, Unlike, asked_query
 from atlas_jax.cli._use import AsJson, Method, RunArgument, load_run
 
@@ -16,11 +17,12 @@ def info(run: RunArgument, as_json: AsJson = False) -> None:
 
     Example: atlas-jax info runs/quickstart
     """
-    from atlas_jax.cli._use_tables import run_group
     from atlas_jax.experiments import run_facts
 
-    found = run_facts(run)
-    emit(as_json, found.as_json(), lambda: run_group(str(run), found))
+    facts = run_facts(run)
+    if not as_json:
+        out.print(Text(str(run), style="bold"))
+    emit(as_json, facts.to_dict(), *facts.tables())
 
 
 def inspect(
@@ -40,10 +42,7 @@ def inspect(
 
     Example: atlas-jax inspect runs/quickstart --concept "font" --text "The size of the font is a number."
     """
-    from rich.console import Group
-
     from atlas_jax import experiments
-    from atlas_jax.cli._use_tables import projected_table, query_table, traced_table
 
     alignment = load_run(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site or alignment.subject.sites)}
@@ -52,10 +51,6 @@ def inspect(
     seen = experiments.token_features(alignment.atlas, text, features)
     along = experiments.token_projections(alignment.subject.model, translations, query.vector, text)
     norms = {str(site): t.token_norm for site, t in translations.items()}
-    data = {"atlas_features": [h._asdict() for h in query.features], "atlas": seen.as_json()}
-    data |= {"sites": list(norms), "token_norms": norms, "subject": along.as_json()}
-    emit(
-        as_json,
-        data,
-        lambda: Group(query_table(query.features), traced_table(features, seen), projected_table(norms, along, method)),
-    )
+    data = {"atlas_features": [h._asdict() for h in query.features], "atlas": seen.to_dict()}
+    data |= {"sites": list(norms), "token_norms": norms, "subject": along.to_dict()}
+    emit(as_json, data, query.table(), seen.table(), along.table())

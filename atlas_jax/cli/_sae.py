@@ -12,6 +12,7 @@ from atlas_jax.cli._console import emit, err, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.cli._options import SITES, CheckpointEvery, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
+from atlas_jax.table import facts_table
 
 if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas
@@ -71,7 +72,6 @@ def train(
     """
     from atlas_jax import experiments
     from atlas_jax.artifacts import check_place, directory_hash, new_directory, partial_directory
-    from atlas_jax.cli._tables import facts_table
     from atlas_jax.models import LanguageModel, check_site, resolve
     from atlas_jax.pipeline import Checkpoints
 
@@ -88,7 +88,7 @@ def train(
     with resumable(saved):
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
-        about = settings.as_json() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
+        about = settings.to_dict() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
         result = None if overwrite else experiments.finished_training(out_dir, about)
         if result is not None:
             note(f"'{out_dir}' is trained already; --overwrite trains it anew")
@@ -103,7 +103,7 @@ def train(
             err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
     facts = {"features": settings.features, **result["measured"], "passes over the text, about": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
-    emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
+    emit(as_json, result, facts_table(f"SAE of {site} in {out_dir}", facts))
     if not result["measured"]["fvu"] < 1:
         warn("it explains nothing of the activations (an FVU of 1 or more): training diverged; lower --learning-rate")
 
@@ -140,7 +140,6 @@ def label(
     """
     from atlas_jax import experiments
     from atlas_jax.artifacts import check_place, new_file
-    from atlas_jax.cli._tables import facts_table
     from atlas_jax.labels import AnswerBook, ChatEndpoint
 
     if out.suffix != ".jsonl":
@@ -174,7 +173,7 @@ def label(
             labels.save(file)
         facts |= experiments.label_facts(labels)
         err.print(f"written to {out}")
-    emit(as_json, facts, lambda: facts_table("Labels", facts))
+    emit(as_json, facts, facts_table("Labels", facts))
 
 
 def _unlabelled(model: str, sae: str, site: str | None, dtype: str) -> "ConceptAtlas":

@@ -11,6 +11,7 @@ from atlas_jax.cli._console import emit, err, note
 from atlas_jax.cli._options import Overwrite, Seed, finite
 from atlas_jax.cli._query import Concept, Features, Like, Unlike, asked_query
 from atlas_jax.errors import AtlasError
+from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:
     from atlas_jax.labels import Hit
@@ -38,11 +39,7 @@ def identify(
 
     Example: atlas-jax identify runs/quickstart --site mlp_act.2 --concept "dates and time"
     """
-    from rich.console import Group
-
     from atlas_jax import experiments
-    from atlas_jax.cli._tables import identified_table
-    from atlas_jax.cli._use_tables import query_table
 
     alignment = load_run(run)
     translation = alignment.translation(site, method)
@@ -51,10 +48,10 @@ def identify(
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
     tokenizer = alignment.subject.model.tokenizer
-    found = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
-    data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.as_json() for i in found]}
+    identified = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
+    data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.to_dict() for i in identified]}
     title = f"Subject features at {translation.site} by {method}"
-    emit(as_json, data, lambda: Group(query_table(query.features), identified_table(title, found)))
+    emit(as_json, data, query.table(), experiments.identified_table(title, identified))
 
 
 def name(
@@ -74,8 +71,6 @@ def name(
 
     atlas-jax name runs/quickstart --site mlp_act.2 --all --out names.jsonl
     """
-    from atlas_jax.cli._use_tables import named_table
-
     if every == (feature is not None) or every != (out_file is not None):
         raise AtlasError("give either --feature ID, or --all with --out FILE")
     if out_file is not None:
@@ -90,7 +85,8 @@ def name(
     if not hits:
         note(f"subject feature {feature} has nothing in its row of T, as features that never fired, so it has no name")
     title = f"Subject feature {feature} at {translation.site} by {method}"
-    emit(as_json, [h._asdict() for h in hits], lambda: named_table(title, hits))
+    columns = Column("feature", "d"), Column("label"), Column("weight in T", ".3f")
+    emit(as_json, [h._asdict() for h in hits], Table(title, columns, [tuple(h[:3]) for h in hits]))
 
 
 def steer(
@@ -125,11 +121,7 @@ def steer(
 
     Example: atlas-jax steer runs/quickstart --site resid_post.2 --concept "plots" --prompt "This function"
     """  # fmt: skip
-    from rich.console import Group
-
     from atlas_jax import experiments
-    from atlas_jax.cli._tables import steered_table
-    from atlas_jax.cli._use_tables import query_table
 
     if strength and raw_strength:
         raise AtlasError("give strengths either as --strength or as --raw-strength, not both")
@@ -148,7 +140,7 @@ def steer(
     data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
     data["steered"] = [s._asdict() for s in steered]
     title = f"Steering at {', '.join(map(str, translations))} by {method}"
-    emit(as_json, data, lambda: Group(query_table(query.features), steered_table(title, steered, unit)))
+    emit(as_json, data, query.table(), experiments.steered_table(title, steered, unit))
 
 
 def load_run(run: Path) -> "Alignment":

@@ -9,7 +9,12 @@ from atlas_jax.experiments._atlas_info import (
 from atlas_jax.experiments._choose import USES as USES, Chooser as Chooser, whitened_grid as whitened_grid
 from atlas_jax.experiments._evidence import Evidence as Evidence, gather_evidence as gather_evidence
 from atlas_jax.experiments._held_out import HeldOut as HeldOut, Splice as Splice, held_out as held_out
-from atlas_jax.experiments._identify import Identified as Identified, Peak as Peak, identify as identify
+from atlas_jax.experiments._identify import (
+    Identified as Identified,
+    Peak as Peak,
+    identified_table as identified_table,
+    identify as identify,
+)
 from atlas_jax.experiments._inspect import (
     Traced as Traced,
     token_features as token_features,
@@ -34,6 +39,7 @@ from atlas_jax.experiments._quality import (
 from atlas_jax.experiments._query import (
     ConceptQuery as ConceptQuery,
     concept_query as concept_query,
+    hits_table as hits_table,
     weakness as weakness,
 )
 from atlas_jax.experiments._quickstart import (
@@ -70,4 +76,5 @@ from atlas_jax.experiments._steering import (
     Unit as Unit,
     expression_rates as expression_rates,
     steer as steer,
+    steered_table as steered_table,
 )

@@ -1,6 +1,6 @@
 """Identification: the subject features of a concept, with the sentences that activate them most (Table 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from atlas_jax.experiments._query import check_query
 from atlas_jax.models import Tokenizer
 from atlas_jax.statistics import TopK
+from atlas_jax.table import Column, Marked, Table
 from atlas_jax.translation import Translation
 
 
@@ -29,9 +30,11 @@ class Identified(NamedTuple):
     similarity: float
     peaks: list[Peak]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return self._asdict() | {"peaks": [p._asdict() for p in self.peaks]}
+
+    as_json = to_dict
 
 
 def identify(
@@ -64,6 +67,21 @@ def identify(
         Identified(int(f), float(s), [] if top is None else top_peaks(top, int(f), sentence, tokenizer, sentences))
         for f, s in zip(np.asarray(ranked.features), np.asarray(ranked.scores), strict=True)
     ]
+
+
+def identified_table(title: str, identified: Sequence[Identified]) -> Table:
+    """Subject features with their maximally activating sentences, the peak token marked."""
+    columns = (
+        Column("feature", "d", group=True),
+        Column("similarity", ".3f", group=True),
+        Column("activation", ".2f"),
+        Column("maximally activating held-out sentences"),
+    )
+    rows = []
+    for item in identified:
+        shown = [(p.activation, Marked(p.token, p.before, p.after)) for p in item.peaks] or [(None, "none known")]
+        rows += [(item.feature, item.similarity, *cells) for cells in shown]
+    return Table(title, columns, rows)
 
 
 def top_peaks(top: TopK, feature: int, sentence: Callable[[int], str], tokenizer: Tokenizer, count: int) -> list[Peak]:

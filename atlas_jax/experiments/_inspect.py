@@ -13,6 +13,7 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._query import check_query
 from atlas_jax.models import LanguageModel, forward
+from atlas_jax.table import Column, Marked, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site, Tokens
 
@@ -23,14 +24,30 @@ class Traced(NamedTuple):
     Attributes:
       tokens: the part of the text that each token stands for.
       values: float32, one column a feature or site.
+      title: of the table.
+      columns: of the table, one a feature or site.
+      caption: of the table.
     """
 
     tokens: list[str]
     values: Float[np.ndarray, "t c"]
+    title: str
+    columns: tuple[Column, ...]
+    caption: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return {"tokens": self.tokens, "values": self.values.tolist()}
+
+    as_json = to_dict
+
+    def table(self) -> Table:
+        """Rows of tokens; zeros are blank, and the largest value of each column stands out."""
+        highest, rows = self.values.argmax(axis=0).tolist(), []
+        for i, (token, values) in enumerate(zip(self.tokens, self.values.tolist(), strict=True)):
+            cells = [Marked(x) if x and i == top else x or None for x, top in zip(values, highest, strict=True)]
+            rows.append((token.replace("\n", "⏎").replace(" ", "␣"), *cells))
+        return Table(self.title, (Column("token"), *self.columns), rows, self.caption)
 
 
 def token_features(atlas: ConceptAtlas, text: str, features: Sequence[int]) -> Traced:
@@ -46,7 +63,10 @@ def token_features(atlas: ConceptAtlas, text: str, features: Sequence[int]) -> T
     """
     atlas.query(features)
     tokens = _tokens(atlas.model, text)
-    return _traced(atlas.model, text, tokens, _features(atlas, tokens, jnp.asarray(features, jnp.int32)))
+    values = _features(atlas, tokens, jnp.asarray(features, jnp.int32))
+    columns = tuple(Column(str(i), ".2f") for i in features)
+    caption = "activation of each atlas feature; blank where it is 0"
+    return Traced(*_traced(atlas.model, text, tokens, values), "The atlas, token by token", columns, caption)
 
 
 def token_projections(
@@ -73,8 +93,20 @@ def token_projections(
         similarity = translation.similarity(query)
         length = jnp.linalg.norm(similarity) * (translation.token_norm or 1.0)
         directions[site] = similarity / jnp.where(length > 0, length, 1.0)
-    found = _projections(model, tokens, directions)
-    return _traced(model, text, tokens, jnp.stack([found[site] for site in translations], axis=-1))
+    along = _projections(model, tokens, directions)
+    values = jnp.stack([along[site] for site in translations], axis=-1)
+    title = f"The subject, token by token, by {', '.join(dict.fromkeys(t.method for t in translations.values()))}"
+    columns = tuple(Column(str(site), ".3f") for site in translations)
+    caption = f"length of the activation along the concept, {_unit(translations)}"
+    return Traced(*_traced(model, text, tokens, values), title, columns, caption)
+
+
+def _unit(translations: Mapping[Site, Translation]) -> str:
+    known = [str(site) for site, t in translations.items() if t.token_norm is not None]
+    if not known:
+        return "in units of the activation"
+    elsewhere = f" at {', '.join(known)}, and in units of the activation elsewhere"
+    return "in mean token norms of the site" + elsewhere * (len(known) < len(translations))
 
 
 def _tokens(model: LanguageModel, text: str) -> Tokens:
@@ -84,10 +116,13 @@ def _tokens(model: LanguageModel, text: str) -> Tokens:
     return tokens
 
 
-def _traced(model: LanguageModel, text: str, tokens: Tokens, values: Float[Array, "1 t c"]) -> Traced:
+def _traced(
+    model: LanguageModel, text: str, tokens: Tokens, values: Float[Array, "1 t c"]
+) -> tuple[list[str], Float[np.ndarray, "t c"]]:
+    """The text and the values of the tokens that count."""
     places = np.flatnonzero(np.asarray(tokens.mask[0]))
     spans = [model.tokenizer.span(text, place) for place in places.tolist()]
-    return Traced([text[start:end] for start, end in spans], np.asarray(values[0, places], np.float32))
+    return [text[start:end] for start, end in spans], np.asarray(values[0, places], np.float32)
 
 
 @jax.jit

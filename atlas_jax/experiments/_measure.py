@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,9 @@ from atlas_jax.files import write_json
 from atlas_jax.pipeline import Alignment, Pass, top_sentences
 from atlas_jax.processes import is_first
 from atlas_jax.progress import Progress
+from atlas_jax.table import Column, Table
+from atlas_jax.translation import Translation
+from atlas_jax.types import Site
 
 FEATURES, TOP = 100, 5
 
@@ -48,7 +51,14 @@ class Measured(NamedTuple):
         """Write the run and its quality table; arguments as of :meth:`Alignment.save`."""
         self.alignment.save(directory, dtype=dtype)
         if is_first() and self.quality is not None:
-            write_json(directory / "tables" / "quality.json", self.quality.as_json())
+            write_json(directory / "tables" / "quality.json", self.quality.to_dict())
+
+    def tables(self) -> list[Table]:
+        """The quality table, the members that were chosen and the certificates, each where there is one."""
+        choice, certificates = self.alignment.choice, certificate_table(self.alignment.translations)
+        tables = [] if self.quality is None else [self.quality.table()]
+        tables += [choice.table()] if choice is not None and choice.members else []
+        return tables + ([certificates] if certificates.rows else [])
 
     def raise_fault(self) -> None:
         """Raise what went wrong, unless it is that there was too little text."""
@@ -67,6 +77,22 @@ def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measu
         top = top_sentences(subject, top_k=TOP, progress=progress)
         alignment = dataclasses.replace(alignment, top=top)
     return Measured(alignment, None, faults[0])
+
+
+def certificate_table(translations: Mapping[tuple[Site, str], Translation]) -> Table:
+    """How far each Procrustes solution may be from the best one, by its own certificate."""
+    proofs = [(site, method, t.certificate) for (site, method), t in translations.items() if "gap" in t.certificate]
+    numbers = lambda proof: ("none" if proof[k] is None else proof[k] for k in ("orthogonality", "gap"))
+    return Table(
+        "Certificates",
+        (
+            Column("site"), Column("method"), Column("solver"), Column("rank", "d"),
+            Column("residual", ".1e"), Column("gap", ".1e"), Column("accepted"),
+        ),
+        [(str(site), method, p["solver"], p["rank"], *numbers(p), p["accepted"]) for site, method, p in proofs],
+        "what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: "
+        "how far, relatively, it can be from the best there is; accepted: both are within their tolerances",
+    )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import Pass, Scored, score_sentences
 from atlas_jax.progress import Progress
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
@@ -43,13 +44,30 @@ class Quality(NamedTuple):
     chance: float
     sentences: int
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         rows = [
             {"site": str(r.site), "method": r.method, "auroc": r.auroc._asdict(), "ap": r.average_precision._asdict()}
             for r in self.rows
         ]
         return self._asdict() | {"rows": rows}
+
+    as_json = to_dict
+
+    def table(self) -> Table:
+        """Table 3: AUROC and AP of every method at every site, the best AP of a site standing out."""
+        caption = (
+            f"mean over {len(self.features)} atlas features that fire in {self.band[0]:.1%} to {self.band[1]:.0%} "
+            f"of the sentences, 95% bootstrap interval over features; {self.sentences} held-out sentences; "
+            f"AP of chance {self.chance:.3f}"
+        )
+        columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
+        rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
+        highest: dict[Site, float] = {}
+        for row in self.rows:
+            highest[row.site] = max(highest.get(row.site, 0.0), row.average_precision.mean)
+        best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.site])
+        return Table("Translation quality", columns, rows, caption, best)
 
 
 def choose_features(

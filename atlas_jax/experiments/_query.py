@@ -10,6 +10,7 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Hit, terms
+from atlas_jax.table import Column, Table
 
 
 class ConceptQuery(NamedTuple):
@@ -25,6 +26,10 @@ class ConceptQuery(NamedTuple):
     vector: Float[Array, " d_c"]
     features: list[Hit]
     warning: str | None = None
+
+    def table(self) -> Table:
+        """The atlas features the concept became."""
+        return hits_table("Atlas features of the concept", self.features)
 
 
 def concept_query(
@@ -77,6 +82,12 @@ def concept_query(
         hits = atlas.top_features(vector, k)
     check_query(vector)
     return ConceptQuery(vector, hits)
+
+
+def hits_table(title: str, hits: Sequence[Hit]) -> Table:
+    """Atlas features with how well they match, and their weights in the query."""
+    columns = Column("feature", "d"), Column("label"), Column("score", ".3f"), Column("weight", ".3f")
+    return Table(title, columns, [tuple(hit) for hit in hits])
 
 
 def weakness(concept: str, hits: Sequence[Hit]) -> str | None:

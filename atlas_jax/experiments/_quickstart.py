@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus import Corpus
-from atlas_jax.experiments._identify import Identified, identify
+from atlas_jax.experiments._identify import Identified, identified_table, identify
 from atlas_jax.experiments._measure import kept, measured
 from atlas_jax.experiments._quality import Quality, best_method
-from atlas_jax.experiments._query import concept_query
-from atlas_jax.experiments._steering import Steered, Unit, steer
+from atlas_jax.experiments._query import concept_query, hits_table
+from atlas_jax.experiments._steering import Steered, Unit, steer, steered_table
 from atlas_jax.files import write_json
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, align
 from atlas_jax.progress import Progress
+from atlas_jax.table import Table
 from atlas_jax.types import Site
 
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
@@ -44,17 +45,28 @@ class Concept(NamedTuple):
     steered: list[Steered]
     unit: Unit = "raw"
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return {
             "text": self.text,
             "atlas_features": [h._asdict() for h in self.hits],
             "site": str(self.site),
             "method": self.method,
-            "identified": [i.as_json() for i in self.identified],
+            "identified": [i.to_dict() for i in self.identified],
             "unit": self.unit,
             "steered": [s._asdict() for s in self.steered],
         }
+
+    as_json = to_dict
+
+    def tables(self) -> list[Table]:
+        """The atlas features, the subject features and the steered text."""
+        name, where = f"Concept '{self.text}'", f"{self.site}, {self.method}"
+        return [
+            hits_table(f"{name}: atlas features", self.hits),
+            identified_table(f"{name}: subject features at {where}", self.identified),
+            steered_table(f"{name}: steering", self.steered, self.unit),
+        ]
 
 
 def explore(
@@ -104,6 +116,19 @@ class Result(NamedTuple):
     directory: Path
     fault: Exception | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tables as plain values."""
+        choice, quality = self.alignment.choice, self.quality
+        found = {"quality": quality and quality.to_dict(), "concepts": [c.to_dict() for c in self.concepts]}
+        return found if choice is None else found | {"chosen": choice.record["chosen"]}
+
+    def tables(self) -> list[Table]:
+        """The quality table, the members that were chosen, and the concepts, each where there is one."""
+        choice = self.alignment.choice
+        tables = [] if self.quality is None else [self.quality.table()]
+        tables += [choice.table()] if choice is not None and choice.members else []
+        return tables + [table for concept in self.concepts for table in concept.tables()]
+
 
 def quickstart(
     pair: Pair,
@@ -140,7 +165,7 @@ def quickstart(
         with kept(faults):
             explored = [explore(alignment, text, method, unit="norm", **options) for text in concepts]
         found.save(directory)
-        write_json(directory / "tables" / "concepts.json", [c.as_json() for c in explored])
+        write_json(directory / "tables" / "concepts.json", [c.to_dict() for c in explored])
     found.raise_fault()
     for fault in faults:
         raise fault

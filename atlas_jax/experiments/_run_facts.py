@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 from atlas_jax.files import read_json, reading
 from atlas_jax.pipeline._run_files import AGAIN, Record
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import RECORD
+
+MB = 1e6
 
 
 class RunFacts(NamedTuple):
@@ -22,9 +25,30 @@ class RunFacts(NamedTuple):
     facts: dict[str, Any]
     translations: list[dict[str, Any]]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return self._asdict()
+
+    as_json = to_dict
+
+    def tables(self) -> list[Table]:
+        """The run's facts, its sites and its translations."""
+        facts = [(name, _shown(name, value)) for name, value in self.facts.items()]
+        sites = [
+            (r["site"], r["subject features"], r["atlas features"], "unknown" if (n := r["token norm"]) is None else n)
+            for r in {row["site"]: row for row in self.translations}.values()
+        ]
+        judged = {True: "within", False: "misses", None: "-"}
+        solved = [(r["site"], r["method"], judged[r["within tolerances"]], r["bytes"] / MB) for r in self.translations]
+        norm = "token norm: mean length of the site's activation at a token, the unit of strengths"
+        certificate = "certificate: whether the solution is within its tolerances, - where it judges nothing"
+        widths = Column("subject features", "d"), Column("atlas features", "d")
+        size = Column("size", ".1f", " MB")
+        return [
+            Table("Run", (Column(), Column()), facts),
+            Table("Sites", (Column("site"), *widths, Column("token norm", ".4g")), sites, norm),
+            Table("Translations", (Column("site"), Column("method"), Column("certificate"), size), solved, certificate),
+        ]
 
 
 def run_facts(directory: str | Path) -> RunFacts:
@@ -57,6 +81,12 @@ def _facts(directory: Path, record: Record, corpus: Mapping[str, Any]) -> dict[s
     facts |= {"strongest sentences": _names(directory / "top", "*.safetensors"), "tables": _names(directory / "tables")}
     facts |= {name: sources.get(name, "unknown") for name in ("jax", "atlas-jax")}
     return facts | {"bytes": _bytes(directory)}
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value / MB:.1f} MB" if name == "bytes" else str(value) or "none"
 
 
 def _source(source: Mapping[str, Any]) -> str:

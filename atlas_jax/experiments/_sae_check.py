@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 from atlas_jax.atlas import ConceptAtlas, Manifest
 from atlas_jax.experiments._sae_trials import Trial, trials
+from atlas_jax.table import Column, Table
 
 L0_RATIO = 1.5
 FVU_RATIO, FVU_SLACK = 1.5, 0.05
@@ -65,11 +66,25 @@ class SAECheck(NamedTuple):
     warnings: list[str]
     trials: list[Trial]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         tried = [t._asdict() for t in self.trials]
         expected = {"advertised": self.advertised._asdict(), "when_built": self.built._asdict()}
         return expected | {"warnings": self.warnings, "trials": tried}
+
+    as_json = to_dict
+
+    def tables(self, title: str, facts: Mapping[str, Any]) -> list[Table]:
+        """What was measured beside what is stated, and the usual mistakes undone where the two disagree."""
+        stated = [dict(zip(("L0", "FVU", "dead share"), c, strict=True)) for c in (self.advertised, self.built)]
+        number = lambda name: Column(name, ".4g", left=True)
+        columns = Column(), number("measured"), number("stated"), number("when built")
+        rows = [(name, value, *(column.get(name) for column in stated)) for name, value in facts.items()]
+        caption = "stated: by the SAE's own files; when built: by atlas build, on the text it was given"
+        tried = [(t.name, t.l0, t.fvu, True if t.agrees else None) for t in self.trials]
+        undone = Column(), Column("L0", ".3g"), Column("FVU", ".3g"), Column("agrees")
+        tables = [Table(title, columns, rows, caption), Table("The usual mistakes undone", undone, tried)]
+        return tables if tried else tables[:1]
 
 
 def check_sae(atlas: ConceptAtlas, texts: Sequence[str], facts: dict[str, Any]) -> SAECheck:

@@ -51,9 +51,11 @@ class SAESettings:
     held_out: int = 1000
     seed: int = 0
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return dataclasses.asdict(self)
+
+    as_json = to_dict
 
     def config(self) -> TrainConfig:
         """The settings of the optimiser.

@@ -14,6 +14,7 @@ from atlas_jax.experiments._query import check_query
 from atlas_jax.models import LanguageModel, generate
 from atlas_jax.pipeline import encode_batch
 from atlas_jax.steering import Steer
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
@@ -111,6 +112,24 @@ def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) ->
     acts = np.asarray(encode_batch(atlas, tokens)[atlas.site])
     q = np.asarray(query)
     return (acts @ q / np.abs(q).sum()).tolist()
+
+
+def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
+    """Baseline beside steered text."""
+    meaning = {"norm": "in mean token norms of the site", "raw": "λ of Eq. 4"}[unit]
+    columns = (
+        Column("prompt", group=True),
+        Column("strength", "g"),
+        Column("concept", ".2f"),
+        Column("perplexity", ".3g"),
+        Column("continuation"),
+    )
+    rows = [(s.prompt, float(s.strength), s.concept, s.perplexity, " ".join(s.text.split())) for s in steered]
+    caption = (
+        f"strength: {meaning}, 0 is the baseline; concept: activation of the query's atlas features on the "
+        "continuation; perplexity: of the continuation under the unsteered subject, sense is lost where it soars"
+    )
+    return Table(title, columns, rows, caption)
 
 
 def expression_rates(steered: Sequence[Steered]) -> dict[float, float]:
