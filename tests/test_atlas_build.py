@@ -7,7 +7,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from plain_text import sentences
+from helpers.plain_text import sentences
 from typer.testing import CliRunner
 
 from atlas_jax.atlas import ConceptAtlas, Manifest, assemble, same_place, write_atlas

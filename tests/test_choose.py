@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.float64 import unit
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
@@ -55,10 +56,6 @@ def held(pair, corpus):
     both = lambda texts: [pooled_activations(Pass.of([s], texts)) for s in pair[:2]]
     sides = [(s[SITE], c[pair.atlas.site]) for s, c in map(both, (corpus.fit, corpus.eval))]
     return [tuple(np.asarray(a, np.float64) for a in side) for side in sides]
-
-
-def unit(a):
-    return a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-30)
 
 
 def member_matrix(member, a_s, a_c):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.corpus import Corpus, Document, _build, _spill, _split, build_corpus, train_splitter
-from atlas_jax.corpus._select import percentile, quotas
+from atlas_jax.corpus._split import percentile, quotas
 from atlas_jax.errors import AtlasError
 
 WORDS = ["matrix", "vector", "theorem", "signal", "window", "garden", "river", "letter", "colour", "number"]

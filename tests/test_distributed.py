@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from distributed_worker import BUDGET, LENGTH, METHODS, SAMPLE, SITES, Counted, command
+from helpers.distributed_worker import BUDGET, LENGTH, METHODS, SAMPLE, SITES, Counted, command
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
 
@@ -69,7 +69,7 @@ def two(folder):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    worker = Path(__file__).parent / "distributed_worker.py"
+    worker = Path(__file__).parent / "helpers/distributed_worker.py"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     start = lambda i: subprocess.Popen([sys.executable, worker, str(i), str(port), folder], **pipes)
     running = [start(i) for i in range(2)]

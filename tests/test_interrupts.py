@@ -6,9 +6,8 @@ import subprocess
 import sys
 import time
 
-import interrupt_worker as worker
-import plain_text
 import pytest
+from helpers import interrupt_worker as worker, plain_text
 
 from atlas_jax.bundled import ATLAS, SUBJECT
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from test_labels import write
+from helpers.label_files import write
 
 from atlas_jax.atlas import assemble
 from atlas_jax.bundled import ATLAS

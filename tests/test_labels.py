@@ -1,15 +1,11 @@
 """Labels from every file people exchange them in, the choice of one a feature, and refusals."""
 
-import csv
 import dataclasses
-import gzip
-import json
 import os
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
+from helpers.label_files import write
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Label, Labels, Origin
@@ -21,23 +17,6 @@ ROWS = [
     {"index": "2", "description": "felines", "explainer": "m2", "score": 0.5},
     {"index": "3", "description": "  "},
 ]
-
-
-def write(path, rows):
-    """The same rows in the format that the suffix names."""
-    kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind == "parquet":
-        pq.write_table(pa.Table.from_pylist(rows), path)
-        return path
-    if kind == "csv":
-        with path.open("w", newline="") as f:
-            writer = csv.DictWriter(f, sorted({key for row in rows for key in row}))
-            writer.writeheader()
-            writer.writerows(rows)
-        return path
-    text = json.dumps(rows) if kind == "json" else "".join(json.dumps(row) + "\n" for row in rows) + "\n"
-    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
-    return path
 
 
 def neuronpedia(index, description, model="gpt-4o-mini", **more):

@@ -9,8 +9,8 @@ import shutil
 import sys
 
 import numpy as np
-import plain_text
 import pytest
+from helpers import plain_text
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 

@@ -9,7 +9,8 @@ import pytest
 import tokenizers
 import torch
 import transformers
-from hf_oracle import VOCAB, jax_model, random_ids, relative_error, saved
+from helpers.float64 import distance
+from helpers.hf_oracle import VOCAB, jax_model, random_ids, saved
 from safetensors.torch import load_file, save_file
 
 from atlas_jax.errors import AtlasError
@@ -45,9 +46,9 @@ def their_logits(directory):
 
 def assert_as_transformers(directory, **unlike):
     ours = logits(LanguageModel.from_pretrained(directory))
-    assert relative_error(ours, their_logits(directory)) < 1e-4
+    assert distance(ours, their_logits(directory)) < 1e-4
     for name in unlike.get("unlike", ()):
-        assert relative_error(ours, logits(jax_model(name))) > 1e-3, "the odd content made no difference"
+        assert distance(ours, logits(jax_model(name))) > 1e-3, "the odd content made no difference"
 
 
 # Configurations: attributes that the model class of transformers does not read.

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hf_oracle import SHAPE, ZOO, hf_model, jax_model, random_ids, save_tokenizer, saved
+from helpers.hf_oracle import SHAPE, ZOO, hf_model, jax_model, random_ids, save_tokenizer, saved
 from safetensors.numpy import load_file, save_file
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, ModelConfig, run
-from atlas_jax.models._config_file import load_config
+from atlas_jax.models._config import load_config
 from atlas_jax.types import Tokens
 
 

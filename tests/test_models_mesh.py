@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_oracle import jax_model, random_ids, saved
+from helpers.hf_oracle import jax_model, random_ids, saved
 from jax.sharding import PartitionSpec as P
 
 from atlas_jax.mesh import make_mesh

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, relative_error, saved, sites
+from helpers.float64 import distance
+from helpers.hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, saved, sites
 
 from atlas_jax.models import Decoder, LanguageModel, ModelConfig, forward, run
 from atlas_jax.models._config import Rope
@@ -55,7 +56,7 @@ def errors(ours: Run, theirs: tuple, spans: list[slice]) -> dict[str, float]:
     """Relative norm error of logits and sites over real tokens; causality lets full rows be the reference."""
     whole = [slice(0, s.stop - s.start) for s in spans]
     pairs = {"logits": (ours.logits, theirs[0])} | {str(s): (ours.acts[s], theirs[1][s]) for s in ours.acts}
-    return {k: relative_error(real_tokens(a, spans), real_tokens(b, whole)) for k, (a, b) in pairs.items()}
+    return {k: distance(real_tokens(a, spans), real_tokens(b, whole)) for k, (a, b) in pairs.items()}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -78,7 +79,7 @@ def test_the_oracle_itself_does_not_depend_on_padding(reference):
     tokens, spans = padded("right", ROW_LENGTHS)
     logits, _ = hf_run(hf_model("gemma2"), np.asarray(tokens.ids), np.asarray(tokens.attention_mask))
     whole = [slice(0, n) for n in ROW_LENGTHS]
-    assert relative_error(real_tokens(logits, spans), real_tokens(reference("gemma2")[0], whole)) < 1e-5
+    assert distance(real_tokens(logits, spans), real_tokens(reference("gemma2")[0], whole)) < 1e-5
 
 
 # Twins: the same parameters under one fault.
@@ -292,13 +293,13 @@ FAULTS = {
 def test_a_twin_with_one_fault_is_told_apart(name, fault, reference):
     decoder = FAULTS[name][fault](jax_model(name).decoder)
     logits = forward(decoder, batch(random_ids())).logits
-    assert relative_error(logits, reference(name)[0]) > FAULT
+    assert distance(logits, reference(name)[0]) > FAULT
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_unchanged_twin_is_not(name, reference):
     decoder = config_fault()(jax_model(name).decoder)
-    assert relative_error(forward(decoder, batch(random_ids())).logits, reference(name)[0]) <= TOLERANCE
+    assert distance(forward(decoder, batch(random_ids())).logits, reference(name)[0]) <= TOLERANCE
 
 
 def test_the_oracle_is_eager_and_float32():

@@ -3,11 +3,12 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hf_oracle import LAYERS, hf_model, jax_model, random_ids, relative_error
+from helpers.float64 import distance
+from helpers.hf_oracle import LAYERS, hf_model, jax_model, random_ids
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import run, split_heads
-from atlas_jax.models._run import _run
+from atlas_jax.models._forward import _run
 from atlas_jax.steering import Add, Steer
 from atlas_jax.types import POINTS, Site, Tokens
 
@@ -51,14 +52,14 @@ def test_identities_between_the_points_of_a_block(everything, layer):
     if layer:
         expected["resid_pre"] = acts[Site("resid_post", layer - 1)]
     for point, value in expected.items():
-        assert relative_error(a[point], value) < 1e-5, point
+        assert distance(a[point], value) < 1e-5, point
 
 
 @pytest.mark.parametrize("point", ["attn_out", "mlp_out"])
 def test_the_contribution_is_the_raw_output_only_without_a_post_norm(everything, point):
     lm, _, acts = everything
     raw, contribution = acts[Site(point, 1)], acts[Site(f"{point}_post", 1)]
-    assert (relative_error(raw, contribution) < 1e-6) != lm.config.has_post_norms
+    assert (distance(raw, contribution) < 1e-6) != lm.config.has_post_norms
 
 
 def test_resid_post_is_the_next_hidden_state_of_transformers(everything):
@@ -67,7 +68,7 @@ def test_resid_post_is_the_next_hidden_state_of_transformers(everything):
     lm, _, acts = everything
     name = "gemma2" if lm.config.has_post_norms else "llama31"
     hidden = hf_model(name)(torch.tensor(random_ids(2, 12)), output_hidden_states=True).hidden_states
-    assert relative_error(acts[Site("resid_post", 0)], hidden[1].detach().numpy()) < 1e-5
+    assert distance(acts[Site("resid_post", 0)], hidden[1].detach().numpy()) < 1e-5
 
 
 def test_widths_are_what_the_config_says(everything):

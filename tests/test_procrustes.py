@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
+from helpers.float64 import distance, polar64
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from atlas_jax import translators
@@ -17,8 +18,8 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import make_mesh
 from atlas_jax.statistics import Statistics, update
 from atlas_jax.translators import certify_rows, polar, polar_express
+from atlas_jax.translators._certificate import Factor, certify
 from atlas_jax.translators._polar import ROUTES
-from atlas_jax.translators._polar_certificate import CUT, Factor, certify
 
 LAYOUTS = [((4, 2), P("data", "model")), ((8, 1), P("data", None)), ((2, 4), P(None, "model"))]
 KINDS = {"1e4": 1e-5, "1e6": 1e-4, "pooled": 1e-4}
@@ -38,15 +39,6 @@ def with_dead(rng, m):
     m[rng.permutation(m.shape[0])[: round(m.shape[0] / 50)]] = 0
     m[:, rng.permutation(m.shape[1])[: m.shape[1] // 5]] = 0
     return m
-
-
-def polar64(m, cut=CUT):
-    u, s, vt = np.linalg.svd(np.asarray(m, np.float64), full_matrices=False)
-    return u[:, s > cut * s[0]] @ vt[s > cut * s[0]]
-
-
-def distance(x, y):
-    return np.linalg.norm(np.asarray(x, np.float64) - y) / np.linalg.norm(y)
 
 
 def spread(m, shape=(4, 2), spec=LAYOUTS[0][1]):

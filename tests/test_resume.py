@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import resume_worker as worker
-from logged import logged
+from helpers import resume_worker as worker
+from helpers.logged import logged
 from rich.console import Console
 
 from atlas_jax.bundled import ATLAS, SUBJECT

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tokenizers
 from flax import nnx
-from plain_text import sentences
+from helpers.plain_text import sentences
 
 from atlas_jax.atlas import ConceptAtlas, Manifest
 from atlas_jax.bundled import ATLAS

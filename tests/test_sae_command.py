@@ -7,13 +7,13 @@ import subprocess
 import sys
 import time
 
-import hf_oracle
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from logged import logged
+from helpers import hf_oracle
+from helpers.logged import logged
 from safetensors.numpy import load_file
 
 from atlas_jax.corpus import Corpus, CorpusStatistics

@@ -8,8 +8,8 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sae_files
-from sae_files import D, M, arrays, weights_of
+from helpers import sae_files
+from helpers.sae_files import D, M, arrays, weights_of
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import SAEConfig, SparseAutoencoder

@@ -8,7 +8,7 @@ import threading
 import numpy as np
 import pytest
 import sklearn.metrics
-from plain_text import sentences
+from helpers.plain_text import sentences
 from typer.testing import CliRunner
 
 from atlas_jax.atlas import ConceptAtlas

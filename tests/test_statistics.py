@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.float64 import distance, unit
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from atlas_jax.errors import AtlasError
@@ -50,11 +51,6 @@ def stream(state, a_s, a_c, size=40, weight=None, index=None, **columns):
     return state
 
 
-def unit(a):
-    norm = np.linalg.norm(a, axis=1, keepdims=True)
-    return np.divide(a, norm, out=np.zeros_like(a), where=norm > 0)
-
-
 def oracle(a_s, a_c, weight=None):
     """Centred moments in float64 by definition."""
     weight = np.ones(len(a_s)) if weight is None else weight.astype(np.float64)
@@ -79,10 +75,6 @@ def found(stats, view):
     return dict(
         zip(names, (subject.mean, atlas.mean, getattr(stats.cross, view), subject.gram, atlas.gram), strict=True)
     )
-
-
-def distance(x, y):
-    return np.linalg.norm(np.asarray(x, np.float64) - y) / np.linalg.norm(y)
 
 
 def check(stats, expected, tolerance=4e-6):  # what float32 leaves of 600 rows summed one after the other

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_translators import distance, draw, statistics_of
+from helpers.activations import draw, statistics_of
+from helpers.float64 import distance
 
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers.float64 import distance
 
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError
@@ -42,10 +43,6 @@ def power_of(a, power, ridge):
     keep = s > 1e-6 * s[0]
     shift = ridge * (s**2).sum() / a.any(axis=0).sum()
     return (vt[keep].T * (s[keep] ** 2 + shift) ** -power) @ vt[keep], int(keep.sum())
-
-
-def distance(ours, theirs):
-    return np.linalg.norm(np.asarray(ours, np.float64) - theirs) / np.linalg.norm(theirs)
 
 
 @pytest.mark.parametrize(("unit", "centre"), VIEWS)

@@ -17,12 +17,9 @@ from jaxtyping import Int
 
 from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._corpus import Corpus, CorpusStatistics, dropped
-from atlas_jax.corpus._document import Document
-from atlas_jax.corpus._files import HALVES, HalfWriter, parent_of, read_half
-from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
-from atlas_jax.corpus._sentences import TRAINING_CHARACTERS, Splitter, published_splitter, train_splitter
-from atlas_jax.corpus._spill import Spill
-from atlas_jax.corpus._split import split_documents
+from atlas_jax.corpus._files import HALVES, HalfWriter, Spill, parent_of, read_half
+from atlas_jax.corpus._prose import TRAINING_CHARACTERS, Document, Splitter, published_splitter, train_splitter
+from atlas_jax.corpus._split import SIDES, Unique, percentile, quotas, split_documents
 from atlas_jax.errors import AtlasError
 
 ReadProgress = Callable[[int, int], None]

@@ -82,7 +82,7 @@ def fit_statistics(
 
     Args:
       stream: the fit half, through subject and atlas.
-      needs: names of statistics, see :data:`atlas_jax.types_statistics.NEEDS`.
+      needs: names of statistics, see :data:`atlas_jax.statistics.NEEDS`.
       top_k: how many activations per subject feature the need ``"top_k"`` keeps.
       name: of the pass, among the checkpoints.
       stage: its name for ``progress``.

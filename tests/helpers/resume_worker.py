@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from logged import logged
 
 from atlas_jax.bundled import SUBJECT
 from atlas_jax.errors import AtlasError
@@ -29,6 +28,7 @@ from atlas_jax.models import Tokenizer
 from atlas_jax.pipeline import Checkpoints, Pass, _pass, fit_lenses, fit_statistics
 from atlas_jax.pooling import POOLINGS, norm_sum, spoil
 from atlas_jax.types import Site
+from helpers.logged import logged
 
 NEEDS = ("cross", "unit_cross", "atlas_gram", "top_k")
 WORDS = ("array", "axis", "batch", "block", "cache", "chunk", "class", "count", "cursor", "device", "error", "file")

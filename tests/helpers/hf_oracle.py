@@ -280,8 +280,3 @@ def hf_run(
     with torch.no_grad(), hooks(model, {site: keep(site) for site in everywhere}):
         out = model(torch.tensor(ids).long(), attention_mask=mask, use_cache=False)
     return out.logits.float().numpy(), acts
-
-
-def relative_error(x: np.ndarray, reference: np.ndarray) -> float:
-    """Norm of the difference over the norm of the reference."""
-    return float(np.linalg.norm(np.asarray(x, np.float64) - reference) / np.linalg.norm(reference))

@@ -119,12 +119,12 @@ class Stop(Exception):
 def resumed(folder: Path) -> bool:
     """Whether a pass that was cut off and went on from a checkpoint has the bits of one that was not."""
     import numpy as np
-    from logged import logged
 
     from atlas_jax.bundled import SUBJECT
     from atlas_jax.corpus import Corpus
     from atlas_jax.mesh import make_mesh, to_host
     from atlas_jax.pipeline import AlignSettings, Checkpoints, Pass, fit_statistics, load_pair
+    from helpers.logged import logged
 
     pair = load_pair(SUBJECT, folder / "atlas", AlignSettings(SITES, METHODS), make_mesh(model=2))
     stream = Pass.of(pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=LENGTH)
