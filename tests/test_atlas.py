@@ -11,10 +11,10 @@ import pytest
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import label_quality
 from atlas_jax.labels import Labels, WordTable, characteristic_words, words_of
 from atlas_jax.models import LanguageModel, forward
 from atlas_jax.pipeline import Pass
+from atlas_jax.sae_lab import label_quality
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ LAYERS = {
     "models": 1, "sae": 1, "steering": 1, "translators": 1, "metrics": 1, "labels": 1, "pooling": 1,
     "atlas": 2, "subject": 2, "translation": 2, "corpus": 2,
     "pipeline": 3,
+    "sae_lab": 3.5,
     "experiments": 4,
     "bundled": 5, "cli": 6,
 }  # fmt: skip

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 from atlas_jax.corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._corpus import content_hash
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import SAESettings, finished_training, held_out, train_sae, write_result
 from atlas_jax.pipeline import Checkpoints, Pass
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
+from atlas_jax.sae_lab import SAESettings, finished_training, held_out, train_sae, write_result
 from atlas_jax.subject import Subject
 from atlas_jax.types import Site
 

@@ -123,7 +123,7 @@ def _show(measured: "Measured", *, as_json: bool) -> None:
 
 
 def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
-    """What is wrong with a run that was saved all the same."""
+    """Warn of what is wrong with a run that was saved all the same."""
     if isinstance(fault, AtlasError):
         warn(f"the run is saved, but not measured: {fault}")
     if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
@@ -152,7 +152,7 @@ def mesh_of_all(model: int) -> "Mesh | None":
 
 @contextlib.contextmanager
 def resumable(saved: "Checkpoints") -> Iterator[None]:
-    """When a signal ends the block, say whether the same command goes on from a checkpoint."""
+    """Say whether the same command goes on from a checkpoint, when a signal ends the block."""
     again = "give the same command again to go on from the last checkpoint"
     interrupts.say_at_end(lambda: f"interrupted; {again if saved.exist() else 'no checkpoint was saved yet'}")
     try:

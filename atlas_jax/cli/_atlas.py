@@ -135,7 +135,7 @@ def search(
         hits = atlas.top_features(atlas.query_from(like or [], unlike), k)
         title = "Atlas features of the texts"
     else:
-        hits, title = _found(directory, query, k, embedder, base_url), f"Atlas features for '{query}'"
+        hits, title = _search(directory, query, k, embedder, base_url), f"Atlas features for '{query}'"
     emit(as_json, [h._asdict() for h in hits], hits_table(title, hits))
 
 
@@ -146,7 +146,7 @@ def _load(directory: Path | None, verify: bool = False) -> "ConceptAtlas":
     return ConceptAtlas.from_pretrained(ATLAS if directory is None else directory, verify=verify)
 
 
-def _found(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":
+def _search(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":
     """Search the labels of an atlas, whose model and SAE are not needed for it."""
     from atlas_jax.atlas import open_search
     from atlas_jax.bundled import ATLAS
@@ -165,7 +165,7 @@ def _embedder(spec: str, base_url: str | None) -> "Embedder":
 
 
 def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) -> Any:
-    from atlas_jax.experiments import atlas_facts, check_sae
+    from atlas_jax.sae_lab import atlas_facts, check_sae
 
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
     with progress_bars() as progress:
@@ -174,7 +174,7 @@ def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) ->
 
 
 def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
-    from atlas_jax.experiments import mean_activation
+    from atlas_jax.sae_lab import mean_activation
 
     facts, check = _examined(atlas, text, sentences)
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).fit[:sentences]

@@ -148,7 +148,7 @@ def _rates() -> Iterator[Callable[[int, int], None]]:
 
 
 def _filters(corpus: "Corpus", skipped: Counter[str]) -> Table:
-    """What became of all that was read."""
+    """Count what became of all that was read."""
     statistics = corpus.statistics
     low, high = statistics.length_bounds
     caption = f"kept are {low:g} to {high:g} characters"

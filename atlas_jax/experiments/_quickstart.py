@@ -7,10 +7,8 @@ from typing import Any, NamedTuple
 
 from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus import Corpus
-from atlas_jax.experiments._identify import Identified, identified_table, identify
-from atlas_jax.experiments._measure import kept, measured
-from atlas_jax.experiments._quality import Quality, best_method
-from atlas_jax.experiments._query import concept_query, hits_table
+from atlas_jax.experiments._identify import Identified, concept_query, hits_table, identified_table, identify
+from atlas_jax.experiments._quality import Quality, best_method, kept, measured
 from atlas_jax.experiments._steering import Steered, Unit, steer, steered_table
 from atlas_jax.files import write_json
 from atlas_jax.labels import Hit
@@ -69,7 +67,7 @@ class Concept(NamedTuple):
         ]
 
 
-def explore(
+def run_concept(
     alignment: Alignment,
     text: str,
     method: str,
@@ -92,7 +90,7 @@ def explore(
     at = lambda site: alignment.translation(site, method)
     site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
     tokenizer = alignment.subject.model.tokenizer
-    found = identify(at(site), query, alignment.strongest(site), alignment.corpus.sentence, tokenizer)
+    identified = identify(at(site), query, alignment.strongest(site), alignment.corpus.sentence, tokenizer)
     steered = steer(
         alignment.subject.model,
         alignment.atlas,
@@ -104,11 +102,11 @@ def explore(
         seed=alignment.settings.seed,
         unit=unit,
     )
-    return Concept(text, hits, site, method, found, steered, unit)
+    return Concept(text, hits, site, method, identified, steered, unit)
 
 
 class Result(NamedTuple):
-    """What a quickstart found, where it was written, and why there is no quality table where there is none."""
+    """The results of a quickstart, where they were written, and why there is no quality table if there is none."""
 
     alignment: Alignment
     quality: Quality | None
@@ -119,8 +117,8 @@ class Result(NamedTuple):
     def to_dict(self) -> dict[str, Any]:
         """Return the tables as plain values."""
         choice, quality = self.alignment.choice, self.quality
-        found = {"quality": quality and quality.to_dict(), "concepts": [c.to_dict() for c in self.concepts]}
-        return found if choice is None else found | {"chosen": choice.record["chosen"]}
+        values = {"quality": quality and quality.to_dict(), "concepts": [c.to_dict() for c in self.concepts]}
+        return values if choice is None else values | {"chosen": choice.record["chosen"]}
 
     def tables(self) -> list[Table]:
         """The quality table, the members that were chosen, and the concepts, each where there is one."""
@@ -155,18 +153,18 @@ def quickstart(
     for text in concepts:
         concept_query(pair.atlas, concept=text)
     with new_directory(out, overwrite=overwrite) as directory:
-        found = measured(align(pair, corpus, settings, progress=progress, chooser=chooser), progress=progress)
-        alignment = found.alignment
-        method = settings.methods[0] if found.quality is None else best_method(found.quality)
+        run = measured(align(pair, corpus, settings, progress=progress, chooser=chooser), progress=progress)
+        alignment = run.alignment
+        method = settings.methods[0] if run.quality is None else best_method(run.quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
         options = {"steer_sites": residual or alignment.subject.sites, "prompts": prompts, "strengths": strengths}
         _log.info("searching, identifying and steering")
         explored, faults = [], []
         with kept(faults):
-            explored = [explore(alignment, text, method, unit="norm", **options) for text in concepts]
-        found.save(directory)
+            explored = [run_concept(alignment, text, method, unit="norm", **options) for text in concepts]
+        run.save(directory)
         write_json(directory / "tables" / "concepts.json", [c.to_dict() for c in explored])
-    found.raise_fault()
+    run.raise_fault()
     for fault in faults:
         raise fault
-    return Result(alignment, found.quality, explored, Path(out), found.fault)
+    return Result(alignment, run.quality, explored, Path(out), run.fault)

@@ -141,8 +141,8 @@ def semantic_retrieval(
     averaged = averaged_queries(stream, _strongest(stream, sentences, progress), sentences, progress=progress)
     rows = []
     for (site, method), t in translations.items():
-        found = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
-        rows.append(RetrievalRow(site, method, *map(bootstrap_mean, found)))
+        scores = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
+        rows.append(RetrievalRow(site, method, *map(bootstrap_mean, scores)))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
 
@@ -151,13 +151,13 @@ def _retrieved(
     t: Translation, queries: Float[Array, "d_s d_c"], valid: Int[np.ndarray, " v"], mean: Float[Array, " d_c"]
 ) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
     """:func:`ranked` of the centred queries of the valid features, some at a time."""
-    found = []
+    scores = []
     for start in range(0, len(valid), QUERIES):
         own = valid[start : start + QUERIES]
         among = t.similarity(queries[jnp.asarray(own)] - mean[None, :])[:, jnp.asarray(valid)]
         target = jnp.arange(start, start + len(own))
-        found.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
-    ranks, probabilities = map(np.concatenate, zip(*found, strict=True))
+        scores.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
+    ranks, probabilities = map(np.concatenate, zip(*scores, strict=True))
     return ranks, probabilities
 
 
@@ -234,7 +234,7 @@ def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) ->
 
 
 def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics) -> Bool[np.ndarray, " d_s"]:
-    """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i."""
+    """Find the features that stand out most on their own sentences; row i holds the mean activations on those of i."""
     mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
     deviation = np.sqrt(scatter / float(statistics.weight))
     scale, most = np.where(deviation > 0, deviation, np.inf), np.empty(len(means), bool)
