@@ -1,4 +1,4 @@
-"""Which member of the whitened family suits a use, found without labels on a held-out part of the fit half."""
+"""Choosing a member of the whitened family for a use, without labels, on a held-out part of the fit half."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""What a run directory holds, and a text token by token, where atlas and subject see a concept."""
+"""The contents of a run directory, and a concept token by token in a text, as atlas and subject see it."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

@@ -172,10 +172,8 @@ class Measured(NamedTuple):
 
     def tables(self) -> list[Table]:
         """The quality table, the members that were chosen and the certificates, each where there is one."""
-        choice, certificates = self.alignment.choice, certificate_table(self.alignment.translations)
-        tables = [] if self.quality is None else [self.quality.table()]
-        tables += [choice.table()] if choice is not None and choice.members else []
-        return tables + ([certificates] if certificates.rows else [])
+        certificates = certificate_table(self.alignment.translations)
+        return alignment_tables(self.alignment, self.quality) + ([certificates] if certificates.rows else [])
 
     def raise_fault(self) -> None:
         """Raise what went wrong, unless it is that there was too little text."""
@@ -194,6 +192,13 @@ def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measu
         top = top_sentences(subject, top_k=TOP, progress=progress)
         alignment = dataclasses.replace(alignment, top=top)
     return Measured(alignment, None, faults[0])
+
+
+def alignment_tables(alignment: Alignment, quality: Quality | None) -> list[Table]:
+    """The quality table and the members that were chosen, each where there is one."""
+    choice = alignment.choice
+    tables = [] if quality is None else [quality.table()]
+    return tables + ([choice.table()] if choice is not None and choice.members else [])
 
 
 def certificate_table(translations: Mapping[tuple[Site, str], Translation]) -> Table:

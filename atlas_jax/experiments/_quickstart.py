@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus import Corpus
 from atlas_jax.experiments._identify import Identified, concept_query, hits_table, identified_table, identify
-from atlas_jax.experiments._quality import Quality, best_method, kept, measured
+from atlas_jax.experiments._quality import Quality, alignment_tables, best_method, kept, measured
 from atlas_jax.experiments._steering import Steered, Unit, steer, steered_table
 from atlas_jax.files import write_json
 from atlas_jax.labels import Hit
@@ -122,10 +122,8 @@ class Result(NamedTuple):
 
     def tables(self) -> list[Table]:
         """The quality table, the members that were chosen, and the concepts, each where there is one."""
-        choice = self.alignment.choice
-        tables = [] if self.quality is None else [self.quality.table()]
-        tables += [choice.table()] if choice is not None and choice.members else []
-        return tables + [table for concept in self.concepts for table in concept.tables()]
+        concepts = [table for concept in self.concepts for table in concept.tables()]
+        return alignment_tables(self.alignment, self.quality) + concepts
 
 
 def quickstart(
