@@ -63,6 +63,7 @@ _MODULES = {
     "metrics",
     "pooling",
     "processes",
+    "sae_lab",
     "tensor_file",
     "translators",
 }

@@ -18,7 +18,7 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.corpus import Corpus, build_corpus, installed_documentation
-from atlas_jax.experiments import measure
+from atlas_jax.experiments import evaluate_quality
 from atlas_jax.files import write_json
 from atlas_jax.labels import Labels
 from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
@@ -85,9 +85,9 @@ def one(folder):
         patch.setattr(_stream, "SAMPLE", SAMPLE)
         settings = AlignSettings(SITES, METHODS, max_length=LENGTH, token_budget=4 * BUDGET, top_k=5)
         pair = load_pair(SUBJECT, folder / "atlas", settings)
-        alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings))
+        alignment, quality = evaluate_quality(align(pair, Corpus.load(folder / "corpus"), settings))
     alignment.save(folder / "one")
-    write_json(folder / "one/tables/quality.json", quality.as_json())
+    write_json(folder / "one/tables/quality.json", quality.to_dict())
     return folder / "one"
 
 

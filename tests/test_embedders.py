@@ -63,7 +63,7 @@ def url():
 @pytest.fixture
 def index():
     texts = ["about a dog", "about a cat", "about a bank", "about the weather"]
-    return TextIndex.of(Labels.from_rows(Label(2 * i, text) for i, text in enumerate(texts)))
+    return TextIndex.from_labels(Labels.from_rows(Label(2 * i, text) for i, text in enumerate(texts)))
 
 
 def test_an_endpoint_finds_meaning(url, index):

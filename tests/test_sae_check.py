@@ -12,10 +12,10 @@ from helpers.plain_text import sentences
 
 from atlas_jax.atlas import ConceptAtlas, Manifest
 from atlas_jax.bundled import ATLAS
-from atlas_jax.experiments import atlas_facts, check_sae, mean_activation
 from atlas_jax.labels import Labels
 from atlas_jax.models import LanguageModel, Tokenizer, run
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
+from atlas_jax.sae_lab import atlas_facts, check_sae, mean_activation
 from atlas_jax.types import Site
 
 

@@ -18,7 +18,6 @@ from atlas_jax.cli._app import app
 from atlas_jax.corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._corpus import content_hash
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import estimate_requests, gather_evidence, label_by_chat, label_by_words, label_facts
 from atlas_jax.labels import (
     Answer,
     AnswerBook,
@@ -31,6 +30,7 @@ from atlas_jax.labels import (
     words_of,
 )
 from atlas_jax.pipeline import Pass, pooled_activations
+from atlas_jax.sae_lab import estimate_requests, gather_evidence, label_by_chat, label_by_words, label_facts
 
 WORDS = {5: "length", 46: "string", 53: "argument", 103: "weight", 121: "method", 174: "checks", 368: "random"}
 FEATURES = [*WORDS, 201]  # the last fires, but at no word of its own

@@ -45,7 +45,7 @@ def planted_texts(rng, n=600):
 @pytest.fixture(scope="module")
 def index():
     rng = np.random.default_rng(0)
-    return TextIndex.of(planted_labels(rng), [train_static(planted_texts(rng), width=4)])
+    return TextIndex.from_labels(planted_labels(rng), [train_static(planted_texts(rng), width=4)])
 
 
 def small_static(directory):
@@ -95,7 +95,7 @@ def test_bm25_is_its_definition(index):
 def test_lsa_is_a_truncated_svd(rng):
     words = ["ape", "bee", "cow", "dog", "eel", "fox", "gnu", "hen"]
     texts = [" ".join(rng.choice(words, 5)) for _ in range(40)]
-    index = TextIndex.of(Labels.from_rows(Label(i, t) for i, t in enumerate(texts)), [])
+    index = TextIndex.from_labels(Labels.from_rows(Label(i, t) for i, t in enumerate(texts)), [])
     counts = np.array([[t.split().count(w) for w in words] for t in texts], float)
     weighted = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0)
     weighted *= np.log((1 + len(texts)) / (1 + (counts > 0).sum(0))) + 1
@@ -119,7 +119,7 @@ def test_an_index_is_the_same_to_the_bit_each_time(rng, make, n):
     built = []
     for i in range(5):
         np.random.default_rng(i).standard_normal(100 + i)  # other allocations in between
-        built.append(TextIndex.of(labels))
+        built.append(TextIndex.from_labels(labels))
     for index in built[1:]:
         for name, dense in index.dense.items():
             assert np.array_equal(dense.documents, built[0].dense[name].documents)
@@ -128,7 +128,7 @@ def test_an_index_is_the_same_to_the_bit_each_time(rng, make, n):
 
 def test_the_bundled_atlas_is_searched_alike_each_time():
     labels = Labels.load(ATLAS / "labels.jsonl")
-    scores = {hit.score for _ in range(5) for hit in TextIndex.of(labels).search("font", 1)}
+    scores = {hit.score for _ in range(5) for hit in TextIndex.from_labels(labels).search("font", 1)}
     assert len(scores) == 1
 
 
@@ -240,7 +240,7 @@ def test_unknown_words_find_nothing(index, method):
 
 
 def test_a_single_label_is_found():
-    index = TextIndex.of(Labels.from_rows([Label(3, "dogs")]), [])
+    index = TextIndex.from_labels(Labels.from_rows([Label(3, "dogs")]), [])
     assert [(hit.index, hit.weight) for hit in index.search("dog")] == [(3, 1.0)]
 
 
@@ -252,7 +252,7 @@ def test_bad_searches_are_refused(index):
     with pytest.raises(AtlasError, match="at least one"):
         index.search("dog", k=0)
     with pytest.raises(AtlasError, match="empty"):
-        TextIndex.of(Labels.empty(4))
+        TextIndex.from_labels(Labels.empty(4))
 
 
 def test_bad_embeddings_are_refused(tmp_path):
@@ -290,7 +290,7 @@ def benchmark():
 def test_search_over_the_papers_labels():
     bench = benchmark()
     labels = Labels.load(Path(DATA) / bench.LABELS, n_features=16_384)
-    index = TextIndex.of(labels)
+    index = TextIndex.from_labels(labels)
     found = bench.measure(index, bench.table_8(index), "hybrid")
     assert found["auroc"] > 0.85
     assert found["recall_50"] > 0.28

@@ -24,10 +24,10 @@ from atlas_jax.bundled._pretrain import pretrain
 from atlas_jax.bundled._text import Documents, file_sha256, read_documents, token_rows
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.corpus import build_corpus, installed_documentation
-from atlas_jax.experiments import SAESettings, atlas_facts, train_sae
 from atlas_jax.labels import Labels, WordTable, statistical_labels, words_at
 from atlas_jax.models import LanguageModel, ModelConfig, Tokenizer
 from atlas_jax.pipeline import Pass, top_sentences
+from atlas_jax.sae_lab import SAESettings, atlas_facts, train_sae
 from atlas_jax.statistics import TopK
 
 ROW = 128

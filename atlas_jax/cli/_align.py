@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax import interrupts
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, progress_bars, silence, warn
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from atlas_jax.experiments import Measured
-    from atlas_jax.pipeline import Alignment, Checkpoints, Choice
+    from atlas_jax.pipeline import Alignment, Checkpoints
 
 
 def align(
@@ -90,12 +90,12 @@ def align(
                 saved.discard()
             others.wait("checkpoints are as they should be")
             alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
-            found = experiments.measured(alignment, progress=progress)
-            found.save(directory, dtype=save_dtype)
+            measured = experiments.measured(alignment, progress=progress)
+            measured.save(directory, dtype=save_dtype)
     if others.is_first():
-        _show(found, as_json=as_json)
+        _show(measured, as_json=as_json)
     err.print(f"written to {out_dir}")
-    found.raise_fault()
+    measured.raise_fault()
 
 
 def _speak_once(others: ModuleType) -> None:
@@ -113,34 +113,17 @@ def _say_finished(run: Path, *, as_json: bool) -> None:
     note(f"'{run}' holds this run already; --overwrite makes it anew")
     table = run / "tables" / "quality.json"
     if as_json:
-        emit(True, read_json(table) if table.is_file() else None, lambda: None)
+        emit(True, read_json(table) if table.is_file() else None)
 
 
-def _show(found: "Measured", *, as_json: bool) -> None:
-    """The result, then what is to be known about it."""
-    from atlas_jax.cli._tables import certificate_table, quality_table
-
-    quality = found.quality
-    if as_json or quality is not None:
-        emit(as_json, quality and quality.as_json(), lambda: quality_table(quality))
-    if not as_json:
-        show_choice(found.alignment.choice)
-        certificates = certificate_table(found.alignment.translations)
-        if certificates.row_count:
-            out.print(certificates)
-    warn_of(found.alignment, found.fault)
-
-
-def show_choice(choice: "Choice | None") -> None:
-    """The members of the whitened family that were chosen, if any were."""
-    from atlas_jax.cli._tables import choice_table
-
-    if choice is not None and choice.members:
-        out.print(choice_table(choice))
+def _show(measured: "Measured", *, as_json: bool) -> None:
+    """Print the result, then what is to be known about it."""
+    emit(as_json, measured.quality and measured.quality.to_dict(), *measured.tables())
+    warn_of(measured.alignment, measured.fault)
 
 
 def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
-    """What is wrong with a run that was saved all the same."""
+    """Warn of what is wrong with a run that was saved all the same."""
     if isinstance(fault, AtlasError):
         warn(f"the run is saved, but not measured: {fault}")
     if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
@@ -169,7 +152,7 @@ def mesh_of_all(model: int) -> "Mesh | None":
 
 @contextlib.contextmanager
 def resumable(saved: "Checkpoints") -> Iterator[None]:
-    """When a signal ends the block, say whether the same command goes on from a checkpoint."""
+    """Say whether the same command goes on from a checkpoint, when a signal ends the block."""
     again = "give the same command again to go on from the last checkpoint"
     interrupts.say_at_end(lambda: f"interrupted; {again if saved.exist() else 'no checkpoint was saved yet'}")
     try:

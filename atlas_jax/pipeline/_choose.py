@@ -12,6 +12,7 @@ from atlas_jax.pipeline._fit import Fitted, fit_statistics, merge_fitted
 from atlas_jax.pipeline._stream import Pass
 from atlas_jax.progress import Progress
 from atlas_jax.statistics import PassStatistics
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.translators import Member, Whitening
 from atlas_jax.types import Site
@@ -30,6 +31,26 @@ class Choice(NamedTuple):
 
     members: Mapping[tuple[Site, str], Member]
     record: Mapping[str, Any]
+
+    def table(self) -> Table:
+        """The members of the whitened family that were chosen, with their scores on the part held out for it."""
+        uses = "; ".join(f"{use}: {meaning}" for use, meaning in self.record["uses"].items())
+        rows = [
+            (
+                r["site"], r["use"], float(r["alpha"]), float(r["beta"]),
+                "unit" if r["normalize_rows"] else "raw", r["centre"], float(r["ridge"]), r["score"],
+            )
+            for r in self.record["chosen"]
+        ]  # fmt: skip
+        columns = (
+            Column("site"), Column("use"), Column("α", "g"), Column("β", "g"),
+            Column("rows"), Column("centred"), Column("ridge", "g"), Column("score", ".3f"),
+        )  # fmt: skip
+        caption = (
+            "the family is (AsᵀAs)^-α AsᵀAc (AcᵀAc)^-β: α whitens the subject's side, β the atlas's; "
+            f"scores on {self.record['held_out']} held-out sentences of the fit half; {uses}"
+        )
+        return Table("Chosen members of the whitened family", columns, rows, caption)
 
 
 @runtime_checkable
