@@ -21,11 +21,10 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import reading
 from atlas_jax.labels import Labels
 from atlas_jax.mesh import mesh_of, place, row_blocks
-from atlas_jax.statistics import lens_init, lens_update, update
+from atlas_jax.statistics import Statistics, lens_init, lens_update, update
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
-from atlas_jax.types_statistics import Statistics
 
 TENSORS, RECORD = "translation.safetensors", "translation.json"
 

@@ -23,7 +23,7 @@ import torch
 from _common import arguments_of, machine, matmul_ceiling, seconds_of, write
 
 from atlas_jax.translators import polar, polar_express
-from atlas_jax.translators._polar_certificate import Factor, certify
+from atlas_jax.translators._certificate import Factor, certify
 
 SHAPES, LARGE, QUICK = [(1024, 1152), (2048, 2304)], (4096, 4608), (384, 432)
 KINDS = ("1e4", "1e6", "pooled", "dead")

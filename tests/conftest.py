@@ -58,7 +58,7 @@ def bundled_run(tmp_path_factory, worker_id):
     from atlas_jax.bundled import ATLAS, SUBJECT
     from atlas_jax.corpus import build_corpus, installed_documentation
     from atlas_jax.experiments import measured
-    from atlas_jax.pipeline import AlignSettings, align, load_pair, silent
+    from atlas_jax.pipeline import AlignSettings, align, load_pair
 
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
@@ -69,6 +69,6 @@ def bundled_run(tmp_path_factory, worker_id):
             corpus = build_corpus(installed_documentation(max_bytes=200_000), n_fit=400, n_eval=200)
             making = shared / "bundled-run.making"
             making.mkdir()
-            measured(align(load_pair(SUBJECT, ATLAS, settings), corpus, settings), stage=silent).save(making)
+            measured(align(load_pair(SUBJECT, ATLAS, settings), corpus, settings)).save(making)
             making.rename(directory)
     return directory

@@ -22,7 +22,7 @@ from atlas_jax.corpus import (
     read_documents,
     train_splitter,
 )
-from atlas_jax.corpus._select import quotas
+from atlas_jax.corpus._split import quotas
 from atlas_jax.errors import AtlasError
 
 WORDS = re.findall(

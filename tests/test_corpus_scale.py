@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from atlas_jax.corpus import Corpus, Document, _build, _spill, _split, build_corpus, train_splitter
-from atlas_jax.corpus._select import percentile, quotas
+from atlas_jax.corpus import Corpus, Document, _build, _files, _split, build_corpus, train_splitter
+from atlas_jax.corpus._split import percentile, quotas
 from atlas_jax.errors import AtlasError
 
 WORDS = ["matrix", "vector", "theorem", "signal", "window", "garden", "river", "letter", "colour", "number"]
@@ -46,7 +46,7 @@ def _documents(count: int, seed: int = 3) -> list[Document]:
 @pytest.fixture
 def tiny(monkeypatch):
     """Limits so small that a small corpus takes the road of a large one."""
-    monkeypatch.setattr(_spill, "HELD_BYTES", 20_000)
+    monkeypatch.setattr(_files, "HELD_BYTES", 20_000)
     monkeypatch.setattr(_split, "CHUNK_CHARACTERS", 5_000)
 
 
@@ -128,10 +128,10 @@ def test_an_error_of_the_source_comes_through_the_workers():
 
 PEAK = """
 import sys, tracemalloc, pyarrow
-from atlas_jax.corpus import Document, _build, _corpus, _files, _spill, _split, build_corpus, train_splitter
+from atlas_jax.corpus import Document, _build, _corpus, _files, _files, _split, build_corpus, train_splitter
 splitter = train_splitter(["A line. Another line."])
 _build.published_splitter = lambda: splitter
-_spill.HELD_BYTES, _split.CHUNK_CHARACTERS = 200_000, 20_000
+_files.HELD_BYTES, _split.CHUNK_CHARACTERS = 200_000, 20_000
 _corpus.ROWS = _files.ROWS = 500
 def documents(count):
     for start in range(0, count, 500):
@@ -161,8 +161,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path):
 def test_a_build_that_is_killed_leaves_nothing_and_can_be_run_again(tmp_path):
     script = (
         "import sys, time, itertools\n"
-        "from atlas_jax.corpus import Document, build_corpus, _spill, _split\n"
-        "_spill.HELD_BYTES, _split.CHUNK_CHARACTERS = 2000, 2000\n"
+        "from atlas_jax.corpus import Document, build_corpus, _files, _split\n"
+        "_files.HELD_BYTES, _split.CHUNK_CHARACTERS = 2000, 2000\n"
         "def documents():\n"
         "    for i in itertools.count():\n"
         "        yield Document(f'Line {i} is here.\\n\\n' * 50, 'a', 'b')\n"

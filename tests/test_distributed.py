@@ -24,7 +24,7 @@ from atlas_jax.labels import Labels
 from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
 from atlas_jax.models import LanguageModel, _weights, run
 from atlas_jax.models._fingerprint import TEXT as FINGERPRINT
-from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations, silent
+from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
 from atlas_jax.statistics import PassStatistics, layout, update_pass
 from atlas_jax.statistics._update import _update_pass
@@ -85,7 +85,7 @@ def one(folder):
         patch.setattr(_pass, "SAMPLE", SAMPLE)
         settings = AlignSettings(SITES, METHODS, max_length=LENGTH, token_budget=4 * BUDGET, top_k=5)
         pair = load_pair(SUBJECT, folder / "atlas", settings)
-        alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings), stage=silent)
+        alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings))
     alignment.save(folder / "one")
     write_json(folder / "one/tables/quality.json", quality.as_json())
     return folder / "one"

@@ -15,8 +15,7 @@ from helpers.hf_oracle import hf_model, jax_model, random_ids, saved
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, generate, run
-from atlas_jax.models._decode import TOKENS_A_STRETCH, complete, stretches
-from atlas_jax.models._sampling import Sampling, argmax, sample
+from atlas_jax.models._decode import TOKENS_A_STRETCH, Sampling, argmax, complete, sample, stretches
 from atlas_jax.steering import Steer
 from atlas_jax.types import Tokens
 

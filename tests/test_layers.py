@@ -10,8 +10,9 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "atlas_jax"
 LAYERS = {
     "errors": 0, "checks": 0, "names": 0, "files": 0, "interrupts": 0, "artifacts": 0,
-    "types": 0, "types_statistics": 0, "mesh": 0, "tensor_file": 0, "processes": 0,
-    "models": 1, "sae": 1, "steering": 1, "statistics": 1, "translators": 1, "metrics": 1, "labels": 1, "pooling": 1,
+    "types": 0, "mesh": 0, "tensor_file": 0, "processes": 0, "progress": 0,
+    "statistics": 0.5,
+    "models": 1, "sae": 1, "steering": 1, "translators": 1, "metrics": 1, "labels": 1, "pooling": 1,
     "atlas": 2, "subject": 2, "translation": 2, "corpus": 2,
     "pipeline": 3,
     "experiments": 4,

@@ -4,8 +4,7 @@ import itertools
 
 import pytest
 
-from atlas_jax.atlas._fit import check_model, tuning_note
-from atlas_jax.atlas._model_name import ModelName, difference
+from atlas_jax.atlas._fit import ModelName, check_model, difference, tuning_note
 from atlas_jax.errors import AtlasError
 
 # Each line is one model, as its hub, its releases of SAEs, TransformerLens and Neuronpedia call it.

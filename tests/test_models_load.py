@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, ModelConfig, run
-from atlas_jax.models._config_file import load_config
+from atlas_jax.models._config import load_config
 from atlas_jax.types import Tokens
 
 

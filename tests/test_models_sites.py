@@ -8,7 +8,7 @@ from helpers.hf_oracle import LAYERS, hf_model, jax_model, random_ids
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import run, split_heads
-from atlas_jax.models._run import _run
+from atlas_jax.models._forward import _run
 from atlas_jax.steering import Add, Steer
 from atlas_jax.types import POINTS, Site, Tokens
 

@@ -18,8 +18,8 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import make_mesh
 from atlas_jax.statistics import Statistics, update
 from atlas_jax.translators import certify_rows, polar, polar_express
+from atlas_jax.translators._certificate import Factor, certify
 from atlas_jax.translators._polar import ROUTES
-from atlas_jax.translators._polar_certificate import Factor, certify
 
 LAYOUTS = [((4, 2), P("data", "model")), ((8, 1), P("data", None)), ((2, 4), P(None, "model"))]
 KINDS = {"1e4": 1e-5, "1e6": 1e-4, "pooled": 1e-4}

@@ -7,7 +7,7 @@ from helpers.activations import draw, statistics_of
 from helpers.float64 import polar64, unit
 
 from atlas_jax import translators
-from atlas_jax.translators._stiefel import minimise
+from atlas_jax.translators._procrustes_exact import minimise
 
 NEEDS = ("cross", "unit_cross", "atlas_gram", "unit_atlas_gram")
 

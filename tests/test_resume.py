@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import resume_worker as worker
+from helpers.logged import logged
 from rich.console import Console
 
 from atlas_jax.bundled import ATLAS, SUBJECT
@@ -45,10 +46,10 @@ def _two(directory, **options):
 
 def _read(directory, **fingerprint):
     """What a new process would go on from."""
-    said = []
-    saved = Checkpoints(directory, say=said.append)
+    saved = Checkpoints(directory)
     saved.fingerprint = {"methods": ["procrustes"], "seed": 0} | fingerprint
-    cursor, state = saved.restore("fit", STATE, 50)
+    with logged() as said:
+        cursor, state = saved.restore("fit", STATE, 50)
     return cursor, state, said
 
 
@@ -163,7 +164,7 @@ def test_a_signal_saves_the_whole_state_and_stops(tmp_path):
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert len(steps) == 4
     seen = []
-    report = lambda done, total, tokens: seen.append((done, total))
+    report = lambda stage, done, total, tokens: seen.append((done, total))
     assert int(fold(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path), progress=report)) == int(whole)
     assert len(steps) == len(list(stream.steps()))
     assert seen[0] == (sum(int(jnp.sum(t[0].index >= 0)) for t in steps[:4]), 300)
@@ -173,12 +174,22 @@ def test_progress_counts_and_rates_from_the_checkpoint(monkeypatch):
     shown, clock = io.StringIO(), iter((10.0, 12.0))
     monkeypatch.setattr(_console, "err", Console(file=shown, width=120))
     monkeypatch.setattr(_console, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with _console.stages() as stage:
-        advance = stage("align")
-        advance(9000, 10000, 90000)
-        advance(9500, 10000, 94000)
+    with _console.progress_bars() as progress:
+        progress("align", 9000, 10000, 90000)
+        progress("align", 9500, 10000, 94000)
     assert "9500/10000" in shown.getvalue()
     assert "250 sentences/s  2,000 tokens/s" in shown.getvalue()
+
+
+def test_every_pass_has_a_bar_of_its_own(monkeypatch):
+    """Two of one name one after another too."""
+    monkeypatch.setattr(_console, "err", Console(file=(shown := io.StringIO()), width=120))
+    with _console.progress_bars("steps") as progress:
+        for stage, total in (("align", 30), ("align", 70), ("measure", 50)):
+            for done in (0, total):
+                progress(stage, done, total, 10 * done)
+    assert [f"{n}/{n}" in shown.getvalue() for n in (30, 70, 50)] == [True] * 3
+    assert "steps/s" in shown.getvalue()
 
 
 def test_no_feature_space_hides_what_is_not_finite():

@@ -13,7 +13,7 @@ from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import measure, measured
-from atlas_jax.pipeline import Alignment, AlignSettings, align, is_finished, load_pair, silent
+from atlas_jax.pipeline import Alignment, AlignSettings, align, is_finished, load_pair
 from atlas_jax.types import Site
 
 SETTINGS = AlignSettings(("mlp_act.1",), ("procrustes", "covariance"), max_length=16, token_budget=512)
@@ -35,7 +35,7 @@ def corpus():
 def whole(pair, corpus, tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "whole"
     directory.mkdir()
-    measured(align(pair, corpus, SETTINGS), stage=silent).save(directory)
+    measured(align(pair, corpus, SETTINGS)).save(directory)
     return directory
 
 
@@ -125,7 +125,7 @@ def test_a_sound_run_is_read_back_as_it_was(run, pair, corpus):
     assert found.settings == SETTINGS
     assert found.corpus == corpus
     assert set(found.translations) == {(site, "procrustes"), (site, "covariance")}
-    again = measure(found, stage=silent)[1].as_json()
+    again = measure(found)[1].as_json()
     assert json.loads(json.dumps(again)) == json.loads((run / "tables" / "quality.json").read_text())
     assert found.strongest("mlp_act.1").index.shape == (384, 5)
     with pytest.raises(AtlasError, match="does not know the strongest sentences of mlp_act.2"):
@@ -165,7 +165,7 @@ def test_a_finished_run_is_known_again_and_any_other_is_named(whole, pair, corpu
 def test_a_run_that_cannot_be_measured_is_kept(pair, corpus, whole, tmp_path, monkeypatch):
     """Too little text is told; a fault of another kind is raised when the run is there."""
     few = dataclasses.replace(Alignment.load(whole), rate=np.zeros(pair.atlas.width))
-    found = measured(few, stage=silent)
+    found = measured(few)
     assert found.quality is None
     assert "no atlas feature fires" in str(found.fault)
     found.save(tmp_path)
@@ -177,7 +177,7 @@ def test_a_run_that_cannot_be_measured_is_kept(pair, corpus, whole, tmp_path, mo
 
     monkeypatch.setattr("atlas_jax.experiments._measure.translation_quality", broken)
     with pytest.raises(MemoryError, match="no room"):
-        measured(Alignment.load(whole), stage=silent).raise_fault()
+        measured(Alignment.load(whole)).raise_fault()
 
 
 @pytest.mark.parametrize(

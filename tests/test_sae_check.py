@@ -31,7 +31,7 @@ def texts():
 
 
 def examine(atlas, texts):
-    facts = atlas_facts(atlas, texts, stage=lambda name: None)
+    facts = atlas_facts(atlas, texts)
     return facts, check_sae(atlas, texts, facts)
 
 
@@ -59,7 +59,7 @@ def test_a_fault_measured_when_the_atlas_was_built_is_no_standard(atlas, texts, 
     config = dataclasses.replace(atlas.sae.config, advertised_l0=None, advertised_fvu=None, advertised_dead=None)
     sae = dataclasses.replace(atlas.sae, config=config)
     built = dataclasses.replace(atlas, sae=sae, site=Site.parse(site), home=tmp_path)
-    facts = atlas_facts(built, texts, stage=lambda name: None)
+    facts = atlas_facts(built, texts)
     files = {part: {} for part in ("model", "sae", "labels")}
     Manifest(site, files, metadata={"measured": facts}).write(tmp_path)
     check = check_sae(built, texts, facts)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import hf_oracle
+from helpers.logged import logged
 from safetensors.numpy import load_file
 
 from atlas_jax.corpus import Corpus, CorpusStatistics
@@ -68,7 +69,7 @@ def trained(model, corpus, request):
 def interrupted(at):
     """A progress callback that presses Ctrl-C after a step."""
 
-    def progress(done, total, tokens):
+    def progress(stage, done, total, tokens):
         if done == at:
             signal.raise_signal(signal.SIGINT)
 
@@ -130,10 +131,9 @@ def test_training_explains_the_activations_at_the_asked_l0(trained):
 def test_stopping_anywhere_changes_nothing(model, corpus, trained, tmp_path):
     settings, straight = trained
     for stops in ([1], [13, 14, 39]):
-        said = []
-        saved = lambda at=stops[0], said=said: Checkpoints(tmp_path / str(at), say=said.append, unit="steps")
+        saved = lambda at=stops[0]: Checkpoints(tmp_path / str(at), unit="steps")
         for stop in stops:
-            with pytest.raises(KeyboardInterrupt):
+            with pytest.raises(KeyboardInterrupt), logged() as said:
                 train_sae(model, corpus, settings, name="tiny", checkpoints=saved(), progress=interrupted(stop))
         assert said[-1] == f"saved the train pass after {stops[-1]} steps"
         again = train_sae(model, corpus, settings, name="tiny", checkpoints=saved())
@@ -153,8 +153,8 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, corpus, t
     for file in newest.rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(file.read_bytes()[:-100])
-    said = []
-    again = train_sae(model, corpus, settings, name="tiny", checkpoints=Checkpoints(tmp_path, say=said.append))
+    with logged() as said:
+        again = train_sae(model, corpus, settings, name="tiny", checkpoints=Checkpoints(tmp_path))
     assert "damaged" in said[0]
     assert "after 20 of 40" in said[1]
     jax.tree.map(np.testing.assert_array_equal, again.sae, straight.sae)

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import SparseAutoencoder, quality
-from atlas_jax.sae._formats._hooks import site_of
+from atlas_jax.sae._formats._fields import site_of
 from atlas_jax.types import Site
 
 torch = pytest.importorskip("torch")

@@ -12,7 +12,7 @@ from helpers import sae_files
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import SparseAutoencoder
-from atlas_jax.sae._formats._names import told
+from atlas_jax.sae._formats._read import told
 
 pytest.importorskip("torch")
 

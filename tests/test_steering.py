@@ -15,7 +15,7 @@ from helpers.hf_oracle import hf_model, hooks, jax_model, random_ids
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, forward, generate, run
-from atlas_jax.models._run import _run
+from atlas_jax.models._forward import _run
 from atlas_jax.steering import Ablate, Add, ProjectOut, Replace, Steer, at
 from atlas_jax.types import Site, Tokens, Where
 

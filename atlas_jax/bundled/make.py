@@ -87,7 +87,7 @@ def make_atlas(out: Path) -> None:
     top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[SITE]
     labels = statistical_labels(WordTable.of(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
-    facts = atlas_facts(atlas, corpus.eval[:MEASURED], stage=lambda name: None)
+    facts = atlas_facts(atlas, corpus.eval[:MEASURED])
     _say("atlas")("facts", facts)
     with tempfile.TemporaryDirectory(dir=out) as directory:
         new = Path(directory) / "atlas"

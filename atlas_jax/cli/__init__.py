@@ -15,11 +15,13 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # labels and generated text hold what no terminal may know
     from atlas_jax.cli._app import app
+    from atlas_jax.cli._console import log_shown
 
     _keep_compiled_programs()
     warnings.showwarning = _show_warning
     try:
-        app()
+        with log_shown():
+            app()
     except AtlasError as e:
         _end(str(e))
     except OSError as e:

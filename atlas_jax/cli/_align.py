@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax import interrupts
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, silence, stages, warn
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
@@ -75,7 +75,7 @@ def align(
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
-    saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note)
+    saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every)
     with resumable(saved):
         note("loading both models")
         pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
@@ -85,12 +85,12 @@ def align(
             _say_finished(out_dir, as_json=as_json)
             return
         run = new_directory(out_dir, overwrite=overwrite) if others.is_first() else contextlib.nullcontext(out_dir)
-        with run as directory, stages() as stage:
+        with run as directory, progress_bars() as progress:
             if restart and others.is_first():
                 saved.discard()
             others.wait("checkpoints are as they should be")
-            alignment = pipeline.align(pair, corpus, settings, stage=stage, checkpoints=saved, chooser=chooser)
-            found = experiments.measured(alignment, stage=stage)
+            alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
+            found = experiments.measured(alignment, progress=progress)
             found.save(directory, dtype=save_dtype)
     if others.is_first():
         _show(found, as_json=as_json)

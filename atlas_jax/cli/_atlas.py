@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_jax.cli._console import emit, note, stages, warn
+from atlas_jax.cli._console import emit, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.cli._options import Overwrite, finite
 from atlas_jax.errors import AtlasError
@@ -170,8 +170,8 @@ def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) ->
     from atlas_jax.experiments import atlas_facts, check_sae
 
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
-    with stages() as stage:
-        facts = atlas_facts(atlas, texts, stage=stage)
+    with progress_bars() as progress:
+        facts = atlas_facts(atlas, texts, progress=progress)
     return {"text": ", ".join(map(str, text)) if text else OWN_TEXT} | facts, check_sae(atlas, texts, facts)
 
 

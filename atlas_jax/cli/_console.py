@@ -1,6 +1,7 @@
 """Progress on standard error, results on standard output as tables or JSON."""
 
 import json
+import logging
 import os
 import re
 import time
@@ -9,9 +10,19 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress as Bars,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.segment import Segment
 from rich.text import Text
+
+from atlas_jax.progress import Progress
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _UNPAIRED = re.compile(r"[\ud800-\udfff]")
@@ -72,9 +83,31 @@ def warn(text: str) -> None:
     err.print(Text.assemble(("WARNING", "bold red"), " ", text), highlight=False)
 
 
+class _Notes(logging.Handler):
+    """Prints what the package logs as :func:`note` does."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a record's sentence."""
+        note(record.getMessage())
+
+
 @contextmanager
-def stages() -> Iterator[Callable[..., Callable[[int, int, int], None]]]:
-    """Progress bars of named passes, each with sentences (or another unit) and tokens a second and the time left."""
+def log_shown() -> Iterator[None]:
+    """Print what the package logs, from information up, as notes."""
+    logger, notes = logging.getLogger("atlas_jax"), _Notes()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(notes)
+    try:
+        yield
+    finally:
+        logger.removeHandler(notes)
+        logger.setLevel(level)
+
+
+@contextmanager
+def progress_bars(unit: str = "sentences") -> Iterator[Progress]:
+    """Progress bars, one a stage, each with the unit and tokens a second and the time left."""
     columns = (
         TextColumn("{task.description:12}", markup=False),
         BarColumn(bar_width=30),
@@ -83,21 +116,18 @@ def stages() -> Iterator[Callable[..., Callable[[int, int, int], None]]]:
         TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err) as bars:
+    with Bars(*columns, console=err) as bars:
+        begun: dict[str, tuple[TaskID, float, int, int]] = {}
 
-        def stage(name: str, unit: str = "sentences") -> Callable[[int, int, int], None]:
-            task, start = bars.add_task(name, total=None, rate=""), None
+        def progress(stage: str, done: int, total: int, tokens: int) -> None:
+            if stage not in begun or done <= begun[stage][2]:
+                # A pass may go on from a checkpoint: rates and the time left count from there.
+                task = bars.add_task(stage, total=total, completed=done, rate="")
+                begun[stage] = task, time.monotonic(), done, tokens
+                return
+            task, start, *before = begun[stage]
+            if seconds := time.monotonic() - start:
+                speed = (done - before[0]) / seconds, (tokens - before[1]) / seconds
+                bars.update(task, completed=done, rate=f"{speed[0]:,.0f} {unit}/s  {speed[1]:,.0f} tokens/s")
 
-            def advance(done: int, total: int, tokens: int) -> None:
-                nonlocal start
-                if start is None:  # a pass may go on from a checkpoint: rates and the time left count from there
-                    start = time.monotonic(), done, tokens
-                    bars.reset(task, completed=done, total=total)
-                elif seconds := time.monotonic() - start[0]:
-                    speed = (done - start[1]) / seconds, (tokens - start[2]) / seconds
-                    rate = f"{speed[0]:,.0f} {unit}/s  {speed[1]:,.0f} tokens/s"
-                    bars.update(task, completed=done, rate=rate)
-
-            return advance
-
-        yield stage
+        yield progress

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, note, stages
+from atlas_jax.cli._console import emit, note, progress_bars
 
 app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
 
@@ -24,8 +24,8 @@ def quality(
     from atlas_jax.cli._tables import quality_table
     from atlas_jax.pipeline import Alignment
 
-    with stages() as stage:
-        _, found = experiments.measure(Alignment.load(run), stage=stage, features=features)
+    with progress_bars() as progress:
+        _, found = experiments.measure(Alignment.load(run), progress=progress, features=features)
     emit(as_json, found.as_json(), lambda: quality_table(found))
 
 
@@ -45,9 +45,9 @@ def retrieval(
     from atlas_jax.pipeline import Alignment
 
     alignment = Alignment.load(run)
-    with stages() as stage:
+    with progress_bars() as progress:
         found = experiments.semantic_retrieval(
-            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, stage=stage
+            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, progress=progress
         )
     if found.sentences < sentences:
         told = f"queries are averaged over {found.sentences} sentences, not over {sentences}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax.cli._align import show_choice, warn_of
-from atlas_jax.cli._console import emit, err, note, out, stages
+from atlas_jax.cli._console import emit, err, note, out, progress_bars
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import Choose, Methods, Overwrite, Seed, Sites, finite
 from atlas_jax.errors import AtlasError
@@ -74,11 +74,11 @@ def quickstart(
     paths = [*(text or ()), *(more_text or ())]
     corpus = read_corpus(paths, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
     note(f"{len(corpus.fit)} sentences to fit on, {len(corpus.eval)} held out")
-    with stages() as stage:
+    with progress_bars() as progress:
         result = experiment(
             pair, corpus, settings, out_dir,
-            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS, stage=stage,
-            note=note, chooser=chooser, overwrite=overwrite,
+            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS,
+            progress=progress, chooser=chooser, overwrite=overwrite,
         )  # fmt: skip
     _show(result, as_json=as_json)
     err.print(f"written to {result.directory} in {time.monotonic() - start:.0f} s")

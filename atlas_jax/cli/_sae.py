@@ -8,7 +8,7 @@ import typer
 
 from atlas_jax import interrupts
 from atlas_jax.cli._align import resumable
-from atlas_jax.cli._console import emit, err, note, stages, warn
+from atlas_jax.cli._console import emit, err, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.cli._options import SITES, CheckpointEvery, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
@@ -84,7 +84,7 @@ def train(
         dead_after, norm_limit, max_length, held_out, seed,
     )  # fmt: skip
     settings.config()
-    saved = Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, say=note, unit="steps")
+    saved = Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every, unit="steps")
     with resumable(saved):
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
@@ -93,12 +93,12 @@ def train(
         if result is not None:
             note(f"'{out_dir}' is trained already; --overwrite trains it anew")
         else:
-            with new_directory(out_dir, SAE, overwrite=overwrite) as directory, stages() as stage:
+            with new_directory(out_dir, SAE, overwrite=overwrite) as directory, progress_bars("steps") as progress:
                 saved.fingerprint = about
                 if restart:
                     saved.discard()
-                shown = {"progress": stage("train", "steps"), "told": note}
-                trained = experiments.train_sae(lm, corpus, settings, name=path.name, checkpoints=saved, **shown)
+                options = {"checkpoints": saved, "progress": progress}
+                trained = experiments.train_sae(lm, corpus, settings, name=path.name, **options)
                 result = experiments.write_result(directory, trained, about)
             err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
     facts = {"features": settings.features, **result["measured"], "passes over the text, about": result["passes"]}
@@ -155,18 +155,20 @@ def label(
     labels, facts = None, {"features": atlas.width}
     if endpoint is not None:
         interrupts.say_at_end(lambda: "interrupted; give the same command again, which asks no question twice")
-    with stages() as stage:
-        shown = experiments.gather_evidence(atlas, corpus, features=feature, contexts=contexts, seed=seed, stage=stage)
-        facts["that fire"] = len(shown)
-        if endpoint is None:
-            labels = experiments.label_by_words(shown, corpus.fit, atlas.width)
-        else:
-            book = AnswerBook(out.with_suffix(".answers.jsonl"))
-            facts |= experiments.estimate_requests(shown, endpoint, book).facts(price)
-            note(", ".join(f"{name} {value:,}" for name, value in facts.items()))
-        if endpoint is not None and not dry_run:
-            by_feature = lambda name: stage(name, "features")
-            labels = experiments.label_by_chat(shown, endpoint, book, atlas.width, workers=workers, stage=by_feature)
+    with progress_bars() as progress:
+        options = {"features": feature, "contexts": contexts, "seed": seed, "progress": progress}
+        shown = experiments.gather_evidence(atlas, corpus, **options)
+    facts["that fire"] = len(shown)
+    if endpoint is None:
+        labels = experiments.label_by_words(shown, corpus.fit, atlas.width)
+    else:
+        book = AnswerBook(out.with_suffix(".answers.jsonl"))
+        facts |= experiments.estimate_requests(shown, endpoint, book).facts(price)
+        note(", ".join(f"{name} {value:,}" for name, value in facts.items()))
+    if endpoint is not None and not dry_run:
+        with progress_bars("features") as progress:
+            options = {"workers": workers, "progress": progress}
+            labels = experiments.label_by_chat(shown, endpoint, book, atlas.width, **options)
     if labels is not None:
         with new_file(out) as file:
             labels.save(file)

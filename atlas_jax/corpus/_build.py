@@ -17,15 +17,12 @@ from jaxtyping import Int
 
 from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._corpus import Corpus, CorpusStatistics, dropped
-from atlas_jax.corpus._document import Document
-from atlas_jax.corpus._files import HALVES, HalfWriter, parent_of, read_half
-from atlas_jax.corpus._select import SIDES, Unique, percentile, quotas
-from atlas_jax.corpus._sentences import TRAINING_CHARACTERS, Splitter, published_splitter, train_splitter
-from atlas_jax.corpus._spill import Spill
-from atlas_jax.corpus._split import split_documents
+from atlas_jax.corpus._files import HALVES, HalfWriter, Spill, parent_of, read_half
+from atlas_jax.corpus._prose import TRAINING_CHARACTERS, Document, Splitter, published_splitter, train_splitter
+from atlas_jax.corpus._split import SIDES, Unique, percentile, quotas, split_documents
 from atlas_jax.errors import AtlasError
 
-Progress = Callable[[int, int], None]
+ReadProgress = Callable[[int, int], None]
 """Called with the documents read and the sentences found so far."""
 
 
@@ -40,7 +37,7 @@ def build_corpus(
     weights: Mapping[str, float | int] | None = None,
     workers: int | None = None,
     directory: str | Path | None = None,
-    progress: Progress | None = None,
+    progress: ReadProgress | None = None,
 ) -> Corpus:
     """Sentences of ``documents`` filtered as in Appendix A.2, in two halves that share no text.
 
@@ -134,7 +131,7 @@ class _Chosen(NamedTuple):
     quotas: Int[np.ndarray, "2 d"]
 
 
-def _collect(spill: Spill, splits: Iterable, progress: Progress | None) -> _Found:
+def _collect(spill: Spill, splits: Iterable, progress: ReadProgress | None) -> _Found:
     numbers: dict[str, int] = {}
     documents = sentences = 0
     lengths: Counter[int] = Counter()

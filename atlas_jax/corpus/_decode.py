@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from atlas_jax.corpus._document import plain
+from atlas_jax.corpus._prose import plain
 from atlas_jax.errors import AtlasError
 
 _MARKS = {

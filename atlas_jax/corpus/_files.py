@@ -1,19 +1,65 @@
-"""The files of a corpus: halves as memory-mapped Arrow streams, in directories that are complete or not there."""
+"""Sentences in Arrow files: the halves of a corpus, memory-mapped, and a pool larger than memory."""
 
 import mmap
+import operator
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 import pyarrow as pa
+from jaxtyping import Int, UInt64
 
 from atlas_jax.artifacts import check_place
-from atlas_jax.corpus._texts import Texts
 
+_BLOCK = 4096
 SUMMARY = "corpus.json"
 HALVES = ("fit.arrow", "eval.arrow")
 ROWS = 16_384
 _SCHEMA = pa.schema({"id": pa.int64(), "domain": pa.large_string(), "text": pa.large_string()})
+BUCKET_BITS = 6
+HELD_BYTES = 32_000_000
+_SPILLED = pa.schema({"digest": pa.uint64(), "domain": pa.int32(), "text": pa.large_string()})
+
+
+class Texts(Sequence[str]):
+    """A sequence of strings that holds none of them: each is read from its Arrow column when asked for.
+
+    Over a memory-mapped file it costs no memory but what the system may take back. Slices and sums are views.
+
+    Example:
+      >>> texts = Texts(pa.chunked_array([["one", "two"], ["three"]]))
+      >>> texts[-1], len(texts), list(texts[1:])
+      ('three', 3, ['two', 'three'])
+    """
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Texts": ...
+    def __getitem__(self, index: SupportsIndex | slice) -> "str | Texts":
+        if isinstance(index, slice):
+            return Texts(self._column[index])
+        return self._column[operator.index(index)].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            for start in range(0, len(chunk), _BLOCK):
+                yield from chunk.slice(start, _BLOCK).to_pylist()
+
+    def __add__(self, other: "Texts") -> "Texts":
+        return Texts(pa.chunked_array([*self._column.chunks, *other._column.chunks], self._column.type))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} texts>"
 
 
 class HalfWriter:
@@ -67,3 +113,61 @@ def parent_of(target: Path) -> Path:
     check_place(target, "a corpus", overwrite=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     return target.parent
+
+
+class Spill:
+    """A pool of sentences larger than memory, read back a bucket at a time in the order of their hashes.
+
+    Equal sentences meet in one bucket, so each bucket is deduplicated and ordered on its own. The files have no name
+    and vanish with the process, however it ends.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._held: list[pa.RecordBatch] = []
+        self._bytes = 0
+        self._files: list[IO[bytes]] = []
+        self._writers: list[pa.ipc.RecordBatchStreamWriter] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Spill":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    def add(self, digest: UInt64[np.ndarray, " n"], domain: Int[np.ndarray, " n"], texts: pa.Array) -> None:
+        """Put sentences in."""
+        self._held.append(pa.record_batch([pa.array(digest), pa.array(domain), texts], schema=_SPILLED))
+        self._bytes += texts.nbytes
+        if self._bytes >= HELD_BYTES:
+            self._flush()
+
+    def buckets(self) -> Iterator[pa.Table]:
+        """All sentences, in tables of ascending hash; in a table they are in the order they were put in."""
+        if not self._files:
+            yield pa.Table.from_batches(self._held, _SPILLED)
+            return
+        self._flush()
+        for writer in self._writers:
+            writer.close()
+        self._writers = []
+        for file in self._files:
+            yield mapped_table(file)
+
+    def _flush(self) -> None:
+        if not self._held:
+            return
+        if not self._files:
+            self._files = [self._stack.enter_context(self._file()) for _ in range(2**BUCKET_BITS)]
+            self._writers = [pa.ipc.new_stream(file, _SPILLED) for file in self._files]
+        table = pa.Table.from_batches(self._held, _SPILLED).combine_chunks()
+        bucket = table["digest"].to_numpy() >> np.uint64(64 - BUCKET_BITS)
+        order = np.argsort(bucket, kind="stable")
+        table, ends = table.take(order), np.cumsum(np.bincount(bucket, minlength=len(self._files)))
+        for writer, start, end in zip(self._writers, [0, *ends], ends, strict=False):
+            writer.write_table(table.slice(start, end - start))
+        self._held, self._bytes = [], 0
+
+    def _file(self) -> IO[bytes]:
+        return tempfile.TemporaryFile(prefix=".corpus-", dir=self._folder)

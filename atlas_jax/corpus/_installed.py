@@ -10,8 +10,7 @@ import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
-from atlas_jax.corpus._document import Document
-from atlas_jax.corpus._prose import prose
+from atlas_jax.corpus._prose import Document, prose
 
 _PROJECT = "atlas-jax"
 _ROOTS = ("jax", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy", "scipy", "safetensors")

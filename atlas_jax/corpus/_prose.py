@@ -1,8 +1,13 @@
-"""The prose of technical text: docstrings, reStructuredText and Markdown without code, tables and markup."""
+"""Documents, their prose without code, tables and markup, and its sentences."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
+from atlas_jax.errors import AtlasError
+
+_MARK = "\ufeff"
+_KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 _ITEM = re.compile(
     r"[-*+•] +|\(?\d{1,2}[.)] +|:\w+(?: [^:\n]{1,40})?: +"
     r"|\*{0,2}`{0,2}\w+`{0,2}(?: ?\([^)\n]{0,80}\))?\*{0,2} ?: +(?=[A-Z])"
@@ -21,6 +26,69 @@ _MARKUP = (  # (what must occur, pattern, replacement)
 )
 _WORD = re.compile(r"[A-Za-z]{2,}")
 _LETTER = re.compile(r"[A-Za-z ,]")
+PUBLISHED = "punkt_tab/english"
+TRAINING_CHARACTERS = 1_000_000
+_PARAGRAPH_BREAK = re.compile(r"\n[ \t\r]*\n\s*")
+_INNER_STOP = re.compile(r"[.!?](?=.)", re.DOTALL)
+
+
+class Document(NamedTuple):
+    """A text of any length before it is split into sentences.
+
+    Attributes:
+      text: the text; blank lines separate paragraphs.
+      domain: what the text is about, the unit whose share is kept when a corpus is cut down.
+      source: a relative name of the file it came from.
+
+    Example:
+      >>> Document("A matrix is orthogonal when its rows are orthonormal.", "numpy.linalg", "numpy/linalg").domain
+      'numpy.linalg'
+    """
+
+    text: str
+    domain: str
+    source: str
+
+
+def columns_read(names: Iterable[str], text: str, domain: str) -> list[str]:
+    """Which columns of a table hold the text and, whole or as a field (see :func:`domain_of`), the domain."""
+    return [name for name in names if name in (text, domain, domain.partition(".")[0])]
+
+
+def domain_of(row: Mapping[str, Any], column: str) -> str | None:
+    """The domain of a record, if it has one; ``meta.name`` is column ``meta.name`` or else field ``name`` of ``meta``.
+
+    Example:
+      >>> domain_of({"text": "A proof.", "meta": {"pile_set_name": "ArXiv"}}, "meta.pile_set_name")
+      'ArXiv'
+    """
+    value: Any = row
+    for part in [column] if column in row else column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return None if value is None else plain(str(value))
+
+
+def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
+    """The text of a record; None where it is missing, null or blank.
+
+    Raises:
+      AtlasError: naming ``where`` it is, if it is something else than text.
+
+    Example:
+      >>> text_of({"text": "A proof."}, "text", "line 1 of 'a.jsonl'"), text_of({"text": None}, "text", "line 2")
+      ('A proof.', None)
+    """
+    value = row.get(column)
+    if not isinstance(value, str | None):
+        kind = _KINDS.get(type(value), type(value).__name__)
+        raise AtlasError(f'"{column}" in {where} is {kind}, not text; mend it, or name the column that holds the text')
+    text = plain(value or "")
+    return text if text.strip() else None
+
+
+def plain(text: str) -> str:
+    """Text without byte order marks, and with ``?`` for lone surrogates, which no encoding holds."""
+    return text if text.isascii() else text.replace(_MARK, "").encode("utf-8", "replace").decode()
 
 
 def prose(text: str) -> str:
@@ -100,3 +168,62 @@ def _is_prose(paragraph: str) -> bool:
     if begins or ends:
         return words >= 8 and letters >= 0.92 and paragraph[-1] not in ":,;"
     return False
+
+
+class Splitter(NamedTuple):
+    """A Punkt sentence splitter and where its parameters come from.
+
+    Attributes:
+      tokenize: paragraph -> sentences.
+      source: ``punkt_tab/english`` or ``trained on N characters``.
+    """
+
+    tokenize: Callable[[str], list[str]]
+    source: str
+
+    def split(self, text: str) -> Iterator[str]:
+        """The sentences of a text: blank lines end a sentence, other white space becomes one space.
+
+        Example:
+          >>> splitter = train_splitter(["Rows sum to one. Columns do not."])
+          >>> list(splitter.split("Rows sum\\nto one. Columns do not.\\n\\nThe end"))
+          ['Rows sum to one.', 'Columns do not.', 'The end']
+        """
+        for paragraph in _PARAGRAPH_BREAK.split(text):
+            stripped = paragraph.strip()
+            for sentence in self.tokenize(stripped) if _INNER_STOP.search(stripped) else [stripped]:
+                if joined := " ".join(sentence.split()):
+                    yield joined
+
+
+def published_splitter() -> Splitter | None:
+    """The published English Punkt model where NLTK's data directories hold it; None elsewhere. Never downloads.
+
+    Example:
+      >>> splitter = published_splitter()
+      >>> splitter is None or splitter.source == "punkt_tab/english"
+      True
+    """
+    from nltk.tokenize.punkt import PunktTokenizer
+
+    try:
+        return Splitter(PunktTokenizer("english").tokenize, PUBLISHED)
+    except LookupError:
+        return None
+
+
+def train_splitter(texts: Iterable[str]) -> Splitter:
+    """A Punkt model fitted, unsupervised, to the corpus' own text; the order of ``texts`` does not matter.
+
+    At most the first million characters of the sorted texts are used.
+
+    Example:
+      >>> train_splitter(["One sentence. Another one."]).source
+      'trained on 26 characters'
+    """
+    from nltk.tokenize.punkt import PunktSentenceTokenizer, PunktTrainer
+
+    text = "\n\n".join(sorted(texts))[:TRAINING_CHARACTERS]
+    trainer = PunktTrainer()
+    trainer.train(text, finalize=True)
+    return Splitter(PunktSentenceTokenizer(trainer.get_params()).tokenize, f"trained on {len(text)} characters")

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from atlas_jax.corpus._decode import check_encoding, lines
-from atlas_jax.corpus._document import Document, columns_read, domain_of, text_of
-from atlas_jax.corpus._prose import prose
+from atlas_jax.corpus._prose import Document, columns_read, domain_of, prose, text_of
 from atlas_jax.errors import AtlasError
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")

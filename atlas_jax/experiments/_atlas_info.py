@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.labels import WordTable, terms, words_of
 from atlas_jax.metrics import Interval, auroc, bootstrap_mean
-from atlas_jax.pipeline import Pass, Stage, encode_batch, sae_quality
+from atlas_jax.pipeline import Pass, encode_batch, sae_quality
+from atlas_jax.progress import Progress
 
 LABELS_MEASURED = 4096
 CELLS = 1 << 28
@@ -80,10 +81,10 @@ def _stream(atlas: ConceptAtlas, texts: Sequence[str]) -> Pass:
     return Pass.of([atlas], texts, token_budget=min(4096, max(256, CELLS // atlas.width)))
 
 
-def atlas_facts(atlas: ConceptAtlas, texts: Sequence[str], *, stage: Stage) -> dict[str, Any]:
+def atlas_facts(atlas: ConceptAtlas, texts: Sequence[str], *, progress: Progress | None = None) -> dict[str, Any]:
     """FVU, L0 and dead share of the SAE, coverage and quality of the labels, on the given sentences."""
     stream = _stream(atlas, texts)
-    found = sae_quality(stream, stage("SAE"))
+    found = sae_quality(stream, progress=progress)
     facts = {
         "site": str(atlas.site),
         "features": atlas.width,

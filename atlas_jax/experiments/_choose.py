@@ -10,7 +10,8 @@ import numpy as np
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._member_scores import score_members
 from atlas_jax.experiments._quality import BAND, choose_features
-from atlas_jax.pipeline import Choice, Fitted, Pass, Stage
+from atlas_jax.pipeline import Choice, Fitted, Pass
+from atlas_jax.progress import Progress
 from atlas_jax.translators import Member
 from atlas_jax.types import Site
 
@@ -81,7 +82,7 @@ class Chooser:
         """The translations it adds at every site."""
         return tuple(f"whitened_{use}" for use in self.uses)
 
-    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, stage: Stage) -> Choice:
+    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None) -> Choice:
         """Score the grid on the held-out part; arguments as in :class:`atlas_jax.pipeline.Chooser`.
 
         Raises:
@@ -89,7 +90,8 @@ class Chooser:
         """
         rate = np.asarray(fitted.active) / float(fitted.statistics.sums.weight)
         features = choose_features(rate, count=FEATURES, band=BAND, seed=self.seed + 1)
-        scores = score_members(self.uses, self.grid, features, held, fitted, held_fitted, seed=self.seed, stage=stage)
+        options = {"seed": self.seed, "progress": progress}
+        scores = score_members(self.uses, self.grid, features, held, fitted, held_fitted, **options)
         chosen = {
             (site, use): max(self.grid, key=lambda m, s=scores[use][site]: s[m]["score"])
             for site in held.spaces[0].sites

@@ -12,7 +12,8 @@ from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Context
 from atlas_jax.models import Tokenizer
-from atlas_jax.pipeline import Pass, Stage, pooled_activations, silent, top_sentences
+from atlas_jax.pipeline import Pass, pooled_activations, top_sentences
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import TopK
 
 STRONGEST, FIRING, SILENT = 50, 10, 10  # held-out sentences: looked for, and tested on of either kind
@@ -48,7 +49,7 @@ def gather_evidence(
     contexts: int = 20,
     max_length: int = 128,
     seed: int = 0,
-    stage: Stage = silent,
+    progress: Progress | None = None,
 ) -> list[Evidence]:
     """Top activating sentences of every feature that has any, and sentences to test a description on.
 
@@ -62,7 +63,7 @@ def gather_evidence(
       contexts: sentences to show for each feature.
       max_length: tokens at which sentences are cut.
       seed: of the draws.
-      stage: makes a progress callback for each pass.
+      progress: called after every batch of each pass.
 
     Raises:
       AtlasError: for a feature the SAE does not have, or where none fires at all.
@@ -71,8 +72,10 @@ def gather_evidence(
     if outside := [f for f in wanted if not 0 <= f < atlas.width]:
         raise AtlasError(f"feature {outside[0]} does not exist; this SAE has 0 to {atlas.width - 1}")
     fit, held = (Pass.of([atlas], texts, max_length=max_length) for texts in (corpus.fit, corpus.eval))
-    strongest = lambda stream, k, name: jax.device_get(top_sentences(stream, top_k=k, progress=stage(name))[atlas.site])
-    shown, tested = strongest(fit, contexts, "contexts"), strongest(held, STRONGEST, "test sentences")
+    shown, tested = (
+        jax.device_get(top_sentences(stream, top_k=k, stage=stage, progress=progress)[atlas.site])
+        for stream, k, stage in ((fit, contexts, "contexts"), (held, STRONGEST, "test sentences"))
+    )
     pool = np.array(corpus.eval[:QUIET_POOL], object)
     quiet = pooled_activations(Pass.of([atlas], pool.tolist(), max_length=max_length))[atlas.site] <= 0
     found = []

@@ -10,7 +10,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.pipeline import Pass, Progress
+from atlas_jax.pipeline import Pass
+from atlas_jax.progress import Progress
 from atlas_jax.sae import QualityState, SparseAutoencoder, finish_quality, init_quality, update_quality
 from atlas_jax.types import Site, Tokens, Where
 
@@ -74,7 +75,7 @@ def held_out(
     """
     (space,) = stream.spaces
     state, sums = init_quality(sae), np.zeros(4)
-    for (tokens,) in stream.batches(progress):
+    for (tokens,) in stream.batches(stage="held out", progress=progress):
         state, batch = _measure(state, space.model, sae, tokens, site, jnp.float32(norm_limit))
         sums += np.asarray(batch, np.float64)
     clean, spliced, ablated = (float(s) for s in sums[:3] / sums[3])

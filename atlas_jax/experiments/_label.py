@@ -23,7 +23,7 @@ from atlas_jax.labels import (
     words_of,
 )  # fmt: skip
 from atlas_jax.metrics import auroc
-from atlas_jax.pipeline import Progress, Stage, silent
+from atlas_jax.progress import Progress, unreported
 
 CHARACTERS_PER_TOKEN = 4
 ANSWER_TOKENS = 20  # of a description or a list of numbers, for the estimate
@@ -96,7 +96,7 @@ def label_by_chat(
     width: int,
     *,
     workers: int = 8,
-    stage: Stage = silent,
+    progress: Progress | None = None,
 ) -> Labels:
     """Labels by a chat model: it describes the contexts of each feature, then says which test sentences fit.
 
@@ -109,12 +109,12 @@ def label_by_chat(
       book: where answers are kept.
       width: features of the SAE.
       workers: questions asked at the same time.
-      stage: makes a progress callback for the descriptions and for the tests: features done, in all, tokens spent.
+      progress: called after every answer, to the descriptions and then to the tests, with features and tokens spent.
 
     Raises:
       AtlasError: if the endpoint refuses or stays silent; the answers before that are in the book.
     """
-    ask = lambda prompts, name: _asked(prompts, endpoint, book, workers, stage(name))
+    ask = lambda prompts, stage: _asked(prompts, endpoint, book, workers, stage, progress)
     answers = ask([explanation_prompt(e.contexts) for e in evidence], "describe")
     named = [(e, said) for e, answer in zip(evidence, answers, strict=True) if (said := description_in(answer))]
     if not named:
@@ -133,17 +133,18 @@ def _asked(
     endpoint: ChatEndpoint,
     book: AnswerBook,
     workers: int,
+    stage: str,
     progress: Progress | None,
 ) -> list[str]:
     """The answers to some questions, in their order; new ones are in the book as soon as they come."""
-    report = progress or (lambda done, total, tokens: None)
-    report(0, len(prompts), sum(book.spent))
+    report = progress or unreported
+    report(stage, 0, len(prompts), sum(book.spent))
     answers = []
     with ThreadPoolExecutor(workers) as pool:
         try:
             for answer in pool.map(lambda prompt: book.ask(endpoint, prompt), prompts):
                 answers.append(answer.text)
-                report(len(answers), len(prompts), sum(book.spent))
+                report(stage, len(answers), len(prompts), sum(book.spent))
         finally:
             pool.shutdown(cancel_futures=True)
     return answers

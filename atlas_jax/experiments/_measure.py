@@ -9,13 +9,16 @@ from typing import NamedTuple
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._quality import BAND, Quality, choose_features, translation_quality
 from atlas_jax.files import write_json
-from atlas_jax.pipeline import Alignment, Pass, Stage, top_sentences
+from atlas_jax.pipeline import Alignment, Pass, top_sentences
 from atlas_jax.processes import is_first
+from atlas_jax.progress import Progress
 
 FEATURES, TOP = 100, 5
 
 
-def measure(alignment: Alignment, *, stage: Stage, features: int = FEATURES) -> tuple[Alignment, Quality]:
+def measure(
+    alignment: Alignment, *, features: int = FEATURES, progress: Progress | None = None
+) -> tuple[Alignment, Quality]:
     """The quality table of an alignment, and the alignment with its maximally activating held-out sentences.
 
     Raises:
@@ -23,7 +26,7 @@ def measure(alignment: Alignment, *, stage: Stage, features: int = FEATURES) -> 
     """
     chosen = choose_features(alignment.rate, count=features, band=BAND, seed=alignment.settings.seed)
     quality, scored = translation_quality(
-        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=stage("measure")
+        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=progress
     )
     return dataclasses.replace(alignment, top=scored.top), quality
 
@@ -34,7 +37,7 @@ class Measured(NamedTuple):
     Attributes:
       alignment: with its maximally activating held-out sentences, if they were found.
       quality: its quality table, None where there is none.
-      fault: what went wrong, to be raised or told once the alignment is saved.
+      fault: what went wrong, to be raised or shown once the alignment is saved.
     """
 
     alignment: Alignment
@@ -53,15 +56,15 @@ class Measured(NamedTuple):
             raise self.fault
 
 
-def measured(alignment: Alignment, *, stage: Stage) -> Measured:
+def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measured:
     """As :func:`measure`, but nothing that goes wrong is raised."""
     faults: list[Exception] = []
     with kept(faults):
-        return Measured(*measure(alignment, stage=stage), None)
+        return Measured(*measure(alignment, progress=progress), None)
     with kept(faults):
         eval_half = alignment.stream("eval")
         subject = Pass.of([alignment.subject], eval_half.texts, first=eval_half.first, max_length=eval_half.max_length)
-        top = top_sentences(subject, top_k=TOP, progress=stage("strongest"))
+        top = top_sentences(subject, top_k=TOP, progress=progress)
         alignment = dataclasses.replace(alignment, top=top)
     return Measured(alignment, None, faults[0])
 

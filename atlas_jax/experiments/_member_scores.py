@@ -16,7 +16,8 @@ from atlas_jax.experiments._quality import one_hot
 from atlas_jax.experiments._retrieval import SENTENCES, Averaged, averaged_queries, ranked
 from atlas_jax.mesh import everywhere, mesh_of
 from atlas_jax.metrics import detection
-from atlas_jax.pipeline import Fitted, Pass, Stage, score_sentences, views
+from atlas_jax.pipeline import Fitted, Pass, score_sentences, views
+from atlas_jax.progress import Progress
 from atlas_jax.translators import Member
 from atlas_jax.types import Site
 
@@ -36,7 +37,7 @@ def score_members(
     held_fitted: Fitted,
     *,
     seed: int,
-    stage: Stage,
+    progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Scores by use.
 
@@ -48,19 +49,19 @@ def score_members(
       fitted: statistics of other sentences, from which the members are solved.
       held_fitted: statistics of these sentences, with their top-k.
       seed: of the sentences that decide on steering.
-      stage: makes a progress callback for each pass.
+      progress: called after every batch of each pass.
 
     Raises:
       AtlasError: if the sentences are too few for one of the scores.
     """
     averaged = None
     if "retrieve" in uses:
-        averaged = averaged_queries(held, held_fitted.statistics, SENTENCES, stage=stage)
+        averaged = averaged_queries(held, held_fitted.statistics, SENTENCES, progress=progress)
     directions, retrieved = _solve_grid(grid, features, fitted, averaged)
     scores = {} if averaged is None else {"retrieve": retrieved}
     if "detect" in uses or "steer" in uses:
         flat = {site: jnp.asarray(d.reshape(-1, d.shape[-1])) for site, d in directions.items()}
-        scored = score_sentences(held, flat, features, progress=stage("choose"))
+        scored = score_sentences(held, flat, features, stage="choose", progress=progress)
         if "detect" in uses:
             scores["detect"] = {s: _detection(grid, x, scored.positive) for s, x in scored.scores.items()}
         if "steer" in uses:

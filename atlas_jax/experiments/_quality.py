@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
-from atlas_jax.pipeline import Pass, Progress, Scored, score_sentences
+from atlas_jax.pipeline import Pass, Scored, score_sentences
+from atlas_jax.progress import Progress
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 

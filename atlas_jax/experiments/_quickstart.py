@@ -1,6 +1,7 @@
 """The whole job in one call: align, measure, identify and steer, each step a function of its own."""
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ from atlas_jax.experiments._query import concept_query
 from atlas_jax.experiments._steering import Steered, Unit, steer
 from atlas_jax.files import write_json
 from atlas_jax.labels import Hit
-from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, Stage, align
+from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, align
+from atlas_jax.progress import Progress
 from atlas_jax.types import Site
 
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
 ATLAS_FEATURES = 3  # of a concept
+_log = logging.getLogger(__name__)
 
 
 class Concept(NamedTuple):
@@ -111,8 +114,7 @@ def quickstart(
     concepts: Sequence[str],
     prompts: Sequence[str],
     strengths: Sequence[float],
-    stage: Stage,
-    note: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
     chooser: Chooser | None = None,
     overwrite: bool = False,
 ) -> Result:
@@ -128,12 +130,12 @@ def quickstart(
     for text in concepts:
         concept_query(pair.atlas, concept=text)
     with new_directory(out, overwrite=overwrite) as directory:
-        found = measured(align(pair, corpus, settings, stage=stage, chooser=chooser), stage=stage)
+        found = measured(align(pair, corpus, settings, progress=progress, chooser=chooser), progress=progress)
         alignment = found.alignment
         method = settings.methods[0] if found.quality is None else best_method(found.quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
         options = {"steer_sites": residual or alignment.subject.sites, "prompts": prompts, "strengths": strengths}
-        note("searching, identifying and steering")
+        _log.info("searching, identifying and steering")
         explored, faults = [], []
         with kept(faults):
             explored = [explore(alignment, text, method, unit="norm", **options) for text in concepts]

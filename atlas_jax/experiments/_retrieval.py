@@ -13,7 +13,8 @@ from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import to_host
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
-from atlas_jax.pipeline import Pass, Stage, encode_batch, fold, silent
+from atlas_jax.pipeline import Pass, encode_batch, fold
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import (
     Lens,
     PassStatistics,
@@ -95,7 +96,7 @@ def semantic_retrieval(
     *,
     sentences: int = SENTENCES,
     centre: bool = True,
-    stage: Stage = silent,
+    progress: Progress | None = None,
 ) -> Retrieval:
     """Table 4 for every site and method, on the held-out sentences of a pass.
 
@@ -111,7 +112,7 @@ def semantic_retrieval(
         all the same, and fewer where memory for the strongest of every feature would not do (:data:`CELLS`). The
         result says how many it was.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
-      stage: makes a progress callback for each pass.
+      progress: called after every batch of each pass.
 
     Raises:
       AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is no whole number
@@ -119,7 +120,7 @@ def semantic_retrieval(
     """
     most = min(stream.size // 2, CELLS // max(stream.spaces[0].widths.values()))
     sentences = min(as_count(sentences, "sentences of a query"), max(1, most))
-    averaged = averaged_queries(stream, _strongest(stream, sentences, stage), sentences, stage=stage)
+    averaged = averaged_queries(stream, _strongest(stream, sentences, progress), sentences, progress=progress)
     rows = []
     for (site, method), t in translations.items():
         found = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
@@ -151,7 +152,7 @@ def ranked(
 
 
 def averaged_queries(
-    stream: Pass, statistics: PassStatistics, sentences: int, *, stage: Stage = silent
+    stream: Pass, statistics: PassStatistics, sentences: int, *, progress: Progress | None = None
 ) -> dict[Site, Averaged]:
     """The averaged queries of every subject feature, and the features they are valid for.
 
@@ -159,7 +160,7 @@ def averaged_queries(
       stream: a pass over subject and atlas.
       statistics: of its sentences, with the need ``"top_k"``.
       sentences: how many a query is averaged over, at most.
-      stage: makes a progress callback for each pass.
+      progress: called after every batch of each pass.
 
     Raises:
       AtlasError: as :func:`semantic_retrieval`.
@@ -173,16 +174,16 @@ def averaged_queries(
         return _lens_step(lenses, a_s, a_c[atlas.site], tokens[0].index)
 
     selected = stream.only(selected_samples(*tops.values()))
-    lenses = fold(selected, step, lenses, name="queries", progress=stage("queries"))
+    lenses = fold(selected, step, lenses, name="queries", progress=progress)
     return {site: _averaged(site, statistics.statistics(site), *pair) for site, pair in lenses.items()}
 
 
-def _strongest(stream: Pass, sentences: int, stage: Stage) -> PassStatistics:
+def _strongest(stream: Pass, sentences: int, progress: Progress | None) -> PassStatistics:
     """Statistics of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
     state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
     step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)
-    return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=stage("strongest"))
+    return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=progress)
 
 
 @partial(jax.jit, donate_argnames="state")

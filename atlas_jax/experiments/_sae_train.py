@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -17,7 +18,8 @@ from atlas_jax.experiments._held_out import HeldOut, held_out
 from atlas_jax.experiments._sae_settings import SAESettings
 from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.models import LanguageModel, check_site
-from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass, Progress
+from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass
+from atlas_jax.progress import Progress, unreported
 from atlas_jax.sae import (
     Cursor,
     Metrics,
@@ -35,6 +37,7 @@ from atlas_jax.subject import Subject
 STAGE = "train"
 LOOKS, MEASUREMENTS = 200, 10  # rows of the two curves, about
 HELD_OUT_BUDGET = 1024  # tokens of a batch whose logits are held thrice
+_log = logging.getLogger(__name__)
 
 
 class Curves(NamedTuple):
@@ -96,12 +99,11 @@ def train_sae(
     name: str,
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
-    told: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train an SAE, or go on with a run that was stopped.
 
     Activations are computed as they are needed and held only in a shuffled buffer. The result does not depend on
-    where the run was stopped: on one machine it is the same to the bit.
+    where the run was stopped: on one machine it is the same to the bit. Each measurement on held-out text is logged.
 
     Args:
       model: whose activations are explained.
@@ -110,7 +112,6 @@ def train_sae(
       name: of the model, for the SAE's files.
       checkpoints: where the run is saved, and gone on with; Ctrl-C then saves it first.
       progress: called after each step with steps done, steps in all, and activations seen.
-      told: called with a line about each measurement on held-out text.
 
     Raises:
       AtlasError: for settings that cannot be, a site the model does not have, a checkpoint of another run, or
@@ -133,7 +134,7 @@ def train_sae(
     limit, describe = float(run.norm_limit[0]), SAEConfig("jumprelu", 0, 0, site=site, model=name)
     measure = lambda state: held_out(to_sae(config, state, describe), unseen, site, norm_limit=limit)
     rows = ActivationStream(fit, len(corpus.fit), site, limit, settings.seed)
-    run = _watched(_steps(run, config, settings, rows, measure, told), run, config, settings, checkpoints, progress)
+    run = _watched(_steps(run, config, settings, rows, measure), run, config, settings, checkpoints, progress)
     measured = HeldOut(*run.held_out[-1, 1:-1].tolist(), int(run.held_out[-1, -1]))
     describe = dataclasses.replace(describe, advertised_l0=measured.l0)
     text = measured.tokens * len(corpus.fit) / min(len(corpus.eval), settings.held_out)
@@ -153,7 +154,6 @@ def _steps(
     settings: SAESettings,
     rows: ActivationStream,
     measure: Callable[[TrainState], HeldOut],
-    told: Callable[[str], None] | None,
 ) -> Iterator[_Run]:
     """The run after each of the steps that are left."""
     start = Cursor(*run.cursor.tolist())
@@ -169,8 +169,7 @@ def _steps(
                 raise AtlasError(f"the loss is not finite at step {step}; use float32, or a lower learning rate")
         if step % (every := _every(config, MEASUREMENTS)) == 0 or step == config.steps:
             run.held_out[(step - 1) // every] = step, *measure(state)
-            if told is not None:
-                told(_sentence(run.curves.held_out[-1]))
+            _log.info(_sentence(run.curves.held_out[-1]))
         yield run
 
 
@@ -183,11 +182,11 @@ def _watched(
     progress: Progress | None,
 ) -> _Run:
     """The run after its last step; on the way it is saved and shown."""
-    done, report = int(run.state.step), progress or (lambda done, total, tokens: None)
-    report(done, config.steps, done * settings.batch)
+    done, report = int(run.state.step), progress or unreported
+    report(STAGE, done, config.steps, done * settings.batch)
     with contextlib.nullcontext() if checkpoints is None else postponed_interrupts() as stopped:
         for done, run in enumerate(steps, done + 1):  # noqa: B020
-            report(done, config.steps, done * settings.batch)
+            report(STAGE, done, config.steps, done * settings.batch)
             if checkpoints is not None:
                 checkpoints.offer(STAGE, PassCursor(sentences=done), run, stop=stopped())
         if checkpoints is not None:

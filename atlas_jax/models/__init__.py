@@ -7,13 +7,13 @@ from atlas_jax.models._fingerprint import (
     is_small as is_small,
     numerical_fingerprint as numerical_fingerprint,
 )
-from atlas_jax.models._generate import Generation as Generation, generate as generate
-from atlas_jax.models._language_model import LanguageModel as LanguageModel, resolve as resolve
-from atlas_jax.models._run import (
+from atlas_jax.models._forward import (
     check_site as check_site,
     forward as forward,
     positions as positions,
     run as run,
     split_heads as split_heads,
 )
+from atlas_jax.models._generate import Generation as Generation, generate as generate
+from atlas_jax.models._language_model import LanguageModel as LanguageModel, resolve as resolve
 from atlas_jax.models._tokenizer import Tokenizer as Tokenizer

@@ -1,12 +1,12 @@
 """The decoder: one file for all families, told apart by what :class:`ModelConfig` says.
 
-Submodules carry the names of Llama's Hugging Face checkpoints; ``_layout.py`` tells the names of others. Linear weights
-are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g`` query heads
-per key-value head, ``h`` head dimension, ``d`` model width.
+Submodules carry the names of Llama's Hugging Face checkpoints; ``_weights.py`` knows the names of others. Linear
+weights are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g``
+query heads per key-value head, ``h`` head dimension, ``d`` model width.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,38 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.models._cache import Block, LayerCache, extend
 from atlas_jax.models._config import ModelConfig, Rope, frequencies
-from atlas_jax.models._taps import Taps
+from atlas_jax.types import Site, Where
 
+Pool = Callable[[Float[Array, "b t d"]], Any]
 # Products accumulate and arrive in float32, whatever their operands are.
 _EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
 _INIT = jax.nn.initializers.normal(0.02)
+
+
+class Taps:
+    """Applies the edits of a site, then keeps what was asked for. Lives only while a pass is traced."""
+
+    def __init__(self, where: Where, capture: Collection[Site], edits: Mapping[Site, Any], pool: Pool | None):
+        self.where, self.capture, self.edits, self.pool = where, capture, edits, pool
+        self.acts: dict[Site, Any] = {}
+
+    def __call__(self, point: str, layer: int, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        site = Site(point, layer)
+        if site in self.edits:
+            x = _apply(self.edits[site], site, x, self.where)
+        if site in self.capture:
+            self.acts[site] = x if self.pool is None else self.pool(x)
+        return x
+
+
+def _apply(edit: Any, site: Site, x: Array, where: Where) -> Array:
+    edits = (edit,) if callable(edit) else edit
+    for one in edits:
+        y = one(x, where)
+        if y.shape != x.shape or y.dtype != x.dtype:
+            raise ValueError(f"the edit at {site} turned {x.dtype}{x.shape} into {y.dtype}{y.shape}; it must keep both")
+        x = y
+    return x
 
 
 class Context(NamedTuple):

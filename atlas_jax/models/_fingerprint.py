@@ -10,8 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from atlas_jax.mesh import to_host
+from atlas_jax.models._forward import forward
 from atlas_jax.models._language_model import LanguageModel
-from atlas_jax.models._run import forward
 from atlas_jax.types import FeatureSpace, Tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog; 7 of the 12 sorted lists (a, b, ...) were empty."

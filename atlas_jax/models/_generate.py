@@ -9,11 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models._decode import Request, State, advance, complete, start
+from atlas_jax.models._decode import Request, Sampling, State, advance, complete, start
+from atlas_jax.models._forward import check_edits
 from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.models._partition import shard_rows
-from atlas_jax.models._run import check_edits
-from atlas_jax.models._sampling import Sampling
 from atlas_jax.types import Tokens
 
 

@@ -14,8 +14,7 @@ from jax.sharding import Mesh
 from atlas_jax.checks import as_texts
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object, writable, write_json
-from atlas_jax.models._config import ModelConfig
-from atlas_jax.models._config_file import load_config
+from atlas_jax.models._config import ModelConfig, load_config
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
 from atlas_jax.types import Tokens

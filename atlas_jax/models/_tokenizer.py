@@ -10,7 +10,7 @@ import tokenizers
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
-from atlas_jax.models._transformers import transformers
+from atlas_jax.models._config import transformers
 from atlas_jax.types import Tokens
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from atlas_jax.pipeline._alignment import (
     fingerprint as fingerprint,
     is_finished as is_finished,
     load_pair as load_pair,
-    silent as silent,
 )
 from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
 from atlas_jax.pipeline._choose import (
@@ -18,7 +17,7 @@ from atlas_jax.pipeline._choose import (
 )
 from atlas_jax.pipeline._encode import encode_batch as encode_batch
 from atlas_jax.pipeline._fold import fold as fold
-from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass, Progress as Progress, Stage as Stage
+from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass
 from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
 from atlas_jax.pipeline._residuals import (
     sae_quality as sae_quality,

@@ -21,12 +21,13 @@ from atlas_jax.mesh import mesh_of
 from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
-from atlas_jax.pipeline._pass import BLOCK, Pass, Stage, silent
+from atlas_jax.pipeline._pass import BLOCK, Pass
 from atlas_jax.pipeline._run_files import AGAIN, Record, asked_for, check_same, read_rate, read_top, read_translation
 from atlas_jax.pipeline._settings import AlignSettings
 from atlas_jax.pipeline._solve import solve
 from atlas_jax.pipeline._stream import fit_statistics
 from atlas_jax.processes import is_first
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
@@ -232,7 +233,7 @@ def align(
     corpus: Corpus,
     settings: AlignSettings,
     *,
-    stage: Stage = silent,
+    progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     chooser: Chooser | None = None,
 ) -> Alignment:
@@ -242,7 +243,7 @@ def align(
       pair: the subject and the atlas, see :func:`load_pair`.
       corpus: the sentences.
       settings: methods and the rest; the sites are the pair's.
-      stage: makes a progress callback for each named pass.
+      progress: called after every batch of each pass.
       checkpoints: where the passes are saved now and then; one stopped at any moment and begun again with the same
         arguments ends with the same bits.
       chooser: chooses members of the whitened family on a part of the fit half, see
@@ -259,13 +260,13 @@ def align(
     if checkpoints is not None:
         names = () if chooser is None else chooser.names
         checkpoints.fingerprint = fingerprint(pair, corpus, settings) | {"chosen": list(names)}
-    options = {"top_k": settings.top_k, "checkpoints": checkpoints}
+    options = {"top_k": settings.top_k, "progress": progress, "checkpoints": checkpoints}
     if chooser is None:
-        fitted = fit_statistics(stream, needs, progress=stage("align"), **options)
+        fitted = fit_statistics(stream, needs, **options)
     else:
         needs |= chooser.needs
-        fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, stage=stage, **options)
-    translations = solve(stream, fitted, settings.methods, stage=stage, checkpoints=checkpoints)
+        fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, **options)
+    translations = solve(stream, fitted, settings.methods, progress=progress, checkpoints=checkpoints)
     if choice is not None:
         translations |= solve_choice(fitted, choice)
     versions = {name: importlib.metadata.version(name) for name in ("jax", "atlas-jax")}

@@ -1,8 +1,9 @@
 """Checkpoints of a run: saved now and then, kept two deep, refused to another run, passed over when damaged."""
 
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,29 +20,23 @@ from atlas_jax.pipeline._pass import Cursor
 State = TypeVar("State")
 KEPT = 2  # the newest, and the one before it in case that one is damaged
 EVERY = 300.0  # seconds
+_log = logging.getLogger(__name__)
 
 
 class Checkpoints:
     """The states of a run's passes in one directory, ``PASS/SENTENCES/`` each.
 
+    That a run goes on from one, or passes a damaged one over, is logged.
+
     Attributes:
       directory: where they are.
       every: seconds between two of them.
-      say: told in a sentence when a run goes on from one, or passes one over.
       fingerprint: what the run is of; set before a pass begins, plain values only.
-      unit: what ``Cursor.sentences`` counts, for what is said.
+      unit: what ``Cursor.sentences`` counts, for what is logged.
     """
 
-    def __init__(
-        self,
-        directory: str | Path,
-        *,
-        every: float = EVERY,
-        say: Callable[[str], None] | None = None,
-        unit: str = "sentences",
-    ):
+    def __init__(self, directory: str | Path, *, every: float = EVERY, unit: str = "sentences"):
         self.directory, self.every, self.unit = Path(directory).absolute(), every, unit
-        self.say = say or (lambda sentence: None)
         self.fingerprint: Mapping[str, Any] = {}
         self._last = time.monotonic()
         self._saved: dict[str, Cursor] = {}
@@ -61,15 +56,15 @@ class Checkpoints:
             except UnusableError as e:
                 damaged.append(path)
                 before = "there is none" if path == found[-1] else "going back to the one"
-                self.say(f"the checkpoint '{path}' is damaged ({e}); {before} before it")
+                _log.warning(f"the checkpoint '{path}' is damaged ({e}); {before} before it")
                 continue
             cursor = self._saved[name] = Cursor(*record.cursor)
-            self.say(f"going on with the {name} pass after {cursor.sentences:,} of {total:,} {self.unit}")
+            _log.info(f"going on with the {name} pass after {cursor.sentences:,} of {total:,} {self.unit}")
             break
         else:
             cursor, state = Cursor(), like
             if damaged:
-                self.say(f"no sound checkpoint of the {name} pass is left; beginning it again")
+                _log.warning(f"no sound checkpoint of the {name} pass is left; beginning it again")
         for path in damaged:
             shutil.rmtree(path, ignore_errors=True)
         self._last = time.monotonic()
@@ -93,7 +88,7 @@ class Checkpoints:
         if save:
             self.save(name, cursor, state)
         if stop:
-            self.say(f"saved the {name} pass after {cursor.sentences:,} {self.unit}")
+            _log.info(f"saved the {name} pass after {cursor.sentences:,} {self.unit}")
             raise KeyboardInterrupt
 
     def save(self, name: str, cursor: Cursor, state: Any) -> None:

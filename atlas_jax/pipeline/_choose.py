@@ -8,8 +8,9 @@ import numpy as np
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Pass, Stage
+from atlas_jax.pipeline._pass import Pass
 from atlas_jax.pipeline._stream import Fitted, fit_statistics, merge_fitted
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import PassStatistics
 from atlas_jax.translation import Translation
 from atlas_jax.translators import Member, Whitening
@@ -46,14 +47,14 @@ class Chooser(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of translations."""
 
-    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, stage: Stage) -> Choice:
+    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None) -> Choice:
         """Choose.
 
         Args:
           held: a pass over the held-out part.
           fitted: of the other part.
           held_fitted: of the held-out part, its top-k included.
-          stage: makes a progress callback for each named pass.
+          progress: called after every batch of each pass.
         """
 
 
@@ -79,7 +80,7 @@ def fit_and_choose(
     *,
     top_k: int,
     seed: int,
-    stage: Stage,
+    progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Fitted, Choice]:
     """One pass over the fit half in two parts, the choice between them, and the statistics of the whole.
@@ -87,11 +88,11 @@ def fit_and_choose(
     Arguments as in :func:`fit_statistics`; no sentence is lost to the choice.
     """
     most, held = held_out(stream, seed=seed)
-    options = {"top_k": top_k, "checkpoints": checkpoints}
-    fitted = fit_statistics(most, needs, progress=stage("align"), **options)
-    rest = fit_statistics(held, needs | {"top_k"}, name="held-out", progress=stage("held out"), **options)
+    options = {"top_k": top_k, "checkpoints": checkpoints, "progress": progress}
+    fitted = fit_statistics(most, needs, **options)
+    rest = fit_statistics(held, needs | {"top_k"}, name="held-out", stage="held out", **options)
     try:
-        choice = chooser(held, fitted, rest, stage)
+        choice = chooser(held, fitted, rest, progress=progress)
     except AtlasError as fault:  # the pass is not lost by it
         choice = Choice({}, {"fault": str(fault), "chosen": []})
     return merge_fitted(fitted, rest), choice

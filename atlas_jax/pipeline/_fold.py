@@ -8,7 +8,8 @@ import jax
 
 from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Cursor, Pass, Progress, unreported
+from atlas_jax.pipeline._pass import Cursor, Pass
+from atlas_jax.progress import Progress, unreported
 
 State = TypeVar("State")
 
@@ -19,6 +20,7 @@ def fold(
     state: State,
     *,
     name: str = "pass",
+    stage: str | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> State:
@@ -26,22 +28,23 @@ def fold(
 
     While the device is at work on one batch the next is made ready; no second one waits there. With checkpoints the
     pass goes on from the newest one of its name, and Ctrl-C or SIGTERM saves the state before it stops the run.
+    ``stage`` is what progress is reported as, ``name`` where there is none.
 
     Raises:
       KeyboardInterrupt: after a signal, once the state is saved.
       AtlasError: if a checkpoint is of another run or cannot be written.
     """
-    at, report = Cursor(), progress or unreported
+    at, report, stage = Cursor(), progress or unreported, stage or name
     with contextlib.nullcontext() if checkpoints is None else postponed_interrupts() as stopped:
         if checkpoints is not None:
             at, state = checkpoints.restore(name, state, stream.size)
-        report(at.sentences, stream.size, at.tokens)
+        report(stage, at.sentences, stream.size, at.tokens)
         for after, tokens in stream.steps(at):
             jax.block_until_ready(state)
             if checkpoints is not None:
                 checkpoints.offer(name, at, state, stop=stopped())
             state, at = step(state, *tokens), after
-            report(at.sentences, stream.size, at.tokens)
+            report(stage, at.sentences, stream.size, at.tokens)
         jax.block_until_ready(state)
         if checkpoints is not None:
             checkpoints.save(name, at, state)

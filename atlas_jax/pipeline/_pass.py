@@ -1,6 +1,6 @@
 """A pass over a corpus: read, tokenized and batched a block at a time, so memory does not grow with the corpus."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -14,22 +14,12 @@ from atlas_jax.pipeline._place import place
 from atlas_jax.pipeline._plan import Block, Grid
 from atlas_jax.pipeline._share import common_plan, share_of_places
 from atlas_jax.processes import Share
+from atlas_jax.progress import Progress, unreported
 from atlas_jax.types import FeatureSpace, Tokens
 
 BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
 SAMPLE = 4096  # sentences that decide the batch shapes
 SENTENCES_A_SHAPE = 1000  # fewer would spend more time compiling one more shape than it saves in padding
-
-Progress = Callable[[int, int, int], None]
-"""Called with sentences done, sentences in all, and tokens done: first where a pass begins, then after every batch."""
-
-Stage = Callable[[str], Progress]
-"""Given the name of a stage, the progress callback of its pass."""
-
-
-def silent(name: str) -> Progress:
-    """A stage that shows nothing."""
-    return lambda done, total, tokens: None
 
 
 class Cursor(NamedTuple):
@@ -121,13 +111,13 @@ class Pass(NamedTuple):
         """How many sentences it visits."""
         return len(self.texts) if self.places is None else len(self.places)
 
-    def batches(self, progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
+    def batches(self, *, stage: str = "pass", progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
         """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
         report = progress or unreported
-        report(0, self.size, 0)
+        report(stage, 0, self.size, 0)
         for after, batch in self.steps():
             yield batch
-            report(after.sentences, self.size, after.tokens)
+            report(stage, after.sentences, self.size, after.tokens)
 
     def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Tokens, ...]]]:
         """The batches from a cursor on, each with the cursor behind it."""
@@ -157,7 +147,3 @@ class Pass(NamedTuple):
         texts = [self.texts[i] for i in places.tolist()]
         index = (places + self.first).astype(np.int32)
         return Block.of([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)
-
-
-def unreported(done: int, total: int, tokens: int) -> None:
-    """Progress that nobody watches."""

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Pass, Stage, silent
+from atlas_jax.pipeline._pass import Pass
 from atlas_jax.pipeline._stream import Fitted, fit_lenses
+from atlas_jax.progress import Progress
 from atlas_jax.translation import Translation
 from atlas_jax.translators import METHODS
 from atlas_jax.types import Site
@@ -17,7 +18,7 @@ def solve(
     methods: Sequence[str],
     *,
     metadata: dict[str, Any] | None = None,
-    stage: Stage = silent,
+    progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> dict[tuple[Site, str], Translation]:
     """Solve every method at every site, with SemanticLens' second pass where it is asked for.
@@ -27,7 +28,7 @@ def solve(
       fitted: its statistics.
       methods: names in :data:`atlas_jax.translators.METHODS`.
       metadata: plain values to keep with every translation.
-      stage: makes a progress callback for the second pass.
+      progress: called after every batch of the second pass.
       checkpoints: where the state of the second pass is saved now and then.
 
     Raises:
@@ -35,7 +36,7 @@ def solve(
     """
     lenses = {}
     if any(METHODS[m].second_pass for m in methods):
-        lenses = fit_lenses(stream, fitted.statistics, stage("second pass"), checkpoints)
+        lenses = fit_lenses(stream, fitted.statistics, progress=progress, checkpoints=checkpoints)
     found = {}
     for site in fitted.statistics.sites:
         statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))

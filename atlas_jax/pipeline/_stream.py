@@ -16,8 +16,9 @@ from atlas_jax.mesh import everywhere, to_host
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._encode import encode_batch, encode_norms, encode_peaks
 from atlas_jax.pipeline._fold import fold
-from atlas_jax.pipeline._pass import Pass, Progress
+from atlas_jax.pipeline._pass import Pass
 from atlas_jax.pooling import Pooled
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import (
     Lens,
     NormSums,
@@ -70,6 +71,7 @@ def fit_statistics(
     *,
     top_k: int = 10,
     name: str = "fit",
+    stage: str = "align",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
@@ -80,9 +82,10 @@ def fit_statistics(
 
     Args:
       stream: the fit half, through subject and atlas.
-      needs: names of statistics, see :data:`atlas_jax.types_statistics.NEEDS`.
+      needs: names of statistics, see :data:`atlas_jax.statistics.NEEDS`.
       top_k: how many activations per subject feature the need ``"top_k"`` keeps.
       name: of the pass, among the checkpoints.
+      stage: its name for ``progress``.
       progress: called after every batch.
       checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
 
@@ -103,7 +106,8 @@ def fit_statistics(
         a_c = encode_batch(atlas, tokens_c)[atlas.site]
         return _fit_step(state, a_s, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
 
-    state = fold(stream, step, on_mesh(empty, stream.mesh), name=name, progress=progress, checkpoints=checkpoints)
+    named = {"name": name, "stage": stage}
+    state = fold(stream, step, on_mesh(empty, stream.mesh), **named, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
     return state
 
@@ -156,6 +160,7 @@ def _fit_step(
 def fit_lenses(
     stream: Pass,
     statistics: PassStatistics,
+    *,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> dict[Site, Lens]:
@@ -167,7 +172,8 @@ def fit_lenses(
     step = lambda lenses, tokens: _lens_step(
         lenses, encode_batch(atlas, tokens)[atlas.site], tokens.index, mesh=stream.mesh
     )
-    return fold(selected, step, lenses, name="second", progress=progress, checkpoints=checkpoints)
+    named = {"name": "second", "stage": "second pass"}
+    return fold(selected, step, lenses, **named, progress=progress, checkpoints=checkpoints)
 
 
 @partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
@@ -197,6 +203,7 @@ def score_sentences(
     features: Int[np.ndarray, " q"],
     *,
     top_k: int = 5,
+    stage: str = "measure",
     progress: Progress | None = None,
 ) -> Scored:
     """Score held-out sentences by the cosine of their subject activations with directions, the measure of Table 3.
@@ -206,13 +213,14 @@ def score_sentences(
       directions: by site, rows to score against (similarity vectors ``s_c``).
       features: the atlas features whose firing marks a sentence as positive.
       top_k: how many maximally activating sentences to keep per subject feature.
+      stage: name of the pass for ``progress``.
       progress: called after every batch.
     """
     subject, atlas = stream.spaces
     top = _peaks(subject, top_k, stream.mesh)
     unit = {site: _unit(d) for site, d in directions.items()}
     parts: list[tuple[np.ndarray, dict[Site, np.ndarray], np.ndarray]] = []
-    for tokens_s, tokens_c in stream.batches(progress):
+    for tokens_s, tokens_c in stream.batches(stage=stage, progress=progress):
         pooled, a_c = encode_peaks(subject, tokens_s), encode_batch(atlas, tokens_c)[atlas.site]
         top, found = _score_step(top, pooled, a_c, tokens_s.index, unit, jnp.asarray(features), mesh=stream.mesh)
         parts.append(jax.tree.map(np.asarray, found))
@@ -242,11 +250,14 @@ def _score_step(
     return _add_peaks(top, pooled, index, mesh), everywhere((index, scores, fires), mesh)
 
 
-def top_sentences(stream: Pass, *, top_k: int, progress: Progress | None = None) -> dict[Site, TopK]:
+def top_sentences(
+    stream: Pass, *, top_k: int, stage: str = "strongest", progress: Progress | None = None
+) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
     step = lambda top, tokens: _top_step(top, encode_peaks(space, tokens), tokens.index, mesh=stream.mesh)
-    return jax.tree.map(to_host, fold(stream, step, _peaks(space, top_k, stream.mesh), progress=progress).top)
+    state = fold(stream, step, _peaks(space, top_k, stream.mesh), name=stage, progress=progress)
+    return jax.tree.map(to_host, state.top)
 
 
 @partial(jax.jit, donate_argnames="top", static_argnames="mesh")

@@ -14,10 +14,11 @@ from atlas_jax.sae._quality import (
 )
 from atlas_jax.sae._sae import SparseAutoencoder as SparseAutoencoder
 from atlas_jax.sae._train import TrainingLog as TrainingLog, to_sae as to_sae, train as train
-from atlas_jax.sae._train_config import ARCHITECTURES as ARCHITECTURES, TrainConfig as TrainConfig
 from atlas_jax.sae._train_step import (
+    ARCHITECTURES as ARCHITECTURES,
     Dictionary as Dictionary,
     Metrics as Metrics,
+    TrainConfig as TrainConfig,
     TrainState as TrainState,
     init_state as init_state,
     train_step as train_step,

@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._sae import SparseAutoencoder
-from atlas_jax.sae._train_config import TrainConfig
-from atlas_jax.sae._train_step import Metrics, TrainState, init_state, train_step
+from atlas_jax.sae._train_step import Metrics, TrainConfig, TrainState, init_state, train_step
 
 
 class TrainingLog(NamedTuple):

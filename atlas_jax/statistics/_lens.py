@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread, to_host
-from atlas_jax.types_statistics import Lens, TopK, layout, on_mesh
+from atlas_jax.statistics._types import Lens, TopK, layout, on_mesh
 
 
 def selected_samples(*tops: TopK) -> Int[np.ndarray, " n"]:

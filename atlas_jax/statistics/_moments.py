@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from atlas_jax.types_statistics import Cross, Moments, Side, Sums
+from atlas_jax.statistics._types import Cross, Moments, Side, Sums
 
 Tree = TypeVar("Tree")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from atlas_jax.types_statistics import TopK
+from atlas_jax.statistics._types import TopK
 
 PAIRS = 2**15  # up to so many pairs of activations of a feature, comparing all of them is quicker than bisection
 

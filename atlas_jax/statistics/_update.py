@@ -15,7 +15,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
 from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_peak
 from atlas_jax.statistics._top import top_merge, top_update
-from atlas_jax.types_statistics import Faults, PassStatistics, Side, Statistics, Sums, layout
+from atlas_jax.statistics._types import Faults, PassStatistics, Side, Statistics, Sums, layout
 
 Matrix = AnyArray
 

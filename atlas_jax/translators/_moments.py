@@ -8,8 +8,8 @@ from jaxtyping import Array, Float, Key, UInt32
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of, spread
-from atlas_jax.translators._solution import Solution, centred_cross, solution
-from atlas_jax.types_statistics import Moments, Statistics
+from atlas_jax.statistics import Moments, Statistics, centred_cross
+from atlas_jax.translators._solution import Solution, solution
 
 
 def covariance(stats: Statistics) -> Solution:

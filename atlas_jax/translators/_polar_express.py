@@ -12,8 +12,9 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of
-from atlas_jax.translators._polar_certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
-from atlas_jax.translators._solution import has_double, laid_out, on_one_device, times
+from atlas_jax.statistics import has_double, on_one_device
+from atlas_jax.translators._certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
+from atlas_jax.translators._solution import laid_out, times
 
 CUSHION = 0.025  # polynomials are fitted to [CUSHION * high, high] at the widest, which bounds their coefficients
 REACH = 4.7e-7  # what the polynomials bring to one; of what they leave, sharpening splits at 1e-7

@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.statistics import Statistics, cross_product
 from atlas_jax.translators._polar import polar
 from atlas_jax.translators._polar_express import polar_express
-from atlas_jax.translators._solution import Solution, cross_product, solution
-from atlas_jax.types_statistics import Statistics
+from atlas_jax.translators._solution import Solution, solution
 
 Solver = Literal["auto", "host", "device"]
 

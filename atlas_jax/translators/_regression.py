@@ -11,16 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_number
 from atlas_jax.mesh import mesh_of
-from atlas_jax.translators._solution import (
-    Solution,
-    cross_product,
-    gram_matrix,
-    gram_moments,
-    on_one_device,
-    solution,
-)
+from atlas_jax.statistics import Statistics, cross_product, gram_matrix, gram_moments, on_one_device
+from atlas_jax.translators._solution import Solution, solution
 from atlas_jax.translators._spectrum import eigh, largest_eigenvalue
-from atlas_jax.types_statistics import Statistics
 
 INVERSE_STEPS = 10
 

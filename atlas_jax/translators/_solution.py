@@ -1,23 +1,19 @@
-"""What a translator returns, and what it reads from the statistics: where they are, or whole on one device."""
+"""A translator's result, and its entry in the registry."""
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import place, to_host
-from atlas_jax.types_statistics import Moments, Statistics
+from atlas_jax.mesh import place
+from atlas_jax.statistics import Statistics
 
-DOUBLE = ("cpu", "gpu", "cuda", "rocm")  # platforms whose devices multiply in float64
 times = partial(jnp.dot, precision=lax.Precision.HIGHEST)
-LARGEST = 2**16  # features of a Gram matrix, which is then 34 GB
 
 
 class Solution(NamedTuple):
@@ -51,124 +47,7 @@ def solution(matrix: Float[np.ndarray | Array, "d_s d_c"], mesh: Mesh | None = N
     return Solution(laid_out(matrix, mesh), certificate)
 
 
-def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bool = False) -> Float[Array, "d_s d_c"]:
-    """``A_s^T A_c`` of raw or unit rows, centred or not.
-
-    Where the statistics are and sharded like them, in float64 where their devices have it, else float32; or in float64
-    on :func:`solver_device`.
-
-    Raises:
-      AtlasError: if the statistics do not hold it.
-    """
-    view = "unit" if unit else "raw"
-    centred, (weight, atlas, subject, cross) = centred_cross(stats, unit=unit), stats.low
-    means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
-    low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
-    parts = centred, getattr(cross, view), None if centre else (means, low)
-    parts = on_one_device(parts) if one_device else (jnp.asarray(parts[0]), *parts[1:])
-    with jax.enable_x64(one_device or has_double(parts[0])):
-        return _sum(*parts)
-
-
-def centred_cross(stats: Statistics, *, unit: bool) -> Float[np.ndarray | Array, "d_s d_c"]:
-    """The centred cross product of raw or unit rows as it was accumulated.
-
-    Raises:
-      AtlasError: if the statistics do not hold it, or no rows.
-    """
-    centred = stats.cross.unit if unit else stats.cross.raw
-    if centred is None:
-        raise AtlasError(f"these statistics lack '{'unit_' * unit}cross'; name it in Statistics.init")
-    check_rows(stats)
-    return centred
-
-
-class GramMoments(NamedTuple):
-    """What a Gram matrix is made of, on :func:`solver_device`: each sum, and what float32 rounded away from it."""
-
-    gram: tuple[Float[Array, "d d"], Float[Array, "d d"]]
-    mean: tuple[Float[Array, " d"], Float[Array, " d"]]
-    weight: tuple[Float[Array, ""], Float[Array, ""]]
-
-
-def gram_moments(stats: Statistics, side: str, *, unit: bool) -> GramMoments:
-    """Those of one side, ``"subject"`` or ``"atlas"``, of raw or unit rows.
-
-    Raises:
-      AtlasError: if the statistics do not hold them, or they are too large for one device.
-    """
-    moments, low = _moments(stats, side, unit)
-    if (width := moments.gram.shape[0]) > LARGEST:
-        raise AtlasError(
-            f"the Gram matrix of {width} {side} features does not go on one device, where it is factorised (at most "
-            f"{LARGEST}); use procrustes, covariance, correlation or semantic_lens, which need none"
-        )
-    weight = stats.weight, stats.low[0]
-    return on_one_device(GramMoments((moments.gram, low.gram), (moments.mean, low.mean), weight))
-
-
-def gram_matrix(moments: GramMoments, *, centre: bool) -> Float[Array, "d d"]:
-    """``A^T A``, symmetric, in float64 where the moments are; centred or not."""
-    with jax.enable_x64(True):
-        means = None if centre else tuple((mean, mean, weight) for mean, weight in zip(*moments[1:], strict=True))
-        product = _sum(*moments.gram, means)
-        return (product + product.T) / 2
-
-
-@jax.jit
-def _sum(high: Float[Array, "a b"], low: Float[Array, "a b"], means: Any) -> Float[Array, "a b"]:
-    """The sum of both halves in the widest float, and ``weight * outer(means)``."""
-    wide = lambda x: jnp.asarray(x, float)
-    product = wide(high) + wide(low)
-    if means is None:
-        return product
-    mean_a, mean_b, weight = (wide(high) + wide(rest) for high, rest in zip(*means, strict=True))
-    return product + jnp.outer(weight * mean_a, mean_b)
-
-
-def has_double(x: Float[Array, "..."]) -> bool:
-    """Whether the devices that hold x multiply in float64."""
-    return all(device.platform in DOUBLE for device in x.sharding.device_set)
-
-
-def solver_device() -> jax.Device:
-    """A device of this process with float64: its first accelerator, or the host."""
-    first = jax.local_devices()[0]
-    return first if first.platform in DOUBLE else jax.local_devices(backend="cpu")[0]
-
-
-def on_one_device(tree: Any) -> Any:
-    """Arrays whole on :func:`solver_device`, wherever they are; all processes that hold a part must call."""
-    spans = lambda x: isinstance(x, jax.Array) and not x.is_fully_addressable
-    device = solver_device()
-    return jax.tree.map(lambda x: jax.device_put(to_host(x) if spans(x) else x, device), tree)
-
-
 def laid_out(x: Float[np.ndarray | Array, "n k"], mesh: Mesh | None, dtype: str = "float32") -> Float[Array, "n k"]:
     """A matrix from one device, in blocks over a mesh if there is one."""
     x = jnp.asarray(x, dtype)
     return x if mesh is None else place(x, mesh, "data", "model")
-
-
-def check_rows(stats: Statistics) -> None:
-    """Refuse statistics of no rows: every matrix of theirs would be zero.
-
-    Raises:
-      AtlasError: saying why there are none, if rows were left out.
-    """
-    if not float(stats.weight) > 0:
-        left_out = int(stats.faults.rows)
-        why = f" ({left_out} were left out, for they were not finite)" * (left_out > 0)
-        raise AtlasError(f"these statistics hold no rows{why}; add some with update before solving")
-
-
-def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments]:
-    """Those of one side that hold a Gram matrix, and what float32 rounded away from them."""
-    view = "unit" if unit else "raw"
-    moments = getattr(getattr(stats, side), view)
-    if moments is None or moments.gram is None:
-        name = f"{'unit_' if unit else ''}{side}_gram"
-        raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
-    check_rows(stats)
-    _, atlas, subject, _ = stats.low
-    return moments, getattr(atlas if side == "atlas" else subject, view)

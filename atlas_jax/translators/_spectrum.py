@@ -8,8 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from atlas_jax.translators._solution import gram_matrix, gram_moments
-from atlas_jax.types_statistics import Statistics
+from atlas_jax.statistics import Statistics, gram_matrix, gram_moments
 
 POWER_STEPS = 30
 

@@ -12,9 +12,9 @@ from jaxtyping import Array, ArrayLike, Float
 from atlas_jax.checks import as_number
 from atlas_jax.errors import AtlasError
 from atlas_jax.mesh import mesh_of
-from atlas_jax.translators._solution import Solution, cross_product, laid_out, solution, times
+from atlas_jax.statistics import Statistics, cross_product
+from atlas_jax.translators._solution import Solution, laid_out, solution, times
 from atlas_jax.translators._spectrum import Spectrum
-from atlas_jax.types_statistics import Statistics
 
 CUT = 3e-7  # float32 statistics carry rounding of about 1e-7 of the largest eigenvalue
 

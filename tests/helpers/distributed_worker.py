@@ -124,13 +124,14 @@ def resumed(folder: Path) -> bool:
     from atlas_jax.corpus import Corpus
     from atlas_jax.mesh import make_mesh, to_host
     from atlas_jax.pipeline import AlignSettings, Checkpoints, Pass, fit_statistics, load_pair
+    from helpers.logged import logged
 
     pair = load_pair(SUBJECT, folder / "atlas", AlignSettings(SITES, METHODS), make_mesh(model=2))
     stream = Pass.of(pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=LENGTH)
     fit = lambda **options: fit_statistics(stream, ["cross", "top_k"], **options)
-    calls, said = [], []
+    calls = []
 
-    def cut(done, total, tokens):
+    def cut(stage, done, total, tokens):
         calls.append(done)
         if len(calls) == 4:
             raise Stop
@@ -138,7 +139,8 @@ def resumed(folder: Path) -> bool:
     try:
         fit(progress=cut, checkpoints=Checkpoints(folder / "checkpoints", every=0.0))
     except Stop:
-        again = fit(checkpoints=Checkpoints(folder / "checkpoints", every=1e9, say=said.append))
+        with logged() as said:
+            again = fit(checkpoints=Checkpoints(folder / "checkpoints", every=1e9))
     assert "going on with the fit pass after" in said[0], said
     whole = [to_host(x) for x in jax.tree.leaves(fit())]
     assert whole[0] > 0

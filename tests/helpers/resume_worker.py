@@ -28,6 +28,7 @@ from atlas_jax.models import Tokenizer
 from atlas_jax.pipeline import Checkpoints, Pass, _pass, fit_lenses, fit_statistics
 from atlas_jax.pooling import POOLINGS, norm_sum, spoil
 from atlas_jax.types import Site
+from helpers.logged import logged
 
 NEEDS = ("cross", "unit_cross", "atlas_gram", "top_k")
 WORDS = ("array", "axis", "batch", "block", "cache", "chunk", "class", "count", "cursor", "device", "error", "file")
@@ -94,14 +95,15 @@ def spaces():
 
 
 def run(state: Path, out: Path, every: float, step=lambda: None) -> list[str]:
-    """Both passes with checkpoints; the final state goes into ``out``. Returns what the checkpoints said."""
-    _pass.BLOCK, said = 700, []
-    saved = Checkpoints(state, every=every, say=said.append)
+    """Both passes with checkpoints; the final state goes into ``out``. Returns what was logged."""
+    _pass.BLOCK = 700
+    saved = Checkpoints(state, every=every)
     saved.fingerprint = {"test": 1}
     stream = Pass.of(spaces(), Sentences(2000), token_budget=256)
-    report = lambda done, total, tokens: step()
-    fitted = fit_statistics(stream, NEEDS, top_k=5, progress=report, checkpoints=saved)
-    lenses = fit_lenses(stream, fitted.statistics, report, saved)
+    report = lambda *_: step()
+    with logged() as said:
+        fitted = fit_statistics(stream, NEEDS, top_k=5, progress=report, checkpoints=saved)
+        lenses = fit_lenses(stream, fitted.statistics, progress=report, checkpoints=saved)
     out.write_bytes(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves((fitted, lenses))))
     return said
 
@@ -177,7 +179,7 @@ def faulty() -> dict:
     crosses = [np.asarray(f.statistics.sums.crosses[subject.site].raw) for f in (fitted, clean)]
     done = []
     try:
-        fit(broken, Sentences(4000), progress=lambda n, total, tokens: done.append(n))
+        fit(broken, Sentences(4000), progress=lambda stage, n, total, tokens: done.append(n))
     except AtlasError as error:
         refusal = str(error)
     return {

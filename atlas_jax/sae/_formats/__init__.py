@@ -18,9 +18,8 @@ from atlas_jax.sae._formats import (
     _saelens,
     _sparsify,
 )
-from atlas_jax.sae._formats._check import check as check
-from atlas_jax.sae._formats._locate import locate, writing
-from atlas_jax.sae._formats._read import Arrays
+from atlas_jax.sae._formats._parameters import check as check
+from atlas_jax.sae._formats._read import Arrays, locate, writing
 from atlas_jax.sae._formats._state_dict import load_state_dict as load_state_dict
 
 _MODULES: Sequence[ModuleType] = (

@@ -15,7 +15,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import OBJECT, TEXT, WHOLE, ignored, read_fields
-from atlas_jax.sae._formats._fold import fold_decoder_norm
+from atlas_jax.sae._formats._parameters import fold_decoder_norm
 from atlas_jax.sae._formats._read import Arrays, pick, read_torch
 from atlas_jax.types import Site
 

@@ -17,9 +17,8 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, read_fields
-from atlas_jax.sae._formats._fold import as_plain_jumprelu, fold_input_scale
-from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_npz
+from atlas_jax.sae._formats._parameters import as_plain_jumprelu, fold_input_scale
+from atlas_jax.sae._formats._read import Arrays, pick, read_npz, told
 from atlas_jax.types import Site
 
 NAME = "gemma_scope"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_torch
+from atlas_jax.sae._formats._read import Arrays, pick, read_torch, told
 from atlas_jax.types import Site
 
 NAME = "goodfire"

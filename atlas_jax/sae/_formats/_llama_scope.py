@@ -26,11 +26,9 @@ import numpy as np
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._fields import FLAG, NUMBER, OBJECT, TEXT, WHOLE, Only, ignored, read_fields
-from atlas_jax.sae._formats._fold import fold_input_scale
-from atlas_jax.sae._formats._hooks import site_of
-from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors
+from atlas_jax.sae._formats._fields import FLAG, NUMBER, OBJECT, TEXT, WHOLE, Only, ignored, read_fields, site_of
+from atlas_jax.sae._formats._parameters import fold_input_scale
+from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors, told
 
 NAME = "llama_scope"
 

@@ -1,8 +1,13 @@
-"""Reading the files that SAEs are stored in, with one clear sentence when they cannot be read."""
+"""Finding an SAE's files, reading their arrays, and writing a directory of them."""
 
+import contextlib
+import os
+import re
+import shutil
+import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,54 @@ from safetensors import SafetensorError, safe_open
 
 from atlas_jax.errors import AtlasError
 
+_ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
+_SKIP = ["*examples*.safetensors"]
 Arrays = dict[str, np.ndarray]
+LINKS = 40
+
+
+def locate(path: str | Path) -> Path:
+    """The local path itself if it exists, otherwise a download of ``owner/repo`` or ``owner/repo/folder``.
+
+    Raises:
+      AtlasError: if the path is no hub name either, the download fails or is empty, or it is an archive.
+    """
+    local = Path(path).expanduser()
+    if local.name.endswith(_ARCHIVES) and local.is_file():
+        raise AtlasError(f"{local} is an archive: unpack it, and give the folder of the SAE in it")
+    if local.exists():
+        return local
+    parts = str(path).split("/")
+    if isinstance(path, Path) or len(parts) < 2 or parts[0] in ("", ".", "..", "~"):
+        raise AtlasError(f"there is no SAE at {path}")
+    return _download("/".join(parts[:2]), "/".join(parts[2:]))
+
+
+def _download(repo: str, folder: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = [folder, f"{folder}/*"] if folder else None
+    try:
+        root = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=_SKIP))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        name = f"{repo}/{folder}".rstrip("/")
+        raise AtlasError(f"there is no local path {name}, and the hub did not give it: {reason}") from None
+    if not (root / folder).exists():
+        raise AtlasError(f"the repository {repo} has no folder '{folder}'")
+    return root / folder
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[Path]:
+    """A scratch directory whose files move into ``directory`` when the block succeeds, and vanish when it fails."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".sae.", dir=directory) as scratch:
+        yield Path(scratch)
+        for file in sorted(Path(scratch).iterdir()):
+            file.chmod(0o644)  # safetensors leaves its files to their owner
+            file.replace(directory / file.name)
 
 
 def read_npz(path: Path) -> Arrays:
@@ -73,3 +125,37 @@ def pick(arrays: Mapping[str, Any], name: str, where: Path, ndim: int | None = N
     if not np.isfinite(array).all():
         raise AtlasError(f"'{name}' in {where} holds numbers that are not finite; the file is damaged")
     return array
+
+
+def names(path: Path) -> tuple[str, ...]:
+    """The absolute path of a file or folder under each name it goes by, links followed as far as they lead first.
+
+    A link may be given that tells nothing and leads to a folder of a release, and a file of a release may be a link
+    to a blob whose name tells nothing, as in the cache of the Hugging Face hub: whichever name tells counts.
+
+    Example:
+      >>> (tmp / "layer_3").mkdir()
+      >>> (tmp / "mine").symlink_to("layer_3")
+      >>> names(tmp / "mine") == (f"{tmp}/layer_3", f"{tmp}/mine")
+      True
+    """
+    place = path.absolute()
+    steps = [place]
+    while place.is_symlink() and len(steps) < LINKS:
+        place = place.parent / os.readlink(place)
+        steps.append(place)
+    followed = [step.parent.resolve() / step.name for step in reversed(steps)]
+    return tuple(dict.fromkeys(name.as_posix() for name in [steps[-1].resolve(), *followed, *reversed(steps)]))
+
+
+def told(pattern: str, path: Path) -> re.Match[str] | None:
+    """The last match of a pattern in the first name of a path that has one.
+
+    Example:
+      >>> told(r"layer_(\\d+)", Path("/layer_1/runs/layer_20/params.npz"))[1]
+      '20'
+    """
+    for name in names(path):
+        if found := list(re.finditer(pattern, name)):
+            return found[-1]
+    return None

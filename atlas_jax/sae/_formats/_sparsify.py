@@ -10,8 +10,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, WHOLE, Only, ignored, read_fields
-from atlas_jax.sae._formats._names import told
-from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors
+from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors, told
 from atlas_jax.types import Site
 
 NAME = "sparsify"

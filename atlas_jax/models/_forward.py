@@ -13,10 +13,9 @@ from atlas_jax.checks import known
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._cache import LayerCache
 from atlas_jax.models._config import ModelConfig
-from atlas_jax.models._decoder import Context, Decoder
+from atlas_jax.models._decoder import Context, Decoder, Pool, Taps
 from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.models._partition import shard_rows
-from atlas_jax.models._taps import Pool, Taps
 from atlas_jax.models._tokenizer import check_ids
 from atlas_jax.types import Run, Site, Tokens, Where, edits_by_site, sites_of
 
