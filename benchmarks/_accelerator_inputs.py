@@ -13,7 +13,7 @@ from throughput import BUDGET, METHODS, SITES, atlas_of, subject_of
 
 import atlas_jax as aj
 from atlas_jax.pipeline import Grid
-from atlas_jax.pipeline._stream import LEFT_OUT, Fitted
+from atlas_jax.pipeline._fit import LEFT_OUT, Fitted
 from atlas_jax.statistics import PassStatistics, TokenNorms
 from atlas_jax.translators import needs_of
 

@@ -21,8 +21,8 @@ from atlas_jax import metrics
 from atlas_jax.mesh import to_host
 from atlas_jax.models import Decoder, ModelConfig, forward
 from atlas_jax.pipeline import encode_batch
-from atlas_jax.pipeline._encode import encode_norms
-from atlas_jax.pipeline._stream import _fit_step, _lens_step
+from atlas_jax.pipeline._fit import _fit_step, _lens_step
+from atlas_jax.pipeline._run import encode_norms
 from atlas_jax.statistics import NormSums, has_double, lens_init, update_pass
 from atlas_jax.translators import least_squares, polar_express
 from atlas_jax.types import POINTS

@@ -83,7 +83,7 @@ def test_characteristic_words_find_what_was_planted(rng):
     texts = [" ".join(rng.choice(common, 8)) for _ in range(400)]
     for i in range(0, 60, 2):
         texts[i] += " zebra stripes"
-    table = WordTable.of(texts)
+    table = WordTable.from_texts(texts)
     found = characteristic_words(table, [[words_of(texts[i]) for i in range(0, 40, 2)], []], count=2, common=0.2)
     assert {word for word, _ in found[0]} == {"zebra", "stripes"}
     assert found[1] == []

@@ -24,7 +24,7 @@ from atlas_jax.labels import Labels
 from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
 from atlas_jax.models import LanguageModel, _weights, run
 from atlas_jax.models._fingerprint import TEXT as FINGERPRINT
-from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations
+from atlas_jax.pipeline import AlignSettings, Pass, _stream, align, load_pair, pooled_activations
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
 from atlas_jax.statistics import PassStatistics, layout, update_pass
 from atlas_jax.statistics._update import _update_pass
@@ -82,7 +82,7 @@ def two(folder):
 def one(folder):
     """The run of a single device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pass, "SAMPLE", SAMPLE)
+        patch.setattr(_stream, "SAMPLE", SAMPLE)
         settings = AlignSettings(SITES, METHODS, max_length=LENGTH, token_budget=4 * BUDGET, top_k=5)
         pair = load_pair(SUBJECT, folder / "atlas", settings)
         alignment, quality = evaluate_quality(align(pair, Corpus.load(folder / "corpus"), settings))

@@ -69,7 +69,7 @@ def test_no_other_lengths_of_a_grid_would_pad_less(rng):
 
 
 def test_a_pass_in_blocks_pads_like_the_tokenizer_and_starts_anywhere(spaces, corpus, monkeypatch):
-    monkeypatch.setattr("atlas_jax.pipeline._pass.BLOCK", 90)
+    monkeypatch.setattr("atlas_jax.pipeline._stream.BLOCK", 90)
     stream = Pass.of(spaces, corpus.fit, first=7, token_budget=512, max_length=24)
     steps = list(stream.steps())
     assert max(cursor.block for cursor, _ in steps) == 5

@@ -7,8 +7,8 @@ whose result is already in the directory is not run again.
 import argparse
 import dataclasses
 import importlib.metadata
-import itertools
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -26,12 +26,9 @@ from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.labels import Labels, WordTable, statistical_labels, words_at
 from atlas_jax.models import LanguageModel, ModelConfig, Tokenizer
-from atlas_jax.pipeline import Pass, token_activations, top_sentences
-from atlas_jax.sae import SAEConfig, shuffled_rows, train
-from atlas_jax.sae_lab import atlas_facts
+from atlas_jax.pipeline import Pass, top_sentences
+from atlas_jax.sae_lab import SAESettings, atlas_facts, train_sae
 from atlas_jax.statistics import TopK
-from atlas_jax.subject import Subject
-from atlas_jax.types import Site
 
 ROW = 128
 CONTEXT = 512
@@ -53,8 +50,7 @@ MODELS = {
 }
 
 
-SITE = Site("resid_post", 3)
-SAE = {"d_sae": 1536, "k": 10.0, "steps": 6000, "seed": 3}
+SAE = SAESettings("resid_post.3", 1536, 10.0, tokens=6000 * 1024, dead_after=50 * 1024, norm_limit=0.0, seed=3)
 LABEL_SENTENCES = 50
 MEASURED = 10000
 
@@ -78,21 +74,17 @@ def make_atlas(out: Path) -> None:
     """Train the SAE on the foundation's residuals, label its features, and put the atlas together."""
     foundation = LanguageModel.from_pretrained(out / "foundation")
     corpus = build_corpus(installed_documentation())
-    stream = Pass.of([Subject.of(foundation, [SITE])], corpus.fit)
-    chunks = (chunk for _ in itertools.count() for chunk in token_activations(stream, SITE))
-    rows = shuffled_rows(chunks, batch=1024, buffer=1 << 17, seed=SAE["seed"])
-    on_log = lambda step, m: _say("sae")(step, round(float(m.fvu), 4))
-    sae, log = train(rows, **SAE, describe=SAEConfig("jumprelu", 0, 0, site=SITE, model="foundation"), on_log=on_log)
-    unlabelled = ConceptAtlas.of(foundation, sae, SITE, Labels.empty(sae.config.d_sae))
-    top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[SITE]
-    labels = statistical_labels(WordTable.of(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
+    trained = train_sae(foundation, corpus, SAE, name="foundation")
+    unlabelled = ConceptAtlas.of(foundation, trained.sae, trained.sae.config.site, Labels.empty(SAE.features))
+    top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[unlabelled.site]
+    labels = statistical_labels(WordTable.from_texts(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
     facts = atlas_facts(atlas, corpus.eval[:MEASURED])
     _say("atlas")("facts", facts)
     with tempfile.TemporaryDirectory(dir=out) as directory:
         new = Path(directory) / "atlas"
         atlas.save_pretrained(new, {"measured": facts}, dtype="bfloat16")
-        record = {"options": SAE, "log": {k: v.tolist() for k, v in log._asdict().items()}, "measured": facts}
+        record = {"options": SAE.as_json(), "curves": trained.curves._asdict(), "measured": facts}
         _record(new / "sae", record | {"corpus": corpus.hash, "corpus_statistics": corpus.statistics._asdict()})
         shutil.copy(out / "foundation" / "training.json", new / "model")
         new.rename(out / "atlas")
@@ -134,6 +126,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("atlas_jax").setLevel(logging.INFO)
     missing = [name for name in (*MODELS, "atlas") if not (arguments.out / name).exists()]
     documents = read_documents() if set(missing) & set(MODELS) else None
     for name in missing:

@@ -168,6 +168,7 @@ def label(
         with progress_bars("features") as progress:
             options = {"workers": workers, "progress": progress}
             labels = sae_lab.label_by_chat(shown, endpoint, book, atlas.width, **options)
+            facts |= {"answers that cannot be read": book.unread, "tokens spent": sum(book.spent)}
     if labels is not None:
         with new_file(out) as file:
             labels.save(file)

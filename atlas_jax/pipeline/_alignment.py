@@ -21,11 +21,18 @@ from atlas_jax.mesh import mesh_of
 from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
-from atlas_jax.pipeline._pass import BLOCK, Pass
-from atlas_jax.pipeline._run_files import AGAIN, Record, asked_for, check_same, read_rate, read_top, read_translation
-from atlas_jax.pipeline._settings import AlignSettings
-from atlas_jax.pipeline._solve import solve
-from atlas_jax.pipeline._stream import fit_statistics
+from atlas_jax.pipeline._fit import fit_statistics, solve
+from atlas_jax.pipeline._run_files import (
+    AGAIN,
+    AlignSettings,
+    Record,
+    asked_for,
+    check_same,
+    read_rate,
+    read_top,
+    read_translation,
+)
+from atlas_jax.pipeline._stream import BLOCK, Pass
 from atlas_jax.processes import is_first
 from atlas_jax.progress import Progress
 from atlas_jax.statistics import TopK

@@ -8,8 +8,8 @@ import numpy as np
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Pass
-from atlas_jax.pipeline._stream import Fitted, fit_statistics, merge_fitted
+from atlas_jax.pipeline._fit import Fitted, fit_statistics, merge_fitted
+from atlas_jax.pipeline._stream import Pass
 from atlas_jax.progress import Progress
 from atlas_jax.statistics import PassStatistics
 from atlas_jax.table import Column, Table

@@ -146,7 +146,7 @@ def label_quality(atlas: ConceptAtlas, texts: Sequence[str], stream: Pass) -> La
     drawn = np.random.default_rng(0).permutation(described)[:LABELS_MEASURED]
     features = np.sort(drawn)
     acts = _activations(atlas, stream, features)
-    table = WordTable.of(texts, min_count=1)
+    table = WordTable.from_texts(texts, min_count=1)
     scores = np.full(atlas.width, np.nan)
     for column, feature in enumerate(features.tolist()):
         contains = table.contains_any(_content_words(str(atlas.labels[feature])))

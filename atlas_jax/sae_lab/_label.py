@@ -15,6 +15,8 @@ from atlas_jax.labels import (
     AnswerBook,
     ChatEndpoint,
     Context,
+    Description,
+    Detection,
     Label,
     Labels,
     WordTable,
@@ -162,7 +164,7 @@ def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: in
     evidence = list(evidence)
     bags = [[words_at(c.text, len(c.before + c.token) - 1) for c in e.contexts] for e in evidence]
     rows = []
-    for e, chosen in zip(evidence, characteristic_words(WordTable.of(texts), bags, count=count), strict=True):
+    for e, chosen in zip(evidence, characteristic_words(WordTable.from_texts(texts), bags, count=count), strict=True):
         words = {word for word, _ in chosen}
         if words:
             counts = [len(words & words_of(text)) for text in e.sentences]
@@ -179,11 +181,15 @@ def estimate_requests(evidence: Iterable[Evidence], endpoint: ChatEndpoint, book
     A description is taken to have sixty characters where there is none yet.
     """
     features = requests = characters = 0
+    describing, detecting = endpoint.answering(Description), endpoint.answering(Detection)
     for e in evidence:
-        prompts, answer = [explanation_prompt(e.contexts)], book.get(endpoint, explanation_prompt(e.contexts))
-        if e.tests:
-            prompts.append(detection_prompt("x" * 60 if answer is None else description_in(answer.text), e.sentences))
-        open_ones = [p for p in prompts if book.get(endpoint, p) is None]
+        prompt = explanation_prompt(e.contexts)
+        answer = book.get(describing, prompt)
+        description = "x" * 60 if answer is None else description_in(answer.text)
+        open_ones = [prompt] if answer is None else []
+        if e.tests and description:
+            test = detection_prompt(description, e.sentences)
+            open_ones += [test] if book.get(detecting, test) is None else []
         features, requests = features + bool(open_ones), requests + len(open_ones)
         characters += sum(map(len, open_ones))
     return Estimate(features, requests, characters // CHARACTERS_PER_TOKEN, requests * ANSWER_TOKENS)
@@ -201,7 +207,8 @@ def label_by_chat(
     """Labels by a chat model: it describes the contexts of each feature, then says which test sentences fit.
 
     A label's score is the AUROC of these decisions. Answers are kept in the book as they come, and those that are
-    in it are not asked again.
+    in it are not asked again. An answer that cannot be read is missing, and counted in ``book.unread``: a feature gets
+    no label, or its label no score.
 
     Args:
       evidence: of some features.
@@ -214,15 +221,17 @@ def label_by_chat(
     Raises:
       AtlasError: if the endpoint refuses or stays silent; the answers before that are in the book.
     """
-    ask = lambda prompts, stage: _asked(prompts, endpoint, book, workers, stage, progress)
-    answers = ask([explanation_prompt(e.contexts) for e in evidence], "describe")
+    ask = lambda form, prompts, stage: _asked(prompts, endpoint.answering(form), book, workers, stage, progress)
+    answers = ask(Description, [explanation_prompt(e.contexts) for e in evidence], "describe")
     named = [(e, said) for e, answer in zip(evidence, answers, strict=True) if (said := description_in(answer))]
+    book.unread += len(evidence) - len(named)
     if not named:
         raise AtlasError(f"{endpoint.model} gave no description of any of {len(evidence)} features")
     tested = [detection_prompt(said, e.sentences) for e, said in named if e.tests]
-    answers, rows = iter(ask(tested, "test")), []
+    answers, rows = iter(ask(Detection, tested, "test")), []
     for e, said in named:
         votes = detected_in(next(answers), len(e.sentences)) if e.tests else None
+        book.unread += bool(e.tests and votes is None)
         score = None if votes is None else float(auroc(np.array(votes, np.float64), e.fires))
         rows.append(Label(e.feature, said, endpoint.model, "chat", score))
     return Labels.from_rows(rows, width)

@@ -27,11 +27,11 @@ def align(process: int, port: int, folder: Path) -> None:
     """The command, and which texts this process tokenized."""
     from atlas_jax.cli import _app
     from atlas_jax.models import Tokenizer
-    from atlas_jax.pipeline import _pass
+    from atlas_jax.pipeline import _stream
 
     read, encode = [], Tokenizer.encode
     Tokenizer.encode = lambda self, texts, limit=None: read.extend(texts) or encode(self, texts, limit)
-    _pass.SAMPLE = SAMPLE
+    _stream.SAMPLE = SAMPLE
     joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process-id", process]
     _app.app([str(a) for a in [*command(folder, folder / "two"), *joined]], standalone_mode=False)
     Tokenizer.encode = encode

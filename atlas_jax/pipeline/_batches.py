@@ -1,12 +1,17 @@
-"""Which sentences go into which batch: few shapes, little padding, the same on every run."""
+"""Which sentences go into which batch (few shapes, little padding, the same on every run), and its way to devices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from atlas_jax.models import Tokenizer
+from atlas_jax.processes import Share, gather, global_rows
+from atlas_jax.types import Tokens
 
 
 class Ragged(NamedTuple):
@@ -159,3 +164,62 @@ def _least_padding(sample: Int[np.ndarray, " n"], shapes: int) -> list[int]:
     for before in reversed(steps):
         chosen.append(int(before[chosen[-1]]))
     return [8 * edge for edge in set(chosen) if edge]
+
+
+def share_of_places(places: Int[np.ndarray, " n"], share: Share) -> Int[np.ndarray, " m"]:
+    """The sentences of a block that this process reads: every ``count``-th, from its own on.
+
+    Example:
+      >>> share_of_places(np.arange(10, 17), Share(1, 3)).tolist()
+      [11, 14]
+    """
+    return places[share.index :: share.count]
+
+
+def common_plan(block: Block, grid: Grid, share: Share) -> tuple[list[Batch], Int[np.ndarray, "b 2"]]:
+    """The batches of this process's part of a block, and the sentences and tokens of each batch in all processes.
+
+    All processes get the same shapes in the same order; where one has fewer sentences of a length than another, its
+    last batches are empty. ``height`` counts the rows of one
+    process.
+    """
+    local = grid._replace(heights=tuple(height // share.count for height in grid.heights))
+    plan = local.plan(block.lengths)
+    counts = np.array([sum(batch.length == length for batch in plan) for length in grid.lengths])
+    missing = gather(counts).max(axis=0) - counts
+    empty = np.zeros(0, np.int64)
+    for length, height, count in zip(local.lengths, local.heights, missing.tolist(), strict=True):
+        plan += [Batch(length, height, empty)] * count
+    plan = sorted(plan, key=lambda batch: batch.length)
+    tokens = sum(ids.lengths for ids in block.ids)
+    sizes = np.array([(len(batch.places), tokens[batch.places].sum()) for batch in plan]).reshape(-1, 2)
+    return plan, _first_of_each(share, sizes).sum(axis=0)
+
+
+def _first_of_each(share: Share, x: Int[np.ndarray, "b 2"]) -> Int[np.ndarray, "s b 2"]:
+    """An array of one process of every share: those whose devices hold the same rows have the same."""
+    _, first = np.unique(gather(np.array([share.index])), return_index=True)
+    return gather(x)[first]
+
+
+def place(
+    block: Block, batch: Batch, tokenizers: tuple[Tokenizer, ...], mesh: Mesh | None = None
+) -> tuple[Tokens, ...]:
+    """One batch of a block as padded tokens of every model, its rows over "data" of a mesh where there is one.
+
+    Rows that only fill the shape have index -1 and no token that counts. In a run of several processes the block is
+    this one's share, and the batch is that of all of them.
+    """
+    part = block.take(batch.places)
+    index = np.full(batch.height, -1, np.int32)
+    index[: len(part.index)] = part.index
+    padded = [_pad(ids, t, (batch.height, batch.length), index) for ids, t in zip(part.ids, tokenizers, strict=True)]
+    return jax.tree.map(jnp.asarray, tuple(padded)) if mesh is None else global_rows(tuple(padded), mesh)
+
+
+def _pad(rows: Ragged, tokenizer: Tokenizer, shape: tuple[int, int], index: np.ndarray) -> Tokens:
+    ids = np.full(shape, tokenizer.pad_id, np.int32)
+    real = np.zeros(shape, bool)
+    real[: len(rows.lengths)] = np.arange(shape[1]) < rows.lengths[:, None]
+    ids[real] = rows.values
+    return Tokens(ids, real & ~np.isin(ids, list(tokenizer.special_ids)), index, real)
