@@ -356,6 +356,8 @@ def test_the_command_labels_and_estimates(server, corpus, tmp_path):
     done = command(*asked)
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["labelled"] == json.loads(done.stdout)["that fire"]
+    assert json.loads(done.stdout)["answers that cannot be read"] == 0
+    assert json.loads(done.stdout)["tokens spent"] == 107 * json.loads(dry.stdout)["requests"]
     assert Labels.load(tmp_path / "chat.jsonl", 1536).described() == sorted(FEATURES)
     assert len(server.requests) == json.loads(dry.stdout)["requests"]
     for more, says in (

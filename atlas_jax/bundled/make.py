@@ -84,7 +84,7 @@ def make_atlas(out: Path) -> None:
     with tempfile.TemporaryDirectory(dir=out) as directory:
         new = Path(directory) / "atlas"
         atlas.save_pretrained(new, {"measured": facts}, dtype="bfloat16")
-        record = {"options": SAE.as_json(), "curves": trained.curves._asdict(), "measured": facts}
+        record = {"options": SAE.to_dict(), "curves": trained.curves._asdict(), "measured": facts}
         _record(new / "sae", record | {"corpus": corpus.hash, "corpus_statistics": corpus.statistics._asdict()})
         shutil.copy(out / "foundation" / "training.json", new / "model")
         new.rename(out / "atlas")
