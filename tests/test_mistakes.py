@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from atlas_jax import names
-from atlas_jax.artifacts import KINDS, new_directory, new_file
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS
 from atlas_jax.cli import _console
@@ -23,6 +22,7 @@ from atlas_jax.cli._app import app
 from atlas_jax.corpus import Document, build_corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import USES, Identified, Peak, hits_table, identified_table
+from atlas_jax.files import KINDS, new_directory, new_file
 from atlas_jax.labels import Hit
 from atlas_jax.pooling import POOLINGS
 from atlas_jax.table import Column, Table

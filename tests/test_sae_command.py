@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 from atlas_jax.corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._corpus import content_hash
 from atlas_jax.errors import AtlasError
-from atlas_jax.pipeline import Checkpoints, Pass
+from atlas_jax.pipeline import Checkpoints, SentenceStream
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
 from atlas_jax.sae_lab import SAESettings, finished_training, held_out, train_sae, write_result
 from atlas_jax.subject import Subject
@@ -57,7 +57,7 @@ def sae():
 def unseen(model, corpus):
     """Sentences that begin with BOS, and a pass over them."""
     texts = [f"<bos> {text}" for text in corpus.eval[:12]]
-    return texts, Pass.of([Subject.of(model, [SITE])], texts, token_budget=256)
+    return texts, SentenceStream.from_texts([Subject.from_model(model, [SITE])], texts, token_budget=256)
 
 
 @pytest.fixture(scope="module", params=["batchtopk", "jumprelu"])

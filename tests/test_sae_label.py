@@ -29,7 +29,7 @@ from atlas_jax.labels import (
     explanation_prompt,
     words_of,
 )
-from atlas_jax.pipeline import Pass, pooled_activations
+from atlas_jax.pipeline import SentenceStream, pooled_activations
 from atlas_jax.sae_lab import estimate_requests, gather_evidence, label_by_chat, label_by_words, label_facts
 
 WORDS = {5: "length", 46: "string", 53: "argument", 103: "weight", 121: "method", 174: "checks", 368: "random"}
@@ -134,8 +134,8 @@ def endpoint(server, **options):
 
 
 def test_contexts_are_the_strongest_fit_sentences_and_tests_are_held_out(atlas, corpus, evidence):
-    shown = pooled_activations(Pass.of([atlas], corpus.fit))[atlas.site]
-    held = pooled_activations(Pass.of([atlas], corpus.eval))[atlas.site]
+    shown = pooled_activations(SentenceStream.from_texts([atlas], corpus.fit))[atlas.site]
+    held = pooled_activations(SentenceStream.from_texts([atlas], corpus.eval))[atlas.site]
     place = {text: i for i, text in enumerate(corpus.eval)}
     assert [e.feature for e in evidence] == [f for f in FEATURES if shown[:, f].max() > 0]
     for e in evidence:

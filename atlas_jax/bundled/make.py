@@ -21,12 +21,13 @@ import transformers
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled._pretrain import pretrain
-from atlas_jax.bundled._text import Documents, file_sha256, read_documents, token_rows
+from atlas_jax.bundled._text import Documents, read_documents, token_rows
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.corpus import build_corpus, installed_documentation
+from atlas_jax.files import sha256
 from atlas_jax.labels import Labels, WordTable, statistical_labels, words_at
 from atlas_jax.models import LanguageModel, ModelConfig, Tokenizer
-from atlas_jax.pipeline import Pass, top_sentences
+from atlas_jax.pipeline import SentenceStream, top_sentences
 from atlas_jax.sae_lab import SAESettings, atlas_facts, train_sae
 from atlas_jax.statistics import TopK
 
@@ -62,7 +63,7 @@ def make_model(name: str, out: Path, documents: Documents) -> None:
     bos_id = hf.bos_token_id
     if backend.token_to_id("<s>") != bos_id:
         raise ValueError(f"the tokenizer put BOS at {backend.token_to_id('<s>')} where the config says {bos_id}")
-    tokenizer = Tokenizer.of(backend, "<s>")
+    tokenizer = Tokenizer.from_backend(backend, "<s>")
     rows, held_out = (token_rows(tokenizer, t, ROW) for t in (documents.train, documents.held_out))
     config = ModelConfig.from_hf(hf)
     decoder, log = pretrain(config, rows, held_out, **options, progress=_say(name))
@@ -75,8 +76,8 @@ def make_atlas(out: Path) -> None:
     foundation = LanguageModel.from_pretrained(out / "foundation")
     corpus = build_corpus(installed_documentation())
     trained = train_sae(foundation, corpus, SAE, name="foundation")
-    unlabelled = ConceptAtlas.of(foundation, trained.sae, trained.sae.config.site, Labels.empty(SAE.features))
-    top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[unlabelled.site]
+    unlabelled = ConceptAtlas.from_parts(foundation, trained.sae, trained.sae.config.site, Labels.empty(SAE.features))
+    top = top_sentences(SentenceStream.from_texts([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[unlabelled.site]
     labels = statistical_labels(WordTable.from_texts(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
     facts = atlas_facts(atlas, corpus.eval[:MEASURED])
@@ -116,7 +117,7 @@ def _say(name: str) -> Any:
 
 
 def _record(directory: Path, content: dict[str, Any]) -> None:
-    files = {p.name: file_sha256(p) for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".npz")}
+    files = {p.name: sha256(p) for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".npz")}
     (directory / "training.json").write_text(json.dumps(content | {"sha256": files}, indent=1))
 
 

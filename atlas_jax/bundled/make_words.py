@@ -6,11 +6,11 @@ directory for :meth:`StaticEmbedding.load` and ``training.json`` with the settin
 
 import argparse
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from atlas_jax.files import sha256
 from atlas_jax.labels import train_static
 
 SETTINGS = {"width": 128, "min_count": 8, "window": 8, "smoothing": 0.75}
@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     embedding = train_static((text for file in args.text for text in _texts(file)), **SETTINGS)
     embedding.save(args.out)
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in args.text}
+    hashes = {file.name: sha256(file) for file in args.text}
     record = {
         "settings": SETTINGS,
         "words": len(embedding.rows) - 1,

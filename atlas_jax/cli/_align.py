@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -62,14 +61,14 @@ def align(
 
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
-    from atlas_jax import experiments, pipeline, processes as others
-    from atlas_jax.artifacts import check_place, new_directory, partial_directory
+    from atlas_jax import experiments, pipeline, sharding
+    from atlas_jax.files import check_place, new_directory, partial_directory
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
     check_place(out_dir, "a run", overwrite=True)
-    others.start(coordinator, processes, process_id, launcher=distributed)
-    _speak_once(others)
+    sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
+    _speak_once()
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
@@ -84,26 +83,30 @@ def align(
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return
-        run = new_directory(out_dir, overwrite=overwrite) if others.is_first() else contextlib.nullcontext(out_dir)
+        run = new_directory(out_dir, overwrite=overwrite) if sharding.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, progress_bars() as progress:
-            if restart and others.is_first():
+            if restart and sharding.is_first():
                 saved.discard()
-            others.wait("checkpoints are as they should be")
+            sharding.wait_for_all("checkpoints are as they should be")
             alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
             measured = experiments.measured(alignment, progress=progress)
             measured.save(directory, dtype=save_dtype)
-    if others.is_first():
+    if sharding.is_first():
         _show(measured, as_json=as_json)
     err.print(f"written to {out_dir}")
     measured.raise_fault()
 
 
-def _speak_once(others: ModuleType) -> None:
+def _speak_once() -> None:
     """After the start of several processes: signals are ours again, and the first of them alone prints."""
+    import jax
+
+    from atlas_jax import sharding
+
     interrupts.take_back()
-    if others.count() > 1:
+    if jax.process_count() > 1:
         keep_standard_output()
-    if not others.is_first():
+    if not sharding.is_first():
         silence()
 
 
@@ -131,7 +134,7 @@ def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
     for (site, method), translation in alignment.translations.items():
-        if translation.certificate.get("accepted") is False:
+        if translation.certificate.get("within_tolerance") is False:
             note(f"{method} at {site} misses its tolerances, as its certificate tells: do not trust its last digits")
 
 
@@ -143,7 +146,7 @@ def mesh_of_all(model: int) -> "Mesh | None":
     """
     import jax
 
-    from atlas_jax.mesh import make_mesh
+    from atlas_jax.sharding import make_mesh
 
     if jax.device_count() % model:
         raise AtlasError(f"--model-parallel {model} does not divide the {jax.device_count()} devices of this run")

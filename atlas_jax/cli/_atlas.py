@@ -58,8 +58,8 @@ def build(
 
     Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
     """
-    from atlas_jax.artifacts import check_place
     from atlas_jax.atlas import assemble, write_atlas
+    from atlas_jax.files import check_place
 
     check_place(out, "a Concept Atlas", overwrite=overwrite)
     note("loading the parts")

@@ -58,8 +58,8 @@ def build(
 
     Example: atlas-jax corpus build my-texts/ --out corpus
     """
-    from atlas_jax.artifacts import check_place
     from atlas_jax.corpus import build_corpus, read_sources
+    from atlas_jax.files import check_place
 
     check_place(out, "a corpus", overwrite=overwrite)
     weights = dict(_weight(text) for text in weight or ())

@@ -54,9 +54,9 @@ def quickstart(
     if more_text and not text:
         raise AtlasError(f"unexpected '{more_text[0]}'; name text files after --text")
     note("loading both models")
-    from atlas_jax.artifacts import check_place
     from atlas_jax.bundled import ATLAS, SUBJECT
     from atlas_jax.experiments import METHODS, Chooser, quickstart as experiment, whitened_grid
+    from atlas_jax.files import check_place
     from atlas_jax.pipeline import AlignSettings, load_pair
 
     out_dir = out_dir or _free(OUT)

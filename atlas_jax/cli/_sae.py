@@ -71,7 +71,7 @@ def train(
     Example: atlas-jax sae train --model my-llama --site resid_post.12 --text my-texts/ --k 50 --out my-sae
     """
     from atlas_jax import sae_lab
-    from atlas_jax.artifacts import check_place, directory_hash, new_directory, partial_directory
+    from atlas_jax.files import check_place, directory_hash, new_directory, partial_directory
     from atlas_jax.models import LanguageModel, check_site, resolve
     from atlas_jax.pipeline import Checkpoints
 
@@ -139,7 +139,7 @@ def label(
     Example: atlas-jax sae label --model my-llama --sae my-sae --text my-texts/ --out labels.jsonl
     """
     from atlas_jax import sae_lab
-    from atlas_jax.artifacts import check_place, new_file
+    from atlas_jax.files import check_place, new_file
     from atlas_jax.labels import AnswerBook, ChatEndpoint
 
     if out.suffix != ".jsonl":
@@ -191,4 +191,4 @@ def _unlabelled(model: str, sae: str, site: str | None, dtype: str) -> "ConceptA
     if None not in (said, given) and said != given:
         raise AtlasError(f"the SAE at {sae} was trained on {said}, not on {given}; leave --site out")
     lm = LanguageModel.from_pretrained(model, dtype=dtype)
-    return ConceptAtlas.of(lm, loaded, given or said, Labels.empty(loaded.config.d_sae))
+    return ConceptAtlas.from_parts(lm, loaded, given or said, Labels.empty(loaded.config.d_sae))

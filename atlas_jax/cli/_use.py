@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.artifacts import check_place, new_file
 from atlas_jax.cli._console import emit, err, note, out, progress_bars
 from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:

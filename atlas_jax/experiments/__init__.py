@@ -5,7 +5,7 @@ from typing import Any
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
-    preference as preference,
+    steering_preference as steering_preference,
     whitened_grid as whitened_grid,
 )
 from atlas_jax.experiments._identify import (

@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._quality import BAND, choose_features, one_hot
 from atlas_jax.experiments._retrieval import SENTENCES, Averaged, averaged_queries, ranked
-from atlas_jax.mesh import everywhere, mesh_of
 from atlas_jax.metrics import auroc, detection
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.pipeline import Choice, Fitted, Pass, score_sentences, views
+from atlas_jax.pipeline import Choice, Fitted, SentenceStream, score_sentences, views
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import mesh_of, replicate
 from atlas_jax.steering import Steer
 from atlas_jax.translators import Member
 from atlas_jax.types import Site, Tokens
@@ -28,7 +28,7 @@ from atlas_jax.types import Site, Tokens
 USES: dict[str, str] = {
     "detect": "mean of AUROC and AP of Table 3's measure",
     "retrieve": "MRR of Table 4's measure, averaged queries with the mean atlas activations subtracted",
-    "steer": "how much steering favours sentences in which the concept fires, see experiments.preference",
+    "steer": "how much steering favours sentences in which the concept fires, see experiments.steering_preference",
 }
 FEATURES = 50  # atlas features that decide on detection
 STEERED, EACH = 16, 8  # atlas features that decide on steering, and sentences of either kind for each
@@ -95,7 +95,9 @@ class Chooser:
         """The translations it adds at every site."""
         return tuple(f"whitened_{use}" for use in self.uses)
 
-    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None) -> Choice:
+    def __call__(
+        self, held: SentenceStream, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None
+    ) -> Choice:
         """Score the grid on the held-out part; arguments as in :class:`atlas_jax.pipeline.Chooser`.
 
         Raises:
@@ -132,7 +134,7 @@ def score_members(
     uses: Sequence[str],
     grid: Sequence[Member],
     features: Int[np.ndarray, " q"],
-    held: Pass,
+    held: SentenceStream,
     fitted: Fitted,
     held_fitted: Fitted,
     *,
@@ -210,12 +212,12 @@ def _detection(
 
 def _steering(
     grid: Sequence[Member],
-    held: Pass,
+    held: SentenceStream,
     directions: Mapping[Site, Float[np.ndarray, "m q d_s"]],
     positive: Bool[np.ndarray, "q n"],
     seed: int,
 ) -> Scores:
-    """The mean of :func:`preference` over features that fire, and do not, in enough held-out sentences."""
+    """The mean of :func:`steering_preference` over features that fire, and do not, in enough held-out sentences."""
     enough = np.flatnonzero((positive.sum(axis=1) >= EACH) & ((~positive).sum(axis=1) >= EACH))[:STEERED]
     if not len(enough):
         raise AtlasError(f"no atlas feature fires in {EACH} of the {held.size} held-out sentences; give more text")
@@ -230,7 +232,9 @@ def _steering(
         tokens = model.tokenize(texts, length=length, max_length=length)
         expresses = np.arange(2 * EACH) < EACH
         for site, vectors in directions.items():
-            preferences[site].append(preference(model, site, jnp.asarray(vectors[:, feature]), tokens, expresses))
+            preferences[site].append(
+                steering_preference(model, site, jnp.asarray(vectors[:, feature]), tokens, expresses)
+            )
     means = {site: np.mean(values, axis=0) for site, values in preferences.items()}
     return {site: {m: {"score": float(v)} for m, v in zip(grid, mean, strict=True)} for site, mean in means.items()}
 
@@ -244,10 +248,10 @@ def _unit(x: Float[Array, "d_s r"]) -> Float[Array, "d_s r"]:
 @partial(jax.jit, static_argnums=2)
 def _cosine(queries: Float[Array, "q r"], rows: Float[Array, "d_s r"], mesh: Mesh | None) -> Float[Array, "q d_s"]:
     """Cosines up to the norm of each query, which ranks nothing; whole on every device of a mesh."""
-    return everywhere(jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST), mesh)
+    return replicate(jnp.matmul(queries, rows.T, precision=lax.Precision.HIGHEST), mesh)
 
 
-def preference(
+def steering_preference(
     model: LanguageModel,
     site: Site,
     directions: Float[Array, "m d_s"],

@@ -116,7 +116,7 @@ def _translation(directory: Path, site: str, method: str) -> dict[str, Any]:
             "subject features": d_s,
             "atlas features": d_c,
             "token norm": record.get("token_norm"),
-            "within tolerances": certificate.get("accepted"),
+            "within tolerances": certificate.get("within_tolerance"),
             "bytes": _bytes(folder),
         }
 

@@ -13,9 +13,9 @@ from jaxtyping import Float, Int
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
-from atlas_jax.pipeline import Alignment, Pass, Scored, score_sentences, top_sentences
-from atlas_jax.processes import is_first
+from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import is_first
 from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
@@ -91,7 +91,7 @@ def choose_features(
 
 
 def translation_quality(
-    stream: Pass,
+    stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
     features: Int[np.ndarray, " q"],
     *,
@@ -188,7 +188,9 @@ def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measu
         return Measured(*evaluate_quality(alignment, progress=progress), None)
     with kept(faults):
         eval_half = alignment.stream("eval")
-        subject = Pass.of([alignment.subject], eval_half.texts, first=eval_half.first, max_length=eval_half.max_length)
+        subject = SentenceStream.from_texts(
+            [alignment.subject], eval_half.texts, first=eval_half.first, max_length=eval_half.max_length
+        )
         top = top_sentences(subject, top_k=TOP, progress=progress)
         alignment = dataclasses.replace(alignment, top=top)
     return Measured(alignment, None, faults[0])
@@ -209,11 +211,11 @@ def certificate_table(translations: Mapping[tuple[Site, str], Translation]) -> T
         "Certificates",
         (
             Column("site"), Column("method"), Column("solver"), Column("rank", "d"),
-            Column("residual", ".1e"), Column("gap", ".1e"), Column("accepted"),
+            Column("residual", ".1e"), Column("gap", ".1e"), Column("within tolerance"),
         ),
-        [(str(site), method, p["solver"], p["rank"], *numbers(p), p["accepted"]) for site, method, p in proofs],
+        [(str(site), method, p["solver"], p["rank"], *numbers(p), p["within_tolerance"]) for site, method, p in proofs],
         "what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: "
-        "how far, relatively, it can be from the best there is; accepted: both are within their tolerances",
+        "how far, relatively, it can be from the best there is; within tolerance: both are within their tolerances",
     )  # fmt: skip
 
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus import Corpus
 from atlas_jax.experiments._identify import Identified, concept_query, hits_table, identified_table, identify
 from atlas_jax.experiments._quality import Quality, alignment_tables, best_method, kept, measured
 from atlas_jax.experiments._steering import Steered, Unit, steer, steered_table
-from atlas_jax.files import write_json
+from atlas_jax.files import new_directory, write_json
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, align
 from atlas_jax.progress import Progress

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import to_host
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
-from atlas_jax.pipeline import Pass, encode_batch, fold
+from atlas_jax.pipeline import SentenceStream, encode_batch, run_stream
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import to_host
 from atlas_jax.statistics import (
     Lens,
     PassStatistics,
@@ -109,7 +109,7 @@ def chance_mrr(n: int) -> float:
 
 
 def semantic_retrieval(
-    stream: Pass,
+    stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
     *,
     sentences: int = SENTENCES,
@@ -170,7 +170,7 @@ def ranked(
 
 
 def averaged_queries(
-    stream: Pass, statistics: PassStatistics, sentences: int, *, progress: Progress | None = None
+    stream: SentenceStream, statistics: PassStatistics, sentences: int, *, progress: Progress | None = None
 ) -> dict[Site, Averaged]:
     """The averaged queries of every subject feature, and the features they are valid for.
 
@@ -192,16 +192,16 @@ def averaged_queries(
         return _lens_step(lenses, a_s, a_c[atlas.site], tokens[0].index)
 
     selected = stream.only(selected_samples(*tops.values()))
-    lenses = fold(selected, step, lenses, name="queries", progress=progress)
+    lenses = run_stream(selected, step, lenses, name="queries", progress=progress)
     return {site: _averaged(site, statistics.statistics(site), *pair) for site, pair in lenses.items()}
 
 
-def _strongest(stream: Pass, sentences: int, progress: Progress | None) -> PassStatistics:
+def _strongest(stream: SentenceStream, sentences: int, progress: Progress | None) -> PassStatistics:
     """Statistics of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
     state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
     step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)
-    return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=progress)
+    return run_stream(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=progress)
 
 
 @partial(jax.jit, donate_argnames="state")

@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import new_file
 from atlas_jax.labels._endpoint import BATCH, EndpointEmbedder
 
 DEFAULT = Path(__file__).parent / "words"
@@ -139,10 +138,8 @@ class CachedEmbedder:
             except (OSError, EOFError, ValueError) as error:
                 raise AtlasError(f"{path} is damaged ({error}); delete it, and its texts are embedded again") from None
         rows = self.inner.encode(texts)
-        self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self.directory, suffix=".tmp", delete=False) as file:
-            np.save(file, rows)
-        os.replace(file.name, path)
+        with new_file(path) as file, file.open("wb") as content:
+            np.save(content, rows)
         return rows
 
 

@@ -8,7 +8,7 @@ from atlas_jax.pipeline._alignment import (
     is_finished as is_finished,
     load_pair as load_pair,
 )
-from atlas_jax.pipeline._batches import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
+from atlas_jax.pipeline._batches import Batch as Batch, BatchShapes as BatchShapes, Block as Block, Ragged as Ragged
 from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
 from atlas_jax.pipeline._choose import (
     Choice as Choice,
@@ -32,6 +32,8 @@ from atlas_jax.pipeline._fit import (
     merge_fitted as merge_fitted,
     solve as solve,
 )
-from atlas_jax.pipeline._run import encode_batch as encode_batch, fold as fold
+from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
-from atlas_jax.pipeline._stream import Cursor as Cursor, Pass as Pass
+from atlas_jax.pipeline._stream import Cursor as Cursor, SentenceStream as SentenceStream
+
+Pass, fold = SentenceStream, run_stream  # their names until 0.1

@@ -15,9 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from atlas_jax.artifacts import differences
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import why_unwritable, write_json
+from atlas_jax.files import differences, sha256, why_unwritable, write_json
 from atlas_jax.interrupts import unhurried
 from atlas_jax.pipeline._stream import Cursor
 
@@ -128,13 +127,8 @@ def _named(state: Any) -> dict[str, Any]:
 def _digests(directory: Path) -> dict[str, str]:
     files = sorted(p for p in directory.rglob("*") if p.is_file())
     with ThreadPoolExecutor() as workers:
-        digests = list(workers.map(_sha256, files))
+        digests = list(workers.map(sha256, files))
     return {p.relative_to(directory).as_posix(): d for p, d in zip(files, digests, strict=True)}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Checkpoints:

@@ -9,7 +9,7 @@ import numpy as np
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._fit import Fitted, fit_statistics, merge_fitted
-from atlas_jax.pipeline._stream import Pass
+from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.progress import Progress
 from atlas_jax.statistics import PassStatistics
 from atlas_jax.table import Column, Table
@@ -68,7 +68,9 @@ class Chooser(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of translations."""
 
-    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None) -> Choice:
+    def __call__(
+        self, held: SentenceStream, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None
+    ) -> Choice:
         """Choose.
 
         Args:
@@ -79,7 +81,7 @@ class Chooser(Protocol):
         """
 
 
-def held_out(stream: Pass, *, seed: int) -> tuple[Pass, Pass]:
+def held_out(stream: SentenceStream, *, seed: int) -> tuple[SentenceStream, SentenceStream]:
     """A pass in two: most of its sentences, and a random tenth (at most 10,000 of them).
 
     Raises:
@@ -95,7 +97,7 @@ def held_out(stream: Pass, *, seed: int) -> tuple[Pass, Pass]:
 
 
 def fit_and_choose(
-    stream: Pass,
+    stream: SentenceStream,
     needs: frozenset[str],
     chooser: Chooser,
     *,
@@ -145,6 +147,6 @@ def views(
         atlas = None
         for site, members in wanted.items():
             if here := [m for m in dict.fromkeys(members) if view_of(m) == view]:
-                whitening = Whitening.of(statistics.statistics(site), here, atlas=atlas)
+                whitening = Whitening.from_statistics(statistics.statistics(site), here, atlas=atlas)
                 atlas = atlas if whitening.atlas is None else whitening.atlas
                 yield site, whitening, here

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.mesh import everywhere, to_host
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.pipeline._run import encode_batch, encode_peaks, fold
-from atlas_jax.pipeline._stream import Pass
+from atlas_jax.pipeline._run import encode_batch, encode_peaks, run_stream
+from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.pooling import Pooled
 from atlas_jax.progress import Progress
 from atlas_jax.sae import Quality, finish_quality, init_quality, update_quality
+from atlas_jax.sharding import replicate, to_host
 from atlas_jax.statistics import (
     PassStatistics,
     TopK,
@@ -40,7 +40,7 @@ class Scored(NamedTuple):
 
 
 def score_sentences(
-    stream: Pass,
+    stream: SentenceStream,
     directions: dict[Site, Float[Array, "r d_s"]],
     features: Int[np.ndarray, " q"],
     *,
@@ -89,16 +89,16 @@ def _score_step(
         for site, d in unit.items()
     }
     fires = a_c[:, features] > 0
-    return _add_peaks(top, pooled, index, mesh), everywhere((index, scores, fires), mesh)
+    return _add_peaks(top, pooled, index, mesh), replicate((index, scores, fires), mesh)
 
 
 def top_sentences(
-    stream: Pass, *, top_k: int, stage: str = "strongest", progress: Progress | None = None
+    stream: SentenceStream, *, top_k: int, stage: str = "strongest", progress: Progress | None = None
 ) -> dict[Site, TopK]:
     """The sentences that activate every feature of one space most, with the token of each peak."""
     (space,) = stream.spaces
     step = lambda top, tokens: _top_step(top, encode_peaks(space, tokens), tokens.index, mesh=stream.mesh)
-    state = fold(stream, step, _peaks(space, top_k, stream.mesh), name=stage, progress=progress)
+    state = run_stream(stream, step, _peaks(space, top_k, stream.mesh), name=stage, progress=progress)
     return jax.tree.map(to_host, state.top)
 
 
@@ -109,7 +109,7 @@ def _top_step(
     return _add_peaks(top, pooled, index, mesh)
 
 
-def pooled_activations(stream: Pass) -> dict[Site, Float[np.ndarray, "n d"]]:
+def pooled_activations(stream: SentenceStream) -> dict[Site, Float[np.ndarray, "n d"]]:
     """Pooled activations of every sentence of a pass over one space, held whole: for small sets, never for fitting."""
     (space,) = stream.spaces
     found = ((tokens.index, encode_batch(space, tokens)) for (tokens,) in stream.batches())
@@ -121,7 +121,7 @@ def pooled_activations(stream: Pass) -> dict[Site, Float[np.ndarray, "n d"]]:
 
 @partial(jax.jit, static_argnames="mesh")
 def _everywhere(tree: Any, *, mesh: Mesh | None) -> Any:
-    return everywhere(tree, mesh)
+    return replicate(tree, mesh)
 
 
 def _peaks(space: FeatureSpace, top_k: int, mesh: Mesh | None) -> PassStatistics:
@@ -133,7 +133,7 @@ def _add_peaks(
 ) -> PassStatistics:
     weight = (index >= 0).astype(jnp.float32)
     values = {site: p.values for site, p in pooled.items()}
-    peaks = {site: p.peak for site, p in pooled.items()}
+    peaks = {site: p.argmax_position for site, p in pooled.items()}
     return update_pass(top, values, weight[:, None], weight, index, peaks, mesh=mesh)
 
 
@@ -143,7 +143,7 @@ def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
 
 
 def site_activations(
-    stream: Pass, sites: tuple[Site, ...], *, stage: str = "activations", progress: Progress | None = None
+    stream: SentenceStream, sites: tuple[Site, ...], *, stage: str = "activations", progress: Progress | None = None
 ) -> Iterator[tuple[dict[Site, Float[Array, "b t d"]], Tokens]]:
     """Activations of every token at some sites of a pass over one space, with the tokens."""
     (space,) = stream.spaces
@@ -152,7 +152,7 @@ def site_activations(
 
 
 def token_activations(
-    stream: Pass, site: Site, *, progress: Progress | None = None
+    stream: SentenceStream, site: Site, *, progress: Progress | None = None
 ) -> Iterator[tuple[Float[Array, "b t d"], Bool[Array, "b t"]]]:
     """Activations of every token of a pass over one space, with the mask of those that count."""
     for acts, tokens in site_activations(stream, (site,), progress=progress):
@@ -164,7 +164,7 @@ def _activations(model: LanguageModel, tokens: Tokens, sites: tuple[Site, ...]) 
     return forward(model.decoder, tokens, capture=sites, logits=False).acts
 
 
-def sae_quality(stream: Pass, *, progress: Progress | None = None) -> Quality:
+def sae_quality(stream: SentenceStream, *, progress: Progress | None = None) -> Quality:
     """FVU, L0 and dead share of an atlas's SAE on the tokens of a pass over the atlas.
 
     A transcoder is held against the site its reconstruction belongs to; its FVU is nan where that is not known.

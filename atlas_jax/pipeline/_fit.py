@@ -12,11 +12,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import everywhere
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._run import encode_batch, encode_norms, fold
-from atlas_jax.pipeline._stream import Pass
+from atlas_jax.pipeline._run import encode_batch, encode_norms, run_stream
+from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import replicate
 from atlas_jax.statistics import (
     Lens,
     NormSums,
@@ -65,7 +65,7 @@ class Fitted(NamedTuple):
 
 
 def fit_statistics(
-    stream: Pass,
+    stream: SentenceStream,
     needs: Iterable[str],
     *,
     top_k: int = 10,
@@ -90,7 +90,7 @@ def fit_statistics(
 
     Raises:
       AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
-        as :func:`fold`.
+        as :func:`run_stream`.
     """
     subject, atlas = stream.spaces
 
@@ -106,7 +106,7 @@ def fit_statistics(
         return _fit_step(state, a_s, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
 
     named = {"name": name, "stage": stage}
-    state = fold(stream, step, on_mesh(empty, stream.mesh), **named, progress=progress, checkpoints=checkpoints)
+    state = run_stream(stream, step, on_mesh(empty, stream.mesh), **named, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
     return state
 
@@ -127,7 +127,7 @@ def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
 
 
 def _check_finite(state: Fitted) -> None:
-    if (rows := int(state.statistics.faults.rows)) > LEFT_OUT:
+    if (rows := int(state.statistics.nonfinite.rows)) > LEFT_OUT:
         first = ", ".join(map(str, state.faulty[:8]))
         raise AtlasError(
             f"{rows} sentences so far gave activations that are not finite, among them sentences {first}; "
@@ -150,14 +150,14 @@ def _fit_step(
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
     active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
     faulty = real & ~finite
-    place = state.statistics.faults.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
+    place = state.statistics.nonfinite.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
     left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(index, mode="drop")
     kept = jax.tree.map(lambda x: jnp.sum(jnp.where(real & finite, x, 0.0)), norms)
-    return Fitted(statistics, *everywhere((state.active + active, left_out, add_norms(state.norms, kept)), mesh))
+    return Fitted(statistics, *replicate((state.active + active, left_out, add_norms(state.norms, kept)), mesh))
 
 
 def fit_lenses(
-    stream: Pass,
+    stream: SentenceStream,
     statistics: PassStatistics,
     *,
     progress: Progress | None = None,
@@ -172,7 +172,7 @@ def fit_lenses(
         lenses, encode_batch(atlas, tokens)[atlas.site], tokens.index, mesh=stream.mesh
     )
     named = {"name": "second", "stage": "second pass"}
-    return fold(selected, step, lenses, **named, progress=progress, checkpoints=checkpoints)
+    return run_stream(selected, step, lenses, **named, progress=progress, checkpoints=checkpoints)
 
 
 @partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
@@ -183,7 +183,7 @@ def _lens_step(
 
 
 def solve(
-    stream: Pass,
+    stream: SentenceStream,
     fitted: Fitted,
     methods: Sequence[str],
     *,
@@ -202,7 +202,7 @@ def solve(
       checkpoints: where the state of the second pass is saved now and then.
 
     Raises:
-      AtlasError: for statistics that lack what a method needs; or as :func:`atlas_jax.pipeline.fold`.
+      AtlasError: for statistics that lack what a method needs; or as :func:`atlas_jax.pipeline.run_stream`.
     """
     lenses = {}
     if any(METHODS[m].second_pass for m in methods):

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._stream import Cursor, Pass
+from atlas_jax.pipeline._stream import Cursor, SentenceStream
 from atlas_jax.pooling import Pooled
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.types import FeatureSpace, NormedSpace, Site, Tokens
@@ -18,8 +18,8 @@ from atlas_jax.types import FeatureSpace, NormedSpace, Site, Tokens
 State = TypeVar("State")
 
 
-def fold(
-    stream: Pass,
+def run_stream(
+    stream: SentenceStream,
     step: Callable[..., State],
     state: State,
     *,

@@ -11,10 +11,9 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import load_file
 
-from atlas_jax.artifacts import RUN, differences
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError, DamagedError
-from atlas_jax.files import reading
+from atlas_jax.files import RUN, differences, reading
 from atlas_jax.pooling import POOLINGS
 from atlas_jax.statistics import TopK
 from atlas_jax.translation import RECORD, Translation

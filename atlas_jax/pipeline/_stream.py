@@ -9,10 +9,9 @@ from jax.sharding import Mesh
 from jaxtyping import Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of
-from atlas_jax.pipeline._batches import Block, Grid, common_plan, place, share_of_places
-from atlas_jax.processes import Share
+from atlas_jax.pipeline._batches import BatchShapes, Block, common_plan, share_of_rows, to_device
 from atlas_jax.progress import Progress, unreported
+from atlas_jax.sharding import Share, mesh_of
 from atlas_jax.types import FeatureSpace, Tokens
 
 BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
@@ -36,7 +35,7 @@ class Cursor(NamedTuple):
     tokens: int = 0
 
 
-class Pass(NamedTuple):
+class SentenceStream(NamedTuple):
     """Sentences to stream through feature spaces. Nothing of them is held but a block or two.
 
     The batches depend on the sentences, the options and the mesh alone: they are the same on every run, and from every
@@ -47,7 +46,7 @@ class Pass(NamedTuple):
       spaces: feature spaces; for an alignment, the subject and the atlas.
       texts: the sentences; read by position, so they may lie in a file.
       first: sentence id of the first of them.
-      places: positions of the sentences to visit, ascending; None for all.
+      rows: positions of the sentences to visit, ascending; None for all.
       max_length: tokens at which sentences are cut.
       grid: the shapes of the batches.
     """
@@ -55,12 +54,12 @@ class Pass(NamedTuple):
     spaces: tuple[FeatureSpace, ...]
     texts: Sequence[str]
     first: int
-    places: Int[np.ndarray, " n"] | None
+    rows: Int[np.ndarray, " n"] | None
     max_length: int
-    grid: Grid
+    grid: BatchShapes
 
     @classmethod
-    def of(
+    def from_texts(
         cls,
         spaces: Sequence[FeatureSpace],
         texts: Sequence[str],
@@ -68,7 +67,7 @@ class Pass(NamedTuple):
         first: int = 0,
         max_length: int = 128,
         token_budget: int = 4096,
-    ) -> "Pass":
+    ) -> "SentenceStream":
         """Fix the batch shapes from sentences spread evenly over the corpus.
 
         Args:
@@ -84,20 +83,22 @@ class Pass(NamedTuple):
         if not len(texts):
             raise AtlasError("there is no sentence to stream; give some text")
         limit = min(max_length, *(s.model.config.max_positions for s in spaces))
-        places = np.unique(np.linspace(0, len(texts) - 1, SAMPLE).astype(np.int64))
-        sample = [texts[i] for i in places.tolist()]
-        lengths = Block.of([s.model.tokenizer for s in spaces], sample, places, limit).lengths
-        longest = limit if len(places) < len(texts) else int(lengths.max())
+        rows = np.unique(np.linspace(0, len(texts) - 1, SAMPLE).astype(np.int64))
+        sample = [texts[i] for i in rows.tolist()]
+        lengths = Block.from_texts([s.model.tokenizer for s in spaces], sample, rows, limit).lengths
+        longest = limit if len(rows) < len(texts) else int(lengths.max())
         mesh = mesh_of(spaces)
         data = 1 if mesh is None else mesh.shape["data"]
         shapes = min(5, 2 + len(texts) // SENTENCES_A_SHAPE)
-        grid = Grid.of(lengths, longest, token_budget=token_budget * data, shapes=shapes, multiple=data)
+        grid = BatchShapes.from_lengths(
+            lengths, longest, token_budget=token_budget * data, shapes=shapes, multiple=data
+        )
         return cls(tuple(spaces), texts, first, None, limit, grid)
 
-    def only(self, index: Int[np.ndarray, " n"]) -> "Pass":
+    def only(self, index: Int[np.ndarray, " n"]) -> "SentenceStream":
         """The same pass over some of its sentences, given by their ids, in the same batch shapes."""
         wanted = np.unique(index) - self.first
-        return self._replace(places=wanted[(wanted >= 0) & (wanted < len(self.texts))])
+        return self._replace(rows=wanted[(wanted >= 0) & (wanted < len(self.texts))])
 
     @property
     def mesh(self) -> Mesh | None:
@@ -107,7 +108,7 @@ class Pass(NamedTuple):
     @property
     def size(self) -> int:
         """How many sentences it visits."""
-        return len(self.texts) if self.places is None else len(self.places)
+        return len(self.texts) if self.rows is None else len(self.rows)
 
     def batches(self, *, stage: str = "pass", progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
         """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
@@ -119,15 +120,15 @@ class Pass(NamedTuple):
 
     def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Tokens, ...]]]:
         """The batches from a cursor on, each with the cursor behind it."""
-        tokenizers, share = tuple(s.model.tokenizer for s in self.spaces), Share.of(self.mesh)
+        tokenizers, share = tuple(s.model.tokenizer for s in self.spaces), Share.from_mesh(self.mesh)
         at = start or Cursor()
         skip = at.batch
         for number, block in self._blocks(at.block):
-            plan, sizes = common_plan(block, self.grid, share)
+            plan, sizes = common_plan(block, self.shapes, share)
             for i, batch in enumerate(plan[skip:], skip):
                 where = (number, i + 1) if i + 1 < len(plan) else (number + 1, 0)
                 at = Cursor(*where, at.sentences + int(sizes[i, 0]), at.tokens + int(sizes[i, 1]))
-                yield at, place(block, batch, tokenizers, self.mesh)
+                yield at, to_device(block, batch, tokenizers, self.mesh)
             skip = 0
 
     def _blocks(self, start: int) -> Iterator[tuple[int, Block]]:
@@ -141,7 +142,7 @@ class Pass(NamedTuple):
 
     def _block(self, number: int) -> Block:
         span = np.arange(number * BLOCK, min((number + 1) * BLOCK, self.size))
-        places = share_of_places(span if self.places is None else self.places[span], Share.of(self.mesh))
-        texts = [self.texts[i] for i in places.tolist()]
-        index = (places + self.first).astype(np.int32)
-        return Block.of([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)
+        rows = share_of_rows(span if self.rows is None else self.rows[span], Share.from_mesh(self.mesh))
+        texts = [self.texts[i] for i in rows.tolist()]
+        index = (rows + self.first).astype(np.int32)
+        return Block.from_texts([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)

@@ -145,7 +145,7 @@ def _with_bos(model: LanguageModel) -> LanguageModel | None:
     bos, tokenizer = model.hf_config.get("bos_token_id"), model.tokenizer
     if tokenizer.bos_id is not None or not isinstance(bos, int) or tokenizer.encode(["a"])[0][:1] == [bos]:
         return None
-    added = Tokenizer.of(tokenizer.backend, tokenizer.backend.id_to_token(bos))
+    added = Tokenizer.from_backend(tokenizer.backend, tokenizer.backend.id_to_token(bos))
     return LanguageModel(model.config, added, model.decoder, model.hf_config)
 
 
@@ -204,7 +204,7 @@ class Advertised(NamedTuple):
     dead: float | None = None
 
     @classmethod
-    def of(cls, atlas: ConceptAtlas) -> "Advertised":
+    def from_atlas(cls, atlas: ConceptAtlas) -> "Advertised":
         """Read what the SAE's own files state."""
         c = atlas.sae.config
         return cls(c.advertised_l0, c.advertised_fvu, c.advertised_dead)
@@ -276,7 +276,7 @@ def check_sae(atlas: ConceptAtlas, texts: Sequence[str], facts: dict[str, Any]) 
       texts: sentences to try the usual mistakes on; a few hundred are enough.
       facts: of :func:`atlas_facts`.
     """
-    advertised, built = Advertised.of(atlas), Advertised.when_built(atlas)
+    advertised, built = Advertised.from_atlas(atlas), Advertised.when_built(atlas)
     expected = advertised.or_else(built)
     wrong = _disagreements(advertised, expected, facts)
     if not wrong:

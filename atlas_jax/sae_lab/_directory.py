@@ -6,9 +6,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from atlas_jax.artifacts import RUN, differences
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import read_json, write_json
+from atlas_jax.files import RUN, differences, read_json, write_json
 from atlas_jax.sae_lab._train import Curves, Trained
 
 RESULT = "training.json"

@@ -14,7 +14,7 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.labels import WordTable, terms, words_of
 from atlas_jax.metrics import Interval, auroc, bootstrap_mean
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.pipeline import Pass, encode_batch, sae_quality
+from atlas_jax.pipeline import SentenceStream, encode_batch, sae_quality
 from atlas_jax.progress import Progress
 from atlas_jax.sae import QualityState, SparseAutoencoder, finish_quality, init_quality, update_quality
 from atlas_jax.types import Site, Tokens, Where
@@ -63,7 +63,12 @@ class Splice(NamedTuple):
 
 
 def held_out(
-    sae: SparseAutoencoder, stream: Pass, site: Site, *, norm_limit: float = np.inf, progress: Progress | None = None
+    sae: SparseAutoencoder,
+    stream: SentenceStream,
+    site: Site,
+    *,
+    norm_limit: float = np.inf,
+    progress: Progress | None = None,
 ) -> HeldOut:
     """Measure an SAE on a pass over one space.
 
@@ -75,7 +80,8 @@ def held_out(
       progress: called after every batch.
 
     Example:
-      >>> held_out(sae, Pass.of([subject], texts), Site("resid_post", 3)).loss_recovered       # doctest: +SKIP
+      >>> stream = SentenceStream.from_texts([subject], texts)                       # doctest: +SKIP
+      >>> held_out(sae, stream, Site("resid_post", 3)).loss_recovered                # doctest: +SKIP
     """
     (space,) = stream.spaces
     state, sums = init_quality(sae), np.zeros(4)
@@ -135,7 +141,7 @@ class LabelQuality(NamedTuple):
     by_feature: Float[np.ndarray, " d_c"]
 
 
-def label_quality(atlas: ConceptAtlas, texts: Sequence[str], stream: Pass) -> LabelQuality:
+def label_quality(atlas: ConceptAtlas, texts: Sequence[str], stream: SentenceStream) -> LabelQuality:
     """AUROC of pooled feature activations for "the sentence contains a word of the label".
 
     Of every labelled feature, or of 4096 drawn at random where there are more. Function words of a label do not count
@@ -167,7 +173,9 @@ def _sum(acts: Float[Array, "b d_c"], index: Int[Array, " b"]) -> Float[Array, "
     return jnp.sum(jnp.where(index[:, None] >= 0, acts, 0.0), axis=0)
 
 
-def _activations(atlas: ConceptAtlas, stream: Pass, features: Int[np.ndarray, " f"]) -> Float[np.ndarray, "n f"]:
+def _activations(
+    atlas: ConceptAtlas, stream: SentenceStream, features: Int[np.ndarray, " f"]
+) -> Float[np.ndarray, "n f"]:
     """Pooled activations of some features on every sentence, in the order of their ids."""
     chosen = lambda tokens: encode_batch(atlas, tokens)[atlas.site][:, features]
     parts = [jax.device_get((tokens.index, chosen(tokens))) for (tokens,) in stream.batches()]
@@ -181,9 +189,9 @@ def _content_words(label: str) -> list[str]:
     return [word for word in words if terms(word)] or words
 
 
-def _stream(atlas: ConceptAtlas, texts: Sequence[str]) -> Pass:
+def _stream(atlas: ConceptAtlas, texts: Sequence[str]) -> SentenceStream:
     """Batches whose features fit into memory however wide the SAE is."""
-    return Pass.of([atlas], texts, token_budget=min(4096, max(256, CELLS // atlas.width)))
+    return SentenceStream.from_texts([atlas], texts, token_budget=min(4096, max(256, CELLS // atlas.width)))
 
 
 def atlas_facts(atlas: ConceptAtlas, texts: Sequence[str], *, progress: Progress | None = None) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from atlas_jax.labels import (
 )
 from atlas_jax.metrics import auroc
 from atlas_jax.models import Tokenizer
-from atlas_jax.pipeline import Pass, pooled_activations, top_sentences
+from atlas_jax.pipeline import SentenceStream, pooled_activations, top_sentences
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.statistics import TopK
 
@@ -91,13 +91,17 @@ def gather_evidence(
     wanted = range(atlas.width) if features is None else features
     if outside := [f for f in wanted if not 0 <= f < atlas.width]:
         raise AtlasError(f"feature {outside[0]} does not exist; this SAE has 0 to {atlas.width - 1}")
-    fit, held = (Pass.of([atlas], texts, max_length=max_length) for texts in (corpus.fit, corpus.eval))
+    fit, held = (
+        SentenceStream.from_texts([atlas], texts, max_length=max_length) for texts in (corpus.fit, corpus.eval)
+    )
     shown, tested = (
         jax.device_get(top_sentences(stream, top_k=k, stage=stage, progress=progress)[atlas.site])
         for stream, k, stage in ((fit, contexts, "contexts"), (held, STRONGEST, "test sentences"))
     )
     pool = np.array(corpus.eval[:QUIET_POOL], object)
-    quiet = pooled_activations(Pass.of([atlas], pool.tolist(), max_length=max_length))[atlas.site] <= 0
+    quiet = (
+        pooled_activations(SentenceStream.from_texts([atlas], pool.tolist(), max_length=max_length))[atlas.site] <= 0
+    )
     evidence = []
     for feature in wanted:
         if examples := list(_contexts(shown, feature, corpus.fit, atlas.model.tokenizer)):

@@ -16,7 +16,7 @@ from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.models import LanguageModel, check_site
-from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass, token_activations
+from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, SentenceStream, token_activations
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.sae import (
     ARCHITECTURES,
@@ -127,7 +127,7 @@ class ActivationStream(NamedTuple):
       >>> batches = mixed_batches(rows, batch=1024, buffer=1 << 17)                     # doctest: +SKIP
     """
 
-    stream: Pass
+    stream: SentenceStream
     sentences: int
     site: Site
     norm_limit: float
@@ -156,7 +156,7 @@ class ActivationStream(NamedTuple):
             yield rows[lengths <= self.norm_limit]
 
 
-def typical_norm(stream: Pass, site: Site) -> float:
+def typical_norm(stream: SentenceStream, site: Site) -> float:
     """The median norm of the activations of a few sentences."""
     taken = stream.only(np.arange(GROUP, dtype=np.int32))
     lengths = [norms(np.asarray(acts)[np.asarray(mask)]) for acts, mask in token_activations(taken, site)]
@@ -257,9 +257,9 @@ def train_sae(
       >>> train_sae(model, corpus, settings, name="my-model").measured.fvu       # doctest: +SKIP
     """
     config, site = settings.config(), check_site(model.config, settings.site)
-    space, cut = [Subject.of(model, [site])], {"max_length": settings.max_length}
-    fit = Pass.of(space, corpus.fit, **cut)
-    unseen = Pass.of(space, corpus.eval[: settings.held_out], token_budget=HELD_OUT_BUDGET, **cut)
+    space, cut = [Subject.from_model(model, [site])], {"max_length": settings.max_length}
+    fit = SentenceStream.from_texts(space, corpus.fit, **cut)
+    unseen = SentenceStream.from_texts(space, corpus.eval[: settings.held_out], token_budget=HELD_OUT_BUDGET, **cut)
     run = _begin(config, model.config.width(site.point))
     if checkpoints is not None:
         _, run = checkpoints.restore(STAGE, run, config.steps)

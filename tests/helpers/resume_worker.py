@@ -1,9 +1,9 @@
 """Two tiny feature spaces through both passes of an alignment, as a process of its own that may be killed.
 
-``run STATE OUT`` goes through once. ``chain STATE OUT SEED KILLS`` does so in one forked process after another, each
-killed with SIGKILL at a random moment, until the last one may finish; it prints what happened as JSON.
-``memory N M`` prints the peak memory of a pass over N and one over M sentences, in MiB. ``faulty`` prints what becomes
-of sentences with a nan, few and many.
+``chain FOLDER SEED KILLS`` does so once undisturbed, and again in one forked process after another, each killed with
+SIGKILL at a random moment, until the last one may finish; it prints what happened as JSON. ``memory N M`` prints the
+peak memory of a pass over N and one over M sentences, in MiB. ``faulty`` prints what becomes of sentences with a nan,
+few and many.
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ import numpy as np
 from atlas_jax.bundled import SUBJECT
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import Tokenizer
-from atlas_jax.pipeline import Checkpoints, Pass, _stream, fit_lenses, fit_statistics
-from atlas_jax.pooling import POOLINGS, norm_sum, spoil
+from atlas_jax.pipeline import Checkpoints, SentenceStream, _stream, fit_lenses, fit_statistics
+from atlas_jax.pooling import POOLINGS, norm_sum, propagate_nonfinite
 from atlas_jax.types import Site
 from helpers.logged import logged
 
@@ -56,7 +56,7 @@ class Table:
 
     def pooled(self, tokens):
         acts = self.rows[tokens.ids]
-        return {self.site: spoil(POOLINGS["max"](acts, tokens.mask), acts, tokens.mask)}
+        return {self.site: propagate_nonfinite(POOLINGS["max"](acts, tokens.mask), acts, tokens.mask)}
 
     def encode_norms(self, tokens):
         return self.encode(tokens), {self.site: norm_sum(self.rows[tokens.ids], tokens.mask)}
@@ -82,8 +82,13 @@ class Sentences(Sequence):
 
 
 @functools.cache
+def tokenizer():
+    return Tokenizer.load(SUBJECT)
+
+
+@functools.cache
 def spaces():
-    model = SimpleNamespace(tokenizer=Tokenizer.load(SUBJECT), config=SimpleNamespace(max_positions=64))
+    model = SimpleNamespace(tokenizer=tokenizer(), config=SimpleNamespace(max_positions=64))
     size, rng = model.tokenizer.backend.get_vocab_size(), np.random.default_rng(0)
     table = lambda width, site: Table(jnp.asarray(rng.normal(size=(size, width)), jnp.float32), Site.parse(site), model)
     return table(24, "mlp_act.0"), table(40, "resid_post.0")
@@ -94,7 +99,7 @@ def run(state: Path, out: Path, every: float, step=lambda: None) -> list[str]:
     _stream.BLOCK = 700
     saved = Checkpoints(state, every=every)
     saved.fingerprint = {"test": 1}
-    stream = Pass.of(spaces(), Sentences(2000), token_budget=256)
+    stream = SentenceStream.from_texts(spaces(), Sentences(2000), token_budget=256)
     report = lambda *_: step()
     with logged() as said:
         fitted = fit_statistics(stream, NEEDS, top_k=5, progress=report, checkpoints=saved)
@@ -103,8 +108,13 @@ def run(state: Path, out: Path, every: float, step=lambda: None) -> list[str]:
     return said
 
 
-def chain(state: Path, out: Path, seed: int, kills: int) -> dict:
+def chain(folder: Path, seed: int, kills: int) -> dict:
     """Fork, kill at a random step, every second time when a checkpoint is being written, and fork again."""
+    import orbax.checkpoint  # noqa: F401 - what is imported here, no fork imports
+
+    tokenizer()
+    _ended(*_forked(folder / "undisturbed", folder / "whole", every=1e9))
+    state, out = folder / "killed", folder / "resumed"
     rng, torn, resumed = np.random.default_rng(seed), 0, 0
     for kill in range(kills + 1):
         resumed += any(state.glob("*/*/manifest.json"))
@@ -116,22 +126,28 @@ def chain(state: Path, out: Path, seed: int, kills: int) -> dict:
                 time.sleep(0.0005)
             time.sleep(rng.uniform(0, 0.02))
             os.kill(child, signal.SIGKILL)
-        while os.read(ours, 4096):
-            pass
-        os.close(ours)
-        _, status = os.waitpid(child, 0)
+        status = _ended(child, ours)
         torn += any(state.glob("*/*.new"))
-    return {"status": status, "torn": torn, "resumed": resumed, "finished": out.is_file()}
+    same = out.is_file() and out.read_bytes() == (folder / "whole").read_bytes()
+    return {"status": status, "torn": torn, "resumed": resumed, "same": same}
 
 
-def _forked(state: Path, out: Path) -> tuple[int, int]:
+def _forked(state: Path, out: Path, every: float = 0.2) -> tuple[int, int]:
     """A process that runs, and a pipe with a byte from each of its steps."""
     ours, theirs = os.pipe()
     if (child := os.fork()) == 0:
-        run(state, out, 0.2, lambda: os.write(theirs, b"."))
+        run(state, out, every, lambda: os.write(theirs, b"."))
         os._exit(0)
     os.close(theirs)
     return child, ours
+
+
+def _ended(child: int, ours: int) -> int:
+    """How it ended, when it has."""
+    while os.read(ours, 4096):
+        pass
+    os.close(ours)
+    return os.waitpid(child, 0)[1]
 
 
 def _wait_for(pipe: int, steps: int) -> None:
@@ -144,7 +160,7 @@ def memory(*counts: int) -> list[float]:
     _stream.BLOCK, peaks = 2048, []
     for count in (5000, *counts):
         Path("/proc/self/clear_refs").write_text("5")
-        fit_statistics(Pass.of(spaces(), Sentences(count), max_length=16, token_budget=4096), NEEDS)
+        fit_statistics(SentenceStream.from_texts(spaces(), Sentences(count), max_length=16, token_budget=4096), NEEDS)
         status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
         peaks.append(int(status["VmHWM"].split()[0]) / 1024)
     return peaks[1:]
@@ -158,7 +174,9 @@ def faulty() -> dict:
     few = [i for i, text in enumerate(texts) if "cursor" in text][:5]
     texts = [text if i in few else text.replace("cursor", "batch") for i, text in enumerate(texts)]
     broken = dataclasses.replace(subject, rows=subject.rows.at[token, 3].set(jnp.nan))
-    fit = lambda space, texts, **more: fit_statistics(Pass.of((space, atlas), texts, token_budget=512), NEEDS, **more)
+    fit = lambda space, texts, **more: fit_statistics(
+        SentenceStream.from_texts((space, atlas), texts, token_budget=512), NEEDS, **more
+    )
     fitted, clean = fit(broken, texts), fit(subject, [text for i, text in enumerate(texts) if i not in few])
     crosses = [np.asarray(f.statistics.sums.crosses[subject.site].raw) for f in (fitted, clean)]
     done = []
@@ -180,7 +198,5 @@ if __name__ == "__main__":
         print(json.dumps(memory(*map(int, arguments))))
     elif command == "faulty":
         print(json.dumps(faulty()))
-    elif command == "chain":
-        print(json.dumps(chain(Path(arguments[0]), Path(arguments[1]), int(arguments[2]), int(arguments[3]))))
     else:
-        print(json.dumps(run(Path(arguments[0]), Path(arguments[1]), 1e9)))
+        print(json.dumps(chain(Path(arguments[0]), int(arguments[1]), int(arguments[2]))))
