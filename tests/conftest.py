@@ -13,11 +13,25 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inheri
     _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="atlas-jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: compiled quickly rather than well
+
 import jax  # noqa: E402
+from helpers.commands import QUICKSTART, command_line  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+# Given out first and in this order, so that no worker is left with one of them when the others are done.
+SLOWEST = ["quickstart", "resume", "choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "notebooks"]
+SLOWEST += ["sae_command", "run_files", "atlas_build", "sae_check", "interrupts", "procrustes", "translators"]
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest modules first."""
+    order = {f"test_{name}": i for i, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 def pytest_unconfigure():
@@ -54,21 +68,16 @@ def as_for_users():
 
 @pytest.fixture(scope="session")
 def bundled_run(tmp_path_factory, worker_id):
-    """A measured run of the bundled pair, made once for all workers; read it, or copy it before changing it."""
-    from atlas_jax.bundled import ATLAS, SUBJECT
-    from atlas_jax.corpus import build_corpus, installed_documentation
-    from atlas_jax.experiments import measured
-    from atlas_jax.pipeline import AlignSettings, align, load_pair
+    """The run of a quickstart on 400 sentences, made once for all workers; read it, or copy it before changing it.
 
+    What the command printed lies beside it, in ``bundled-run.json``.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base if worker_id == "master" else base.parent
     directory = shared / "bundled-run"
     with FileLock(shared / "bundled-run.lock"):
         if not directory.is_dir():
-            settings = AlignSettings(("mlp_act.1", "resid_post.2"), ("procrustes", "covariance"), max_length=32)
-            corpus = build_corpus(installed_documentation(max_bytes=200_000), n_fit=400, n_eval=200)
-            making = shared / "bundled-run.making"
-            making.mkdir()
-            measured(align(load_pair(SUBJECT, ATLAS, settings), corpus, settings)).save(making)
-            making.rename(directory)
+            done = command_line("quickstart", "--json", "--out", directory, *QUICKSTART)
+            assert done.returncode == 0, done.stderr
+            directory.with_suffix(".json").write_text(done.stdout)
     return directory

@@ -3,13 +3,13 @@
 import json
 import re
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from helpers import distributed_worker as worker
+from helpers.commands import start_worker
 from helpers.distributed_worker import BUDGET, LENGTH, METHODS, SAMPLE, SITES, Counted, command
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import load_file, save_file
@@ -31,14 +31,6 @@ from atlas_jax.statistics._update import _update_pass
 from atlas_jax.tensor_file import write_tensors
 
 WIDTH = 96
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _quick():
-    """Spend little on compiling, for nothing here runs long."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -71,10 +63,7 @@ def two(folder):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    worker = Path(__file__).parent / "helpers/distributed_worker.py"
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    start = lambda i: subprocess.Popen([sys.executable, worker, str(i), str(port), folder], **pipes)
-    running = [start(i) for i in range(2)]
+    running = [start_worker(worker, i, port, folder) for i in range(2)]
     yield lambda: [(p.communicate(timeout=500), p.returncode) for p in running]
     for p in running:
         p.kill()

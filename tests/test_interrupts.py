@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 from helpers import interrupt_worker as worker, plain_text
+from helpers.commands import start_command, start_worker
 
 from atlas_jax.bundled import ATLAS, SUBJECT
 
@@ -15,14 +14,9 @@ SOON = 30  # seconds; nothing here takes one, but the machine may be busy
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
-def _process(*command, **options):
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *map(str, command)], **pipes, **options)
-
-
 def _stopped(way, folder, number, *, again=False):
     """A worker that got the signal, what it printed first, and the rest of its output."""
-    process = _process(worker.__file__, way, folder)
+    process = start_worker(worker, way, folder)
     first = process.stdout.readline().split()
     process.send_signal(number)
     if again:
@@ -99,9 +93,8 @@ COMMANDS = {
 )
 def test_commands_stop_in_their_first_seconds(tmp_path, command, moment, number):
     (tmp_path / "text.txt").write_text(" ".join(plain_text.sentences(400)))
-    code = "from atlas_jax.cli import main; main()"
     options = [*COMMANDS[command], "--text", tmp_path / "text.txt", "--out", tmp_path / "out"]
-    process = _process("-c", code, command, *options)
+    process = start_command(command, *options)
     said = ""
     while moment not in said:
         said += (line := process.stderr.readline())

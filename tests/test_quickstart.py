@@ -2,40 +2,46 @@
 
 import hashlib
 import json
-import subprocess
-import sys
+import os
 
 import pytest
+from helpers.commands import QUICKSTART, command_line
+from typer.testing import CliRunner
 
 from atlas_jax.bundled import ATLAS, SUBJECT
+from atlas_jax.cli._app import app
+from atlas_jax.errors import AtlasError
 
-SMALL = ["--sentences", "600", "--concept", "file", "--prompt", "The", "--strength", "0", "--strength", "60"]
+
+def invoke(*arguments):
+    """The command in this process; what :func:`atlas_jax.cli.main` ends with in a sentence is its exception."""
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
-def _command(*arguments, **options):
-    code = "from atlas_jax.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, **options)
+def refusal(*arguments):
+    done = invoke(*arguments)
+    assert isinstance(done.exception, AtlasError), done.output
+    assert "\n" not in str(done.exception)
+    return str(done.exception)
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    done = [_command("quickstart", "--json", "--out", folder / name, *SMALL) for name in ("one", "two")]
-    assert [d.returncode for d in done] == [0, 0], done[0].stderr
-    return folder, done
+def printed(bundled_run):
+    return json.loads(bundled_run.with_suffix(".json").read_text())
 
 
-def test_two_runs_give_identical_tables(runs):
-    folder, done = runs
-    assert done[0].stdout == done[1].stdout
+def test_another_process_gives_identical_tables(bundled_run, tmp_path):
+    other = os.environ | {"PYTHONHASHSEED": "7"}
+    again = command_line("quickstart", "--json", "--out", tmp_path / "again", *QUICKSTART, env=other)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == bundled_run.with_suffix(".json").read_text()
     for table in ("quality", "concepts"):
-        assert (folder / "one/tables" / f"{table}.json").read_bytes() == (
-            folder / "two/tables" / f"{table}.json"
-        ).read_bytes()
+        one, two = (run / "tables" / f"{table}.json" for run in (bundled_run, tmp_path / "again"))
+        assert one.read_bytes() == two.read_bytes()
 
 
-def test_the_table_has_every_method_and_site_and_beats_chance(runs):
-    quality = json.loads((runs[0] / "one/tables/quality.json").read_text())
+def test_the_table_has_every_method_and_site_and_beats_chance(bundled_run):
+    quality = json.loads((bundled_run / "tables/quality.json").read_text())
     rows = {(r["site"], r["method"]): r for r in quality["rows"]}
     assert len(rows) == 3 * 7
     for site in ("mlp_act.1", "mlp_act.2", "resid_post.2"):
@@ -45,20 +51,27 @@ def test_the_table_has_every_method_and_site_and_beats_chance(runs):
         assert abs(random["auroc"]["mean"] - 0.5) < 0.1
 
 
-def test_a_run_is_read_back_and_used(runs):
-    folder, done = runs
-    found = _command("identify", folder / "one", "--site", "mlp_act.2", "--concept", "file", "--json")
-    assert found.returncode == 0, found.stderr
+def test_a_run_is_read_back_and_used(bundled_run, printed):
+    found = invoke("identify", bundled_run, "--site", "mlp_act.2", "--concept", "file", "--json")
+    assert found.exit_code == 0, found.output
     asked = json.loads(found.stdout)
     assert all(f["weight"] > 0 for f in asked["atlas_features"])
     features = asked["identified"]
     assert features[0]["similarity"] >= features[-1]["similarity"]
     assert all(p["token"] for f in features for p in f["peaks"])
-    named = _command("name", folder / "one", "--site", "mlp_act.2", "--feature", 3, "--json")
-    assert named.returncode == 0, named.stderr
-    steered = json.loads(done[0].stdout)["concepts"][0]["steered"]
+    named = invoke("name", bundled_run, "--site", "mlp_act.2", "--feature", 3, "--json")
+    assert named.exit_code == 0, named.output
+    steered = printed["concepts"][0]["steered"]
     assert steered[0]["strength"] == 0
     assert steered[0]["text"] != steered[1]["text"]
+
+
+def test_a_mistake_ends_the_process_with_one_sentence_and_2(tmp_path):
+    done = command_line("quickstart", "--text", "missing.txt", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "missing.txt" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.rglob("*.json"))
 
 
 @pytest.mark.parametrize(
@@ -67,18 +80,16 @@ def test_a_run_is_read_back_and_used(runs):
         (["quickstart", "--text", "missing.txt"], "missing.txt"),
         (["quickstart", "--text", "one.txt", "two.txt"], "one.txt"),
         (["quickstart", "stray.txt"], "unexpected 'stray.txt'"),
-        (["quickstart", "--site", "mlp_act.9", *SMALL], "site mlp_act.9 is past the last layer"),
-        (["quickstart", "--site", "nowhere.1", *SMALL], "unknown site 'nowhere.1'"),
-        (["quickstart", "--method", "magic", *SMALL], "unknown method 'magic'"),
+        (["quickstart", "--site", "mlp_act.9", *QUICKSTART], "site mlp_act.9 is past the last layer"),
+        (["quickstart", "--site", "nowhere.1", *QUICKSTART], "unknown site 'nowhere.1'"),
+        (["quickstart", "--method", "magic", *QUICKSTART], "unknown method 'magic'"),
         (["identify", "no-run", "--site", "mlp_act.1", "--concept", "x"], "'no-run' is not a run"),
         (["align", "--subject", "/nowhere", "--atlas", str(ATLAS), "--site", "mlp_act.0", "--out", "x"], "/nowhere"),
     ],
 )
-def test_mistakes_end_in_one_sentence(tmp_path, arguments, sentence):
-    done = _command(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert sentence in done.stderr
-    assert "Traceback" not in done.stderr
+def test_mistakes_end_in_one_sentence(tmp_path, monkeypatch, arguments, sentence):
+    monkeypatch.chdir(tmp_path)
+    assert sentence in refusal(*arguments)
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -86,19 +97,13 @@ def test_bad_text_is_named(tmp_path):
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "short.txt").write_text("One sentence only. And another one.")
     for name, words in (("empty.txt", "empty.txt"), ("short.txt", "too few sentences")):
-        done = _command("quickstart", "--text", tmp_path / name, cwd=tmp_path)
-        assert done.returncode == 2
-        assert words in done.stderr
+        assert words in refusal("quickstart", "--text", tmp_path / name, "--out", tmp_path / "out")
 
 
-def test_unknown_feature_ids_are_named(runs):
-    folder, _ = runs
-    done = _command("identify", folder / "one", "--site", "mlp_act.2", "--feature", 999999)
-    assert done.returncode == 2
-    assert "atlas feature 999999 does not exist" in done.stderr
-    done = _command("name", folder / "one", "--site", "mlp_act.2", "--feature", 999999)
-    assert done.returncode == 2
-    assert "subject feature 999999 does not exist" in done.stderr
+@pytest.mark.parametrize(("command", "of"), [("identify", "atlas"), ("name", "subject")])
+def test_unknown_feature_ids_are_named(bundled_run, command, of):
+    said = refusal(command, bundled_run, "--site", "mlp_act.2", "--feature", 999999)
+    assert f"{of} feature 999999 does not exist" in said
 
 
 def test_the_package_data_is_small_and_recorded():

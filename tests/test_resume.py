@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 from types import SimpleNamespace
@@ -15,16 +14,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import resume_worker as worker
+from helpers.commands import start_command, start_worker
 from helpers.logged import logged
 from rich.console import Console
+from typer.testing import CliRunner
 
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli import _console
+from atlas_jax.cli._app import app
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline import Checkpoints, Cursor, SentenceStream, run_stream
 from atlas_jax.pipeline._fit import LEFT_OUT
-from atlas_jax.pooling import POOLINGS, spoil
+from atlas_jax.pooling import POOLINGS, propagate_nonfinite
 from atlas_jax.statistics import Statistics, update
 
 KILLS = int(os.environ.get("ATLAS_JAX_KILLS", "1"))
@@ -202,7 +204,9 @@ def test_no_feature_space_hides_what_is_not_finite():
             x = rng.normal(size=(16, 32, 24)).astype(np.float32)
             mask = np.arange(32) < rng.integers(2, 32, 16)[:, None]
             x[3, 1, 5] = x[9, 31, 7] = fault
-            values = spoil(pooling(jnp.asarray(x), jnp.asarray(mask)), jnp.asarray(x), jnp.asarray(mask)).values
+            values = propagate_nonfinite(
+                pooling(jnp.asarray(x), jnp.asarray(mask)), jnp.asarray(x), jnp.asarray(mask)
+            ).values
             assert np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist() == [3], name
 
 
@@ -216,8 +220,10 @@ def test_a_row_with_one_number_that_is_not_finite_is_in_no_statistic():
 
 
 def _worker(*arguments):
-    command = [sys.executable, worker.__file__, *map(str, arguments)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    process = start_worker(worker, *arguments)
+    printed, said = process.communicate()
+    assert process.returncode == 0, said
+    return json.loads(printed)
 
 
 def test_faulty_sentences_are_named_and_in_no_statistic():
@@ -239,29 +245,21 @@ def test_twenty_kills_change_no_bit(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks of memory are read from /proc")
 def test_memory_does_not_grow_with_the_corpus():
-    _worker("memory", 5000)  # compiles, which takes more memory than the passes and would hide theirs
     one, four = _worker("memory", 15_000, 60_000)
     assert four < one + 12  # MB: an activation kept for each of the 45,000 more sentences would take 70
 
 
 ALIGN = ["--site", "mlp_act.1", "--method", "semantic_lens", "--max-length", "16", "--token-budget", "256"]
-"""A few seconds of ``align``: 8 batches or more in each of three passes."""
+"""A few seconds of ``align``: several batches in each of three passes."""
 
 
 @pytest.fixture(scope="module")
-def align(tmp_path_factory, environment):
-    """Starts the command on a small corpus, with checkpoints all the time."""
+def align(tmp_path_factory):
+    """A folder with a small corpus, and the arguments of ``align`` on it."""
     folder = tmp_path_factory.mktemp("align")
-    build_corpus(installed_documentation(max_bytes=100_000), n_fit=160, n_eval=100).save(folder / "corpus")
-
-    def start(out, *options):
-        main = "from atlas_jax.cli import main; main()"
-        where = ["--subject", SUBJECT, "--atlas", ATLAS, "--text", folder / "corpus", "--out", folder / out]
-        command = [sys.executable, "-c", main, "align", *where, *ALIGN, "--checkpoint-every", "0", *options]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        return subprocess.Popen([*map(str, command)], env=environment, **pipes)
-
-    return folder, start
+    build_corpus(installed_documentation(max_bytes=100_000), n_fit=128, n_eval=64).save(folder / "corpus")
+    where = ["--subject", SUBJECT, "--atlas", ATLAS, "--text", folder / "corpus"]
+    return folder, lambda out, *options: [*map(str, ["align", *where, *ALIGN, "--out", folder / out, *options])]
 
 
 def _checkpoints(folder, out, name="fit"):
@@ -274,19 +272,18 @@ def _until(process, ready):
 
 
 def test_align_killed_and_interrupted_ends_as_if_it_was_not(align):
-    folder, start = align
-    whole = start("whole")
-    assert whole.wait() == 0, whole.stderr.read()
+    folder, arguments = align
+    start = lambda out, every="0": start_command(*arguments(out, "--checkpoint-every", every))
+    refused = lambda *options: str(CliRunner().invoke(app, arguments("run", *options)).exception)
+    whole, process = start("whole", "1e9"), start("run")
     rng = np.random.default_rng(1)
-    for _ in range(KILLS):
-        process = start("run")
+    for kill in range(KILLS):
+        process = start("run") if kill else process
         _until(process, lambda: _checkpoints(folder, "run"))
         time.sleep(rng.uniform(0, 0.5 if KILLS == 1 else 4.0))
         process.kill()
         process.wait()
-    other = start("run", "--seed", "5")
-    assert other.wait() == 2
-    assert "seed was 0 and is 5" in other.stderr.read().replace("\n", " ")
+    assert "seed was 0 and is 5" in refused("--seed", "5")
     process = start("run")
     _until(process, lambda: _checkpoints(folder, "run", "second"))
     process.send_signal(signal.SIGINT)
@@ -296,12 +293,15 @@ def test_align_killed_and_interrupted_ends_as_if_it_was_not(align):
     assert "saved the second pass after" in said
     assert "give the same command again" in said
     last = start("run")
-    assert last.wait() == 0
-    assert "going on with the second pass after" in " ".join(last.stderr.read().split())
-    assert _files(folder / "run") == _files(folder / "whole")
-    before, again, changed = _files(folder / "run"), start("run"), start("run", "--seed", "5")
-    assert (again.wait(), changed.wait()) == (0, 2)
-    assert "holds this run already; --overwrite makes it anew" in " ".join(again.stderr.read().split())
-    assert "finished run of something else: seed was 0 and is 5" in " ".join(changed.stderr.read().split())
+    said = " ".join(last.communicate()[1].split())
+    assert last.returncode == 0, said
+    assert "going on with the second pass after" in said
+    said = whole.communicate()[1]
+    assert whole.returncode == 0, said
+    before = _files(folder / "run")
+    assert before == _files(folder / "whole")
+    again = CliRunner().invoke(app, arguments("run"), catch_exceptions=False)
+    assert "holds this run already; --overwrite makes it anew" in " ".join(again.output.split())
+    assert "finished run of something else: seed was 0 and is 5" in refused("--seed", "5")
     assert _files(folder / "run") == before
     assert sorted(p.name for p in folder.iterdir()) == ["corpus", "run", "whole"]

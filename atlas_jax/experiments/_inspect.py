@@ -229,7 +229,7 @@ def _tokens(model: LanguageModel, text: str) -> Tokens:
 
 def _traced(
     model: LanguageModel, text: str, tokens: Tokens, values: Float[Array, "1 t c"]
-) -> tuple[list[str], Float[np.ndarray, "t c"]]:
+) -> tuple[list[str], Float[np.ndarray, "n c"]]:
     """The text and the values of the tokens that count."""
     places = np.flatnonzero(np.asarray(tokens.mask[0]))
     spans = [model.tokenizer.span(text, place) for place in places.tolist()]

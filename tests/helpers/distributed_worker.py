@@ -13,7 +13,6 @@ METHODS = ("procrustes", "covariance", "correlation", "least_squares", "ridge", 
 
 def main(process: int, port: int, folder: Path) -> None:
     jax.config.update("jax_num_cpu_devices", 4)
-    jax.config.update("jax_disable_most_optimizations", True)
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     patient = partial(jax.distributed.initialize, heartbeat_timeout_seconds=600)  # of a machine that is busy elsewhere
