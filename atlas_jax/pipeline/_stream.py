@@ -124,7 +124,7 @@ class SentenceStream(NamedTuple):
         at = start or Cursor()
         skip = at.batch
         for number, block in self._blocks(at.block):
-            plan, sizes = common_plan(block, self.shapes, share)
+            plan, sizes = common_plan(block, self.grid, share)
             for i, batch in enumerate(plan[skip:], skip):
                 where = (number, i + 1) if i + 1 < len(plan) else (number + 1, 0)
                 at = Cursor(*where, at.sentences + int(sizes[i, 0]), at.tokens + int(sizes[i, 1]))
