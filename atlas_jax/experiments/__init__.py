@@ -25,6 +25,7 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
+from atlas_jax.experiments._paper import Paper as Paper, paper as paper
 from atlas_jax.experiments._quality import (
     Measured as Measured,
     Quality as Quality,
