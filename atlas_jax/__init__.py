@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from atlas_jax.corpus import Corpus as Corpus, build_corpus as build_corpus
     from atlas_jax.errors import AtlasError as AtlasError
     from atlas_jax.labels import Labels as Labels
-    from atlas_jax.mesh import make_mesh as make_mesh
     from atlas_jax.models import LanguageModel as LanguageModel, generate as generate, run as run
     from atlas_jax.pipeline import (
         Alignment as Alignment,
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
         load_pair as load_pair,
     )
     from atlas_jax.sae import SparseAutoencoder as SparseAutoencoder
+    from atlas_jax.sharding import make_mesh as make_mesh
     from atlas_jax.statistics import (
         PassStatistics as PassStatistics,
         Statistics as Statistics,
@@ -44,7 +44,7 @@ _HOMES = {
     "corpus": ("Corpus", "build_corpus"),
     "errors": ("AtlasError",),
     "labels": ("Labels",),
-    "mesh": ("make_mesh",),
+    "sharding": ("make_mesh",),
     "models": ("LanguageModel", "generate", "run"),
     "pipeline": ("Alignment", "AlignSettings", "align", "load_pair"),
     "sae": ("SparseAutoencoder",),
@@ -57,12 +57,12 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     *_HOMES,
-    "artifacts",
     "bundled",
     "experiments",
+    "files",
     "metrics",
     "pooling",
-    "processes",
+    "sae_lab",
     "tensor_file",
     "translators",
 }

@@ -1,21 +1,32 @@
-"""What goes wrong with files, in a sentence: those that cannot be written, and those that are damaged."""
+"""Files and directories: read in words when damaged, and written whole or not at all."""
 
 import contextlib
 import errno
+import fcntl
+import fnmatch
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 
 from atlas_jax.errors import AtlasError, DamagedError, UnwritableError
+from atlas_jax.interrupts import before_leaving
 
 _FULL = "ENOSPC EDQUOT EFBIG EROFS EACCES EPERM EIO"  # their words are looked for in errors of libraries too
 _NO_PLACE = "ENOTDIR EEXIST EISDIR ENOENT ENAMETOOLONG EBUSY"
 _DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, EOFError, MemoryError, RecursionError)
+RUN = "run.json"
+LOCK = "lock"
+_CORPUS = ("corpus.json", "fit.arrow", "eval.arrow")
+_SAE = ("training.json", RUN, "curves.png", "params.npz", "sae.json", "saelens/cfg.json", "saelens/sae_*.safetensors")
+_MODEL = ("model/*.json", "model/*.safetensors", "model/*.model", "model/*.jinja")
 
 
 @contextlib.contextmanager
@@ -135,3 +146,283 @@ def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False, default=str)
     path.write_text(text + "\n", encoding="utf-8")
+
+
+class Kind(NamedTuple):
+    """A kind of finished directory.
+
+    Attributes:
+      marker: the file that only a finished one has.
+      files: patterns of the files that are written into it; all others in there are someone else's.
+    """
+
+    marker: str
+    files: tuple[str, ...]
+
+
+KINDS = {  # a trained SAE has a run.json too, so it comes first
+    "a trained SAE": Kind("training.json", _SAE),
+    "a run": Kind(
+        RUN,
+        (
+            RUN,
+            "rate.npy",
+            "top/*.safetensors",
+            "translations/*/translation.*",
+            "tables/*.json",
+            *(f"corpus/{f}" for f in _CORPUS),
+        ),
+    ),
+    "a Concept Atlas": Kind(
+        "atlas.json", ("atlas.json", "labels.jsonl", "mean.npy", "sae/*", "index/*.npy", "index/*.json", *_MODEL)
+    ),
+    "a corpus": Kind("corpus.json", _CORPUS),
+}
+
+
+def partial_directory(path: str | Path) -> Path:
+    """Where a directory is made before it is at ``path``: beside it, under its name with ``.partial`` at the end.
+
+    Checkpoints are kept there too. It is gone once the directory is complete.
+
+    Example:
+      >>> partial_directory("/runs/llama").as_posix()
+      '/runs/llama.partial'
+    """
+    target = Path(path).resolve()
+    return target.with_name(f"{target.name}.partial")
+
+
+def kind_at(path: str | Path) -> str | None:
+    """What finished directory is at ``path``, None where there is none.
+
+    Example:
+      >>> _ = (tmp / "run.json").write_text("{}")
+      >>> kind_at(tmp)
+      'a run'
+    """
+    return next((kind for kind, (marker, _) in KINDS.items() if (Path(path) / marker).is_file()), None)
+
+
+def check_place(path: str | Path, kind: str | None = None, *, overwrite: bool = False) -> None:
+    """Refuse a place that cannot be written to, or where something else is; to be called before any work.
+
+    Args:
+      path: where something is to be written.
+      kind: a key of :data:`KINDS`, None for a file.
+      overwrite: whether a finished one of the same kind may be replaced.
+
+    Raises:
+      AtlasError: saying what is there, or why nothing can be written.
+
+    Example:
+      >>> check_place(tmp / "run", "a run")
+    """
+    path = Path(path)
+    with writable(path):
+        if kind is None:
+            _check_file(path, overwrite)
+        else:
+            _check_directory(path, kind, overwrite)
+        _probe(path)
+
+
+def _check_file(path: Path, overwrite: bool) -> None:
+    if path.is_dir():
+        raise AtlasError(f"'{path}' is a directory; name a file")
+    if path.exists() and not overwrite:
+        raise AtlasError(f"'{path}' exists already; choose another name, or replace it with --overwrite")
+
+
+def _check_directory(path: Path, kind: str, overwrite: bool) -> None:
+    found = kind_at(path)
+    if found == kind and not overwrite:
+        raise AtlasError(f"'{path}' holds {kind} already; choose another place, or replace it with --overwrite")
+    if found not in (kind, None):
+        raise AtlasError(f"'{path}' holds {found}, not {kind}; choose another place")
+    if found is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise AtlasError(f"'{path}' exists and is not {kind}; choose another place")
+    if path.is_mount():
+        raise AtlasError(f"'{path}' is where a disk is mounted; choose a directory in it")
+
+
+def _probe(path: Path) -> None:
+    """Write where the partial directory goes, and leave nothing behind."""
+    partial = partial_directory(path)
+    made = [p for p in (partial, *partial.parents) if not os.path.lexists(p)]
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=partial).close()
+    finally:
+        for directory in made:
+            with contextlib.suppress(OSError):
+                directory.rmdir()
+
+
+@contextlib.contextmanager
+def new_directory(path: str | Path, kind: str = "a run", *, overwrite: bool = False) -> Iterator[Path]:
+    """A new directory to write into, moved to ``path`` when the block ends without an error.
+
+    A finished one already at ``path`` is replaced if ``overwrite``, and kept if the block fails; files in it that are
+    not of its kind stay. Until the end everything lies in :func:`partial_directory`, which only one process at a time
+    may use.
+
+    Args:
+      path: where to.
+      kind: a key of :data:`KINDS`.
+      overwrite: whether a finished one of the same kind may be replaced.
+
+    Raises:
+      AtlasError: if something else is at ``path``, it cannot be written, the disk is full, or another process is
+        writing there.
+
+    Example:
+      >>> with new_directory(tmp / "run") as directory:
+      ...     _ = (directory / RUN).write_text("{}")
+      >>> (tmp / "run" / RUN).is_file()
+      True
+    """
+    target, partial = Path(path).resolve(), partial_directory(path)
+    new, old = partial / "new", partial / "old"
+    check_place(path, kind, overwrite=overwrite)
+    with writable(path), _alone(partial), before_leaving(lambda: _tidy(partial, target)):
+        _discard(partial, target)
+        new.mkdir()
+        try:
+            yield new
+            if target.exists():
+                _carry_over(target, new, KINDS[kind].files)
+                os.replace(target, old)
+            os.replace(new, target)
+            shutil.rmtree(partial)
+        finally:
+            _tidy(partial, target)
+
+
+def _discard(partial: Path, target: Path) -> None:
+    """Remove what is unfinished."""
+    if (partial / "old").exists() and not target.exists():  # stopped between the two renames of new_directory
+        os.replace(partial / "old", target)
+    for name in ("new", "old"):
+        shutil.rmtree(partial / name, ignore_errors=True)
+
+
+def _tidy(partial: Path, target: Path) -> None:
+    """Remove what is unfinished, and the directory with it unless there are checkpoints."""
+    _discard(partial, target)
+    if not any(p.is_file() and p.name != LOCK for p in partial.rglob("*")):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _carry_over(old: Path, new: Path, ours: tuple[str, ...]) -> None:
+    """Link into a new directory what others put into the old one."""
+    for path in sorted(old.rglob("*")):
+        name = path.relative_to(old)
+        copy = new / name
+        if path.is_dir() and not path.is_symlink():
+            if not any(path.iterdir()):
+                copy.mkdir(parents=True, exist_ok=True)
+        elif not copy.exists() and not any(fnmatch.fnmatchcase(name.as_posix(), pattern) for pattern in ours):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, copy, follow_symlinks=False)
+            except OSError:  # not every file system has links
+                shutil.copy2(path, copy, follow_symlinks=False)
+
+
+@contextlib.contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """A name beside ``path`` to write a file under, which becomes ``path`` when the block ends without an error.
+
+    Raises:
+      AtlasError: if it cannot be written, or the disk is full.
+
+    Example:
+      >>> with new_file(tmp / "labels.jsonl") as file:
+      ...     _ = file.write_text("{}")
+      >>> (tmp / "labels.jsonl").read_text()
+      '{}'
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    remove = lambda: temporary.unlink(missing_ok=True)
+    with writable(path), before_leaving(remove):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            remove()
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Hold a directory's lock, which ends with the process however that ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise AtlasError(f"another process is writing to '{directory}'; wait for it") from e
+        yield
+
+
+def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two descriptions of work, in words; nothing where they agree.
+
+    Example:
+      >>> differences({"seed": 0, "methods": ["ridge"]}, {"seed": 5, "methods": ("ridge",)})
+      'seed was 0 and is 5'
+    """
+    was, now = (json.loads(json.dumps(dict(x), default=str)) for x in (was, now))
+    short = lambda value: ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    changed = [k for k in sorted({*was, *now}) if was.get(k) != now.get(k)]
+    return "; ".join(f"{k} was {short(was.get(k))} and is {short(now.get(k))}" for k in changed)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file.
+
+    Example:
+      >>> (tmp / "empty").touch()
+      >>> sha256(tmp / "empty")[:8]
+      'e3b0c442'
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def directory_hash(path: str | Path) -> str:
+    """A digest of the names and contents of all files below a directory.
+
+    Example:
+      >>> directory_hash(tmp) == directory_hash(tmp)
+      True
+    """
+    digest = hashlib.sha256()
+    for file in sorted(p for p in Path(path).rglob("*") if p.is_file()):
+        digest.update(file.relative_to(path).as_posix().encode() + bytes.fromhex(sha256(file)))
+    return digest.hexdigest()
+
+
+def from_hub(repository: str, **options: Any) -> Path:
+    """The local directory of a Hugging Face repository, fetched where it is not there yet.
+
+    Args:
+      repository: ``owner/name``.
+      **options: of ``huggingface_hub.snapshot_download``: revision, allow_patterns, ignore_patterns.
+
+    Raises:
+      AtlasError: if the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, **options))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        reason = (str(e).strip().splitlines() or [""])[0] or type(e).__name__
+        raise AtlasError(
+            f"'{repository}' is no local path and could not be fetched from the hub ({reason}); check the name, the "
+            "network, and for gated repositories that you are logged in and were granted access"
+        ) from e

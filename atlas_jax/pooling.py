@@ -12,11 +12,11 @@ class Pooled(NamedTuple):
 
     Attributes:
       values: one value a feature; 0 in rows without a single position that counts.
-      peak: the position the value was read at (for ``mean``: of the largest value), -1 in such rows.
+      argmax_position: the position the value was read at (for ``mean``: of the largest value), -1 in such rows.
     """
 
     values: Float[Array, "b d"]
-    peak: Int[Array, "b d"]
+    argmax_position: Int[Array, "b d"]
 
 
 Pooling = Callable[[Float[Array, "b t d"], Bool[Array, "b t"]], Pooled]
@@ -28,10 +28,10 @@ def pool_max(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     Example:
       >>> x = jnp.array([[[9.0], [1.0], [2.0]]])
       >>> pool_max(x, jnp.array([[False, True, True]]))
-      Pooled(values=Array([[2.]], dtype=float32), peak=Array([[2]], dtype=int32))
+      Pooled(values=Array([[2.]], dtype=float32), argmax_position=Array([[2]], dtype=int32))
     """
     highest = jnp.max(jnp.where(mask[:, :, None], x, -jnp.inf), axis=1)  # no gather where the peak is not asked for
-    return Pooled(jnp.where(jnp.any(mask, axis=1)[:, None], highest, 0.0), _at_peak(x, x, mask).peak)
+    return Pooled(jnp.where(jnp.any(mask, axis=1)[:, None], highest, 0.0), _at_peak(x, x, mask).argmax_position)
 
 
 def pool_absmax(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
@@ -43,7 +43,7 @@ def pool_mean(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """The mean over the positions that count."""
     count = jnp.maximum(jnp.sum(mask, axis=1, dtype=x.dtype)[:, None], 1)
     mean = jnp.sum(jnp.where(mask[:, :, None], x, 0), axis=1) / count
-    return Pooled(mean, _at_peak(x, x, mask).peak)
+    return Pooled(mean, _at_peak(x, x, mask).argmax_position)
 
 
 def pool_last(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
@@ -77,7 +77,7 @@ def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array,
     return jnp.sum(jnp.where(mask, jnp.linalg.norm(x.astype(jnp.float32), axis=-1), 0.0), axis=1)
 
 
-def spoil(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
+def propagate_nonfinite(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
 
     Features alone do not tell: an SAE turns nan into features that are 0, and XLA's maximum on CPUs passes over some.
@@ -85,8 +85,10 @@ def spoil(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) ->
     Example:
       >>> x = jnp.array([[[1.0], [jnp.nan]]])
       >>> pooled, mask = Pooled(jnp.zeros((1, 2)), jnp.zeros((1, 2), jnp.int32)), jnp.array([[True, True]])
-      >>> spoil(pooled, x, mask).values.tolist(), spoil(pooled, x, mask & jnp.array([True, False])).values.tolist()
-      ([[nan, nan]], [[0.0, 0.0]])
+      >>> propagate_nonfinite(pooled, x, mask).values.tolist()
+      [[nan, nan]]
+      >>> propagate_nonfinite(pooled, x, mask & jnp.array([True, False])).values.tolist()
+      [[0.0, 0.0]]
     """
-    spoilt = jnp.any(mask & ~jnp.all(jnp.isfinite(x), axis=-1), axis=1)
-    return pooled._replace(values=jnp.where(spoilt[:, None], jnp.nan, pooled.values))
+    broken = jnp.any(mask & ~jnp.all(jnp.isfinite(x), axis=-1), axis=1)
+    return pooled._replace(values=jnp.where(broken[:, None], jnp.nan, pooled.values))

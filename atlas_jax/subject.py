@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
-from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, spoil
+from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, propagate_nonfinite
 from atlas_jax.types import Site, Tokens, sites_of
 
 
@@ -26,7 +26,7 @@ class Subject:
       pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
 
     Example:
-      >>> subject = Subject.of(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
       >>> [a.shape for a in subject.encode(subject.tokenize(["some text"])).values()]
       [(1, 384)]
     """
@@ -36,7 +36,9 @@ class Subject:
     pooling: str = dataclasses.field(default="max", metadata={"static": True})
 
     @classmethod
-    def of(cls, model: LanguageModel, sites: Sequence[Site | str] | Site | str, pooling: str = "max") -> "Subject":
+    def from_model(
+        cls, model: LanguageModel, sites: Sequence[Site | str] | Site | str, pooling: str = "max"
+    ) -> "Subject":
         """Check the sites and the pooling.
 
         Raises:
@@ -48,6 +50,8 @@ class Subject:
         if not isinstance(pooling, str) or pooling not in POOLINGS:
             raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
         return cls(model, tuple(check_site(model.config, s) for s in sites), pooling)
+
+    of = from_model  # its name until 0.1
 
     @property
     def widths(self) -> dict[Site, int]:
@@ -74,4 +78,4 @@ class Subject:
         return {site: values for site, (values, _) in found.items()}, {site: norm for site, (_, norm) in found.items()}
 
     def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
-        return spoil(POOLINGS[self.pooling](x, mask), x, mask)
+        return propagate_nonfinite(POOLINGS[self.pooling](x, mask), x, mask)

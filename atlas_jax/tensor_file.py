@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Shaped
 
-from atlas_jax.mesh import BLOCK_BYTES, row_blocks
+from atlas_jax.sharding import BLOCK_BYTES, row_blocks
 
 _DTYPES = {"float32": "F32", "int32": "I32", "bfloat16": "BF16", "float16": "F16", "bool": "BOOL"}  # order in a file
 

@@ -1,7 +1,6 @@
 """A translation: the matrix T of a subject site, the means it was fitted around, and what can be asked of it."""
 
 import dataclasses
-import hashlib
 import json
 import numbers
 import os
@@ -18,15 +17,16 @@ from safetensors.numpy import load_file
 
 from atlas_jax.checks import finite_numbers, known
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import reading
+from atlas_jax.files import new_file, reading, sha256
 from atlas_jax.labels import Labels
-from atlas_jax.mesh import mesh_of, place, row_blocks
+from atlas_jax.sharding import device_put, mesh_of, row_blocks
 from atlas_jax.statistics import Statistics, lens_init, lens_update, update
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 
 TENSORS, RECORD = "translation.safetensors", "translation.json"
+_RENAMED = {"accepted": "within_tolerance"}  # in certificates of version 0.1
 
 
 class Ranked(NamedTuple):
@@ -107,7 +107,7 @@ class Translation:
         needs_of([method])
         matrix, certificate = METHODS[method].solve(stats, **options)
         if mesh := mesh_of(stats):
-            matrix = place(matrix, mesh, "data", "model")
+            matrix = device_put(matrix, mesh, "data", "model")
         means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
         return cls(matrix, *means, method, site, certificate, metadata or {}, token_norm)
 
@@ -242,23 +242,20 @@ class Translation:
         if jax.process_index() != 0:
             write_tensors(os.devnull, tensors)
             return directory
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            digest = _replace(directory / TENSORS, lambda path: write_tensors(path, tensors))
-            record = {
-                "format": 1,
-                "method": self.method,
-                "site": None if self.site is None else str(self.site),
-                "shape": [self.d_s, self.d_c],
-                "certificate": self.certificate,
-                "metadata": self.metadata,
-                "token_norm": self.token_norm,
-                "sha256": digest,
-            }
-            text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-            _replace(directory / RECORD, lambda path: path.write_text(text, encoding="utf-8"))
-        except OSError as error:
-            raise AtlasError(f"cannot write the translation to '{directory}': {error.strerror or error}") from error
+        with new_file(directory / TENSORS) as file:
+            write_tensors(file, tensors)
+        record = {
+            "format": 1,
+            "method": self.method,
+            "site": None if self.site is None else str(self.site),
+            "shape": [self.d_s, self.d_c],
+            "certificate": self.certificate,
+            "metadata": self.metadata,
+            "token_norm": self.token_norm,
+            "sha256": sha256(directory / TENSORS),
+        }
+        with new_file(directory / RECORD) as file:
+            file.write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         return directory
 
     @classmethod
@@ -272,13 +269,14 @@ class Translation:
         with reading(record_file, again):
             record = json.loads(record_file.read_text(encoding="utf-8"))
             site = None if record["site"] is None else Site.parse(record["site"])
-            known = str(record["method"]), site, dict(record["certificate"]), dict(record["metadata"])
+            certificate = {_RENAMED.get(name, name): value for name, value in record["certificate"].items()}
+            known = str(record["method"]), site, certificate, dict(record["metadata"])
             token_norm = record.get("token_norm")
             digest, shape = record["sha256"], tuple(record["shape"])
         with reading(file, again):
             tensors = load_file(file)
             arrays = [jnp.asarray(tensors[name], jnp.float32) for name in ("matrix", "mean_subject", "mean_atlas")]
-            if _digest(file) != digest:
+            if sha256(file) != digest:
                 raise ValueError(f"it is not the file that {RECORD} describes")
             if [x.shape for x in arrays] != [shape, shape[:1], shape[1:]]:
                 raise ValueError(f"its arrays do not have the shape {shape} of {RECORD}")
@@ -356,20 +354,3 @@ def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:
 
 def _named(ranked: Ranked, labels: Labels) -> Named:
     return Named(*ranked, [labels[i] or "" for i in ranked.features.tolist()])
-
-
-def _replace(path: Path, write: Any) -> str:
-    """Write beside ``path``, then rename; the digest of what was written."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        digest = _digest(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return digest
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

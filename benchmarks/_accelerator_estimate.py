@@ -17,8 +17,8 @@ from _common import machine
 from jax.sharding import NamedSharding, PartitionSpec as P
 from throughput import H200, atlas_of
 
-from atlas_jax.mesh import make_mesh
-from atlas_jax.pipeline._stream import _fit_step, _lens_step
+from atlas_jax.pipeline._fit import _fit_step, _lens_step
+from atlas_jax.sharding import make_mesh
 from atlas_jax.statistics import NormSums, lens_init
 from atlas_jax.translators import _polar_express
 

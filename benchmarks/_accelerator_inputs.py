@@ -12,8 +12,8 @@ from _common import sentence_lengths
 from throughput import BUDGET, METHODS, SITES, atlas_of, subject_of
 
 import atlas_jax as aj
-from atlas_jax.pipeline import Grid
-from atlas_jax.pipeline._stream import LEFT_OUT, Fitted
+from atlas_jax.pipeline import BatchShapes
+from atlas_jax.pipeline._fit import LEFT_OUT, Fitted
 from atlas_jax.statistics import PassStatistics, TokenNorms
 from atlas_jax.translators import needs_of
 
@@ -59,7 +59,7 @@ def abstract_in(dtype: str) -> Callable[[Callable[[], Any]], Any]:
 
 def subject(size: str, make: Callable = in_bfloat16) -> aj.Subject:
     """The subject at its sites."""
-    return aj.Subject.of(subject_of(size, make), SITES[size])
+    return aj.Subject.from_model(subject_of(size, make), SITES[size])
 
 
 def atlas(size: str) -> aj.ConceptAtlas:
@@ -71,10 +71,12 @@ def batches(size: str, sentences: int, vocab: int) -> tuple[list[aj.Tokens], int
     """Batches as a pass forms them, of random ids, and how many tokens they have."""
     rng, budget = np.random.default_rng(0), BUDGET[size]
     lengths = sentence_lengths(SIZES[size]["sentences"], rng)
-    grid = Grid.of(lengths, 128, token_budget=budget, shapes=SIZES[size]["shapes"])  # the same whatever the number
+    grid = BatchShapes.from_lengths(
+        lengths, 128, token_budget=budget, shapes=SIZES[size]["shapes"]
+    )  # the same whatever the number
     lengths, out = lengths[:sentences], []
     for batch in grid.plan(lengths):
-        shape, index = (batch.height, batch.length), np.full(batch.height, -1, np.int32)
+        shape, index = (batch.size, batch.length), np.full(batch.size, -1, np.int32)
         index[: len(batch.places)] = batch.places
         real = np.arange(batch.length) < np.where(index >= 0, lengths[index], 0)[:, None]
         ids = np.where(real, rng.integers(3, vocab, shape), 0).astype(np.int32)

@@ -18,11 +18,11 @@ from throughput import BUDGET
 
 import atlas_jax as aj
 from atlas_jax import metrics
-from atlas_jax.mesh import to_host
 from atlas_jax.models import Decoder, ModelConfig, forward
 from atlas_jax.pipeline import encode_batch
-from atlas_jax.pipeline._encode import encode_norms
-from atlas_jax.pipeline._stream import _fit_step, _lens_step
+from atlas_jax.pipeline._fit import _fit_step, _lens_step
+from atlas_jax.pipeline._run import encode_norms
+from atlas_jax.sharding import to_host
 from atlas_jax.statistics import NormSums, has_double, lens_init, update_pass
 from atlas_jax.translators import least_squares, polar_express
 from atlas_jax.types import POINTS

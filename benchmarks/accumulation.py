@@ -72,7 +72,7 @@ def with_atlas_jax(a_s: Rows, a_c: Rows, sizes: dict) -> dict:
         rows = a_c[part]
         lens = lens_update(jax.block_until_ready(lens), part, rows)
     stats = stats._replace(lens=lens)
-    means = zip((stats.subject, stats.atlas), (stats.low[2], stats.low[1]), strict=True)
+    means = zip((stats.subject, stats.atlas), (stats.compensation[2], stats.compensation[1]), strict=True)
     mean_s, mean_c = (np.float64(side.unit.mean) + np.float64(low.unit.mean) for side, low in means)
     return {
         "covariance": np.asarray(covariance(stats).matrix),

@@ -108,7 +108,7 @@ def per_method(index: TextIndex, queries: Queries) -> dict:
 
 def timings(labels: Labels, embeddings: list[StaticEmbedding]) -> dict:
     start = time.perf_counter()
-    index = TextIndex.of(labels, embeddings)
+    index = TextIndex.from_labels(labels, embeddings)
     built = time.perf_counter() - start
     seconds = [searched(index, name) for name in TABLE_8]
     return {"build_s": built, "query_ms_median": 1e3 * np.median(seconds), "query_ms_worst": 1e3 * max(seconds)}
@@ -175,7 +175,7 @@ def main() -> None:
     embeddings = [StaticEmbedding.default(), *map(StaticEmbedding.load, args.embedding or [])]
     labels = Labels.load(data / LABELS, n_features=16_384)
     utterances, named = intents(data / "labelled/clinc150_train.json.gz")
-    index = TextIndex.of(labels, embeddings)
+    index = TextIndex.from_labels(labels, embeddings)
     report = {
         "versions": {"numpy": np.__version__, "scipy": scipy.__version__},
         "embeddings": ["package", *(directory.name for directory in args.embedding or [])],
@@ -184,7 +184,7 @@ def main() -> None:
         **timings(labels, embeddings),
         "table_8": per_method(index, table_8(index)),
         "known_item": per_method(index, known_items(index, labels)),
-        "intents": per_method(TextIndex.of(utterances, embeddings), named),
+        "intents": per_method(TextIndex.from_labels(utterances, embeddings), named),
         "at_scale": {str(n): at_scale(labels, n) for n in args.scale},
     }
     text = json.dumps(report, indent=2)

@@ -51,7 +51,7 @@ def write_rows(folder: Path, sizes: dict) -> None:
     from atlas_jax.bundled import ATLAS
     from atlas_jax.corpus import build_corpus, installed_documentation
     from atlas_jax.models import LanguageModel
-    from atlas_jax.pipeline import Pass, token_activations
+    from atlas_jax.pipeline import SentenceStream, token_activations
     from atlas_jax.subject import Subject
     from atlas_jax.types import Site
 
@@ -59,7 +59,7 @@ def write_rows(folder: Path, sizes: dict) -> None:
     n = sizes["rows"] // 15
     corpus = build_corpus(installed_documentation(max_bytes=n * 210), n_fit=n, n_eval=n // 10)
     for name, texts, count in (("rows", corpus.fit, sizes["rows"]), ("held", corpus.eval, sizes["held"])):
-        parts = token_activations(Pass.of([Subject.of(model, [site])], texts), site)
+        parts = token_activations(SentenceStream.from_texts([Subject.from_model(model, [site])], texts), site)
         rows = np.concatenate([np.asarray(acts)[np.asarray(mask)] for acts, mask in parts])
         np.save(folder / f"{name}.npy", np.random.default_rng(1).permutation(rows)[:count])
 

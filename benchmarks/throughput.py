@@ -96,7 +96,7 @@ def atlas_of(size: str, make: Callable) -> Any:
         W_enc=draw(0, d, features), b_enc=jnp.zeros(features), W_dec=draw(1, features, d), b_dec=jnp.zeros(d),
         threshold=jnp.full(features, 2.0),
     )  # fmt: skip
-    return aj.ConceptAtlas.of(_model(gemma, BUNDLED / "model", make), sae, site, Labels.empty(features))
+    return aj.ConceptAtlas.from_parts(_model(gemma, BUNDLED / "model", make), sae, site, Labels.empty(features))
 
 
 def _model(hf: Any, tokenizer: Path, make: Callable) -> Any:
@@ -126,8 +126,8 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     from _common import matmul_ceiling, most_bytes, seconds_of
 
     from atlas_jax.corpus import build_corpus, installed_documentation
-    from atlas_jax.mesh import make_mesh
-    from atlas_jax.pipeline import AlignSettings, Pass, fit_statistics, load_pair, solve
+    from atlas_jax.pipeline import AlignSettings, SentenceStream, fit_statistics, load_pair, solve
+    from atlas_jax.sharding import make_mesh
     from atlas_jax.translators import needs_of
 
     settings = AlignSettings(SITES[job["size"]], METHODS, dtype=job["dtype"])
@@ -135,7 +135,7 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     spaces = [pair.subject, pair.atlas]
     needs = needs_of(METHODS)
     texts = list(build_corpus(installed_documentation(max_bytes=job["bytes"]), n_fit=job["sentences"]).fit)
-    stream = Pass.of(spaces, texts * job["times"], token_budget=BUDGET[job["size"]])
+    stream = SentenceStream.from_texts(spaces, texts * job["times"], token_budget=BUDGET[job["size"]])
     rest = [tokens for _, tokens in stream.steps()]
     tokens = sum(int(t.attention_mask.sum()) for batch in rest for t in batch)
     report = {"devices": jax.device_count(), "sentences": stream.size, "tokens_of_both_models": tokens}
@@ -197,7 +197,9 @@ def stage_seconds(stream: Any, texts: list[str], batches: list, needs: frozenset
     tokenizers = [s.model.tokenizer for s in stream.spaces]
     index = jax.numpy.arange(len(texts)).__array__()
     table = {
-        "tokenize": {"seconds": seconds_of(lambda: Block.of(tokenizers, texts, index, stream.max_length).tokens)[0]}
+        "tokenize": {
+            "seconds": seconds_of(lambda: Block.from_texts(tokenizers, texts, index, stream.max_length).tokens)[0]
+        }
     }
     steps = stages_of(stream.spaces, stream.mesh)
     table |= {name: {"seconds": 0.0, "flops": 0.0} for name in steps}
@@ -230,7 +232,7 @@ def projection(measured: dict[str, Any]) -> dict[str, Any]:
     from atlas_jax.translators import needs_of
 
     subject, atlas = subject_of("paper", jax.eval_shape), atlas_of("paper", jax.eval_shape)
-    subject = aj.Subject.of(subject, SITES["paper"])
+    subject = aj.Subject.from_model(subject, SITES["paper"])
     rows, length = PAPER["rows"], PAPER["length"]
     array = lambda *shape, dtype: jax.ShapeDtypeStruct(shape, dtype)
     tokens = aj.Tokens(

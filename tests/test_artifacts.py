@@ -5,9 +5,8 @@ import os
 
 import pytest
 
-from atlas_jax.artifacts import RUN, directory_hash, new_directory, partial_directory
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import read_json, write_json
+from atlas_jax.files import RUN, directory_hash, new_directory, partial_directory, read_json, write_json
 
 
 def _fail(path):

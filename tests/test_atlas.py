@@ -11,10 +11,10 @@ import pytest
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import label_quality
 from atlas_jax.labels import Labels, WordTable, characteristic_words, words_of
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.pipeline import Pass
+from atlas_jax.pipeline import SentenceStream
+from atlas_jax.sae_lab import label_quality
 
 
 @pytest.fixture(scope="module")
@@ -59,9 +59,9 @@ def test_wrong_queries_are_named(atlas):
 
 def test_parts_that_do_not_fit_are_refused(atlas, tmp_path):
     with pytest.raises(AtlasError, match="the SAE reads"):
-        ConceptAtlas.of(LanguageModel.from_pretrained(SUBJECT), atlas.sae, "resid_post.1", atlas.labels)
+        ConceptAtlas.from_parts(LanguageModel.from_pretrained(SUBJECT), atlas.sae, "resid_post.1", atlas.labels)
     with pytest.raises(AtlasError, match="the labels are for 7 features"):
-        ConceptAtlas.of(atlas.model, atlas.sae, atlas.site, Labels.empty(7))
+        ConceptAtlas.from_parts(atlas.model, atlas.sae, atlas.site, Labels.empty(7))
     with pytest.raises(AtlasError, match="no atlas.json"):
         ConceptAtlas.from_pretrained(SUBJECT)
     shutil.copytree(ATLAS, tmp_path / "atlas")
@@ -83,7 +83,7 @@ def test_characteristic_words_find_what_was_planted(rng):
     texts = [" ".join(rng.choice(common, 8)) for _ in range(400)]
     for i in range(0, 60, 2):
         texts[i] += " zebra stripes"
-    table = WordTable.of(texts)
+    table = WordTable.from_texts(texts)
     found = characteristic_words(table, [[words_of(texts[i]) for i in range(0, 40, 2)], []], count=2, common=0.2)
     assert {word for word, _ in found[0]} == {"zebra", "stripes"}
     assert found[1] == []
@@ -92,13 +92,13 @@ def test_characteristic_words_find_what_was_planted(rng):
 
 def test_label_quality_knows_good_labels_from_shuffled_ones(atlas):
     texts = [f"{a} {b}." for a in ("Return the", "Draw the", "Open the") for b in _WORDS]
-    real = label_quality(atlas, texts, Pass.of([atlas], texts)).auroc
+    real = label_quality(atlas, texts, SentenceStream.from_texts([atlas], texts)).auroc
     entries = atlas.labels.entries
     keys = list(entries)
     moved = {k: entries[keys[(i + 7) % len(keys)]] for i, k in enumerate(keys)}
     moved = {k: tuple(label._replace(index=k) for label in group) for k, group in moved.items()}
     shuffled = dataclasses.replace(atlas, labels=Labels(atlas.width, moved))
-    assert real.mean > label_quality(shuffled, texts, Pass.of([shuffled], texts)).auroc.mean + 0.1
+    assert real.mean > label_quality(shuffled, texts, SentenceStream.from_texts([shuffled], texts)).auroc.mean + 0.1
 
 
 _WORDS = [

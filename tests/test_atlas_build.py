@@ -93,7 +93,7 @@ def test_a_linked_model_that_moved_is_named(tmp_path):
 @pytest.mark.parametrize("kind", ["jumprelu", "topk", "groupmax", "relu"])
 def test_every_kind_of_sae_survives_exactly(bundled, tmp_path, kind):
     sae = random_sae(kind, k=4 if kind in ("topk", "groupmax") else None, apply_b_dec_to_input=True, advertised_l0=3.0)
-    atlas = ConceptAtlas.of(bundled.model, sae, "resid_post.3", Labels.empty(64))
+    atlas = ConceptAtlas.from_parts(bundled.model, sae, "resid_post.3", Labels.empty(64))
     write_atlas(Parts(atlas, str(MODEL), {}), tmp_path / "a", link=True)
     again = ConceptAtlas.from_pretrained(tmp_path / "a").sae
     assert again.config == sae.config

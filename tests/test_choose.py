@@ -9,14 +9,14 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import Chooser, preference, semantic_retrieval, whitened_grid
+from atlas_jax.experiments import Chooser, semantic_retrieval, steering_preference, whitened_grid
 from atlas_jax.metrics import auroc, average_precision
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import (
     Alignment,
     AlignSettings,
     Pair,
-    Pass,
+    SentenceStream,
     align,
     fit_statistics,
     held_out,
@@ -39,7 +39,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def pair():
-    subject = Subject.of(LanguageModel.from_pretrained(SUBJECT), [SITE])
+    subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), [SITE])
     sources = {"subject": {"path": str(SUBJECT), "sha256": "s"}, "atlas": {"path": str(ATLAS), "sha256": "a"}}
     return Pair(subject, ConceptAtlas.from_pretrained(ATLAS), sources)
 
@@ -53,7 +53,7 @@ def alignment(pair, corpus):
 @pytest.fixture(scope="module")
 def held(pair, corpus):
     """Pooled activations of both halves, in float64."""
-    both = lambda texts: [pooled_activations(Pass.of([s], texts)) for s in pair[:2]]
+    both = lambda texts: [pooled_activations(SentenceStream.from_texts([s], texts)) for s in pair[:2]]
     sides = [(s[SITE], c[pair.atlas.site]) for s, c in map(both, (corpus.fit, corpus.eval))]
     return [tuple(np.asarray(a, np.float64) for a in side) for side in sides]
 
@@ -85,19 +85,19 @@ def mrr(matrix, a_s, a_c, mean_c, deviation, mean_s, k=20):
 
 
 def test_the_parts_are_disjoint_whole_and_repeatable(pair, corpus):
-    stream = Pass.of(pair[:2], corpus.fit, first=1000)
+    stream = SentenceStream.from_texts(pair[:2], corpus.fit, first=1000)
     most, part = held_out(stream, seed=3)
     assert part.size == FIT // 10
     assert sorted([*most.places, *part.places]) == list(range(FIT))
     assert held_out(stream, seed=3)[1].places.tolist() == part.places.tolist()
     assert held_out(stream, seed=4)[1].places.tolist() != part.places.tolist()
     with pytest.raises(AtlasError, match="too few to hold some out"):
-        held_out(Pass.of(pair[:2], corpus.fit[:5]), seed=0)
+        held_out(SentenceStream.from_texts(pair[:2], corpus.fit[:5]), seed=0)
 
 
 def test_nothing_is_lost_to_the_choice(pair, corpus):
     """The statistics of the parts, merged, are those of one pass over all."""
-    stream = Pass.of(pair[:2], corpus.fit)
+    stream = SentenceStream.from_texts(pair[:2], corpus.fit)
     parts = [fit_statistics(part, ["cross", "unit_cross"]) for part in held_out(stream, seed=0)]
     merged, whole = merge_fitted(*parts), fit_statistics(stream, ["cross", "unit_cross"])
     assert merged.active.tolist() == whole.active.tolist()
@@ -189,7 +189,7 @@ def test_preference_finds_the_direction_that_raises_a_token(pair):
     word = model.tokenizer.encode(["the file"])[0][-1]
     row = jnp.asarray(model.decoder.embed_tokens(jnp.array([[word]]))[0, 0], jnp.float32)
     expresses = np.array([True, True, False, False])
-    found = preference(model, site, jnp.stack([row, -row, jnp.zeros_like(row)]), tokens, expresses)
+    found = steering_preference(model, site, jnp.stack([row, -row, jnp.zeros_like(row)]), tokens, expresses)
     assert found[0] == 1.0
     assert found[1] == 0.0
     assert found[2] == 0.5

@@ -18,14 +18,14 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.corpus import Corpus, build_corpus, installed_documentation
-from atlas_jax.experiments import measure
+from atlas_jax.experiments import evaluate_quality
 from atlas_jax.files import write_json
 from atlas_jax.labels import Labels
-from atlas_jax.mesh import make_mesh, place, row_blocks, to_host
 from atlas_jax.models import LanguageModel, _weights, run
 from atlas_jax.models._fingerprint import TEXT as FINGERPRINT
-from atlas_jax.pipeline import AlignSettings, Pass, _pass, align, load_pair, pooled_activations
+from atlas_jax.pipeline import AlignSettings, SentenceStream, _stream, align, load_pair, pooled_activations
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
+from atlas_jax.sharding import device_put, make_mesh, row_blocks, to_host
 from atlas_jax.statistics import PassStatistics, layout, update_pass
 from atlas_jax.statistics._update import _update_pass
 from atlas_jax.tensor_file import write_tensors
@@ -46,9 +46,11 @@ def folder(tmp_path_factory):
     def atlas(bias):
         parts = {"W_enc": w, "W_dec": w.T, "b_enc": bias, "b_dec": np.zeros(d)}
         sae = SparseAutoencoder.build(SAEConfig("relu", d, WIDTH), **parts)
-        return ConceptAtlas.of(lm, sae, "resid_post.0", Labels.empty(WIDTH))
+        return ConceptAtlas.from_parts(lm, sae, "resid_post.0", Labels.empty(WIDTH))
 
-    (acts,) = pooled_activations(Pass.of([atlas(np.zeros(WIDTH))], corpus.eval, max_length=LENGTH)).values()
+    (acts,) = pooled_activations(
+        SentenceStream.from_texts([atlas(np.zeros(WIDTH))], corpus.eval, max_length=LENGTH)
+    ).values()
     share = rng.uniform(0.5, 0.99, WIDTH)
     threshold = [np.quantile(a, q) for a, q in zip(acts.T, share, strict=True)]
     atlas(-np.array(threshold) - 0.0123).save_pretrained(folder / "atlas")
@@ -71,12 +73,12 @@ def two(folder):
 def one(folder):
     """The run of a single device."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_pass, "SAMPLE", SAMPLE)
+        patch.setattr(_stream, "SAMPLE", SAMPLE)
         settings = AlignSettings(SITES, METHODS, max_length=LENGTH, token_budget=4 * BUDGET, top_k=5)
         pair = load_pair(SUBJECT, folder / "atlas", settings)
-        alignment, quality = measure(align(pair, Corpus.load(folder / "corpus"), settings))
+        alignment, quality = evaluate_quality(align(pair, Corpus.load(folder / "corpus"), settings))
     alignment.save(folder / "one")
-    write_json(folder / "one/tables/quality.json", quality.as_json())
+    write_json(folder / "one/tables/quality.json", quality.to_dict())
     return folder / "one"
 
 
@@ -85,11 +87,11 @@ def test_statistics_keep_their_layout_and_values(rng):
     new = lambda mesh: PassStatistics.init(["cross", "atlas_gram", "top_k"], {"a": 24, "b": 5}, 32, top_k=3, mesh=mesh)
     states, before = [new(None), new(mesh)], _update_pass._cache_size()
     wanted = layout(states[0], mesh)
-    assert wanted.sums.crosses["a"].raw.spec == wanted.low.atlas.raw.gram.spec == P("data", "model")
+    assert wanted.sums.crosses["a"].raw.spec == wanted.compensation.atlas.raw.gram.spec == P("data", "model")
     assert wanted.sums.crosses["b"].raw.spec == P(None, "model")
     for _ in range(3):
         a, b, c = (rng.normal(size=(40, d)).astype(np.float32) for d in (24, 5, 32))
-        for i, rows in enumerate((lambda x: x, lambda x: place(x, mesh, "data"))):
+        for i, rows in enumerate((lambda x: x, lambda x: device_put(x, mesh, "data"))):
             states[i] = update_pass(states[i], {"a": rows(a), "b": rows(b)}, rows(c))
         assert jax.tree.map(lambda x: x.sharding, states[1]) == wanted
     assert _update_pass._cache_size() - before == 2
@@ -101,7 +103,7 @@ def test_statistics_keep_their_layout_and_values(rng):
 def test_no_matrix_travels_between_devices(rng):
     mesh, (b, d_s, d_c) = make_mesh(model=2), (16, 512, 512)
     state = PassStatistics.init(["cross", "atlas_gram"], {"a": d_s}, d_c, mesh=mesh)
-    rows = [place(np.ones((b, d), np.float32), mesh, "data") for d in (d_s, d_c)]
+    rows = [device_put(np.ones((b, d), np.float32), mesh, "data") for d in (d_s, d_c)]
     text = _update_pass.lower(state, {"a": rows[0]}, rows[1], None, None, None, mesh).compile().as_text()
     moves = re.findall(
         r"= (\S+|\(.*?\)) (?:all-gather|all-reduce|all-to-all|reduce-scatter|collective-permute)\(", text
@@ -123,7 +125,7 @@ def test_a_sharded_file_has_the_bytes_of_a_plain_one(rng, tmp_path, block_bytes)
         "ä": rng.normal(size=(3, 2, 2)).astype(np.float32),
     }
     save_file(plain, tmp_path / "plain", metadata={"format": "pt"})
-    spread = {name: place(x, make_mesh(model=2), "data", "model") for name, x in plain.items()}
+    spread = {name: device_put(x, make_mesh(model=2), "data", "model") for name, x in plain.items()}
     assert spread["z"].addressable_shards[0].data.shape == (4, 3)
     for tensors in (plain, spread):
         write_tensors(tmp_path / "ours", tensors, metadata={"format": "pt"}, block_bytes=block_bytes)
@@ -132,7 +134,7 @@ def test_a_sharded_file_has_the_bytes_of_a_plain_one(rng, tmp_path, block_bytes)
 
 def test_blocks_are_bounded(rng):
     x = rng.normal(size=(100, 8)).astype(np.float32)
-    blocks = list(row_blocks(place(x, make_mesh(), "data"), block_bytes=1000))
+    blocks = list(row_blocks(device_put(x, make_mesh(), "data"), block_bytes=1000))
     assert max(block.nbytes for block in blocks) <= 1000
     np.testing.assert_array_equal(np.concatenate(blocks), x)
 

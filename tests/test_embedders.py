@@ -4,6 +4,7 @@ import http.server
 import json
 import sys
 import threading
+import time
 import types
 
 import numpy as np
@@ -14,7 +15,6 @@ from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import CachedEmbedder, EndpointEmbedder, Label, Labels, Retry, TextIndex, open_embedder
 
-QUICK = Retry(pause=0.001)
 TOPICS = {"dog": 0, "puppy": 0, "cat": 1, "bank": 2, "loan": 2}
 
 
@@ -25,7 +25,7 @@ def vector(text):
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """OpenAI's embeddings protocol; answers out of order, and fails as ``plan`` says."""
+    """OpenAI's embeddings protocol; answers out of order, fails as ``plan`` says, and is too slow for status 0."""
 
     plan, seen, keys = [], [], []
 
@@ -34,12 +34,15 @@ class Server(http.server.BaseHTTPRequestHandler):
         Server.seen.append((self.path, body))
         Server.keys.append(self.headers.get("Authorization"))
         status, answer = Server.plan.pop(0) if Server.plan else (200, None)
+        if status == 0:
+            time.sleep(2)
+            return
         data = [{"index": i, "embedding": vector(t)} for i, t in enumerate(body["input"])][::-1]
         answer = {"data": data} if answer is None else answer
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
-        self.send_header("Retry-After", "0")
+        self.send_header("Retry-After-Ms", "1")
         self.end_headers()
         self.wfile.write(content)
 
@@ -60,7 +63,7 @@ def url():
 @pytest.fixture
 def index():
     texts = ["about a dog", "about a cat", "about a bank", "about the weather"]
-    return TextIndex.of(Labels.from_rows(Label(2 * i, text) for i, text in enumerate(texts)))
+    return TextIndex.from_labels(Labels.from_rows(Label(2 * i, text) for i, text in enumerate(texts)))
 
 
 def test_an_endpoint_finds_meaning(url, index):
@@ -86,14 +89,42 @@ def test_many_texts_go_in_batches_and_keep_their_order(url):
 
 def test_passing_faults_are_tried_again(url):
     Server.plan = [(503, {}), (429, {}), (200, b"no json"), (500, b"")]
-    embedder = EndpointEmbedder("m", url, retry=QUICK)
+    embedder = EndpointEmbedder("m", url)
     np.testing.assert_array_equal(embedder.encode(["dog"]), [vector("dog")])
     assert len(Server.seen) == 5
     Server.plan = [(503, {"error": {"message": "busy"}})] * 9
-    with pytest.raises(AtlasError, match=r"no answer in 6 tries: 503 busy"):
+    with pytest.raises(AtlasError, match=r"no answer in 8 tries: 503 busy"):
         embedder.encode(["dog"])
     with pytest.raises(AtlasError, match="no answer in 2 tries"):
-        EndpointEmbedder("m", "http://127.0.0.1:9/v1", retry=QUICK._replace(tries=2)).encode(["dog"])
+        EndpointEmbedder("m", "http://127.0.0.1:9/v1", retry=Retry(tries=2)).encode(["dog"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "timeout"), [((0, None), 0.3), ((200, b"no json"), 9), ((200, b""), 9)], ids=["slow", "damaged", "empty"]
+)
+def test_an_endpoint_that_never_answers_well_is_one_sentence(url, answer, timeout):
+    Server.plan = [answer] * 2
+    with pytest.raises(AtlasError, match="gave no answer in 2 tries: ") as caught:
+        EndpointEmbedder("m", url, retry=Retry(tries=2, timeout=timeout)).encode(["dog"])
+    assert "\n" not in str(caught.value)
+    assert answer[0] == 0 or len(Server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"base_url": "http://host:port/v1"}, "the address http://host:port/v1.* of the endpoint cannot be read"),
+        ({"base_url": "http://[::1/v1"}, "cannot be read"),
+        ({"api_key": "sec\nret"}, "the API key has characters that no key has"),
+        ({"api_key": "sécret"}, "the API key has characters that no key has"),
+    ],
+)
+def test_an_address_or_a_key_that_cannot_be_sent_is_refused(url, given, message):
+    with pytest.raises(AtlasError, match=message) as caught:
+        EndpointEmbedder(**{"model": "m", "base_url": url} | given).encode(["dog"])
+    assert "ret" not in str(caught.value)
+    with pytest.raises(AtlasError, match=message):
+        open_embedder("endpoint:m", **{"base_url": url} | given)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +148,7 @@ def test_refusals_and_nonsense_are_one_sentence(url, answer, message):
 
 def test_the_cache_asks_once_and_resumes(url, tmp_path):
     texts = ["dog", "cat", "bank", "loan", "puppy"]
-    embedder = CachedEmbedder(EndpointEmbedder("m", url, retry=QUICK._replace(tries=1)), tmp_path, batch=2)
+    embedder = CachedEmbedder(EndpointEmbedder("m", url, retry=Retry(tries=1)), tmp_path, batch=2)
     Server.plan = [(200, None), (200, None), (503, {})]
     with pytest.raises(AtlasError, match="no answer"):
         embedder.encode(texts)

@@ -17,7 +17,7 @@ from atlas_jax.subject import Subject
 
 @pytest.fixture(scope="module")
 def subject():
-    return Subject.of(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1", "resid_post.2"])
+    return Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1", "resid_post.2"])
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_a_pass_with_a_fault_does_not(subject, recorded, fault):
 
 
 def test_rounding_is_no_difference(subject, recorded):
-    half = Subject.of(LanguageModel.from_pretrained(SUBJECT, dtype="bfloat16"), subject.sites)
+    half = Subject.from_model(LanguageModel.from_pretrained(SUBJECT, dtype="bfloat16"), subject.sites)
     assert fingerprint_difference(recorded, half) is None
     assert numerical_fingerprint(half)["dtype"] == "bfloat16"
     assert fingerprint_difference(recorded, scaled(subject, 1 + 1e-6, "mlp")) is None
@@ -76,7 +76,7 @@ def test_rounding_is_no_difference(subject, recorded):
 def test_a_spread_model_agrees_with_that_of_one_device(recorded):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     model = LanguageModel.from_pretrained(SUBJECT, mesh=mesh)
-    assert fingerprint_difference(recorded, Subject.of(model, ["mlp_act.1", "resid_post.2"])) is None
+    assert fingerprint_difference(recorded, Subject.from_model(model, ["mlp_act.1", "resid_post.2"])) is None
 
 
 def test_an_atlas_is_checked_against_the_pass_it_was_built_with(tmp_path, recwarn):

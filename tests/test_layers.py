@@ -9,14 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "atlas_jax"
 LAYERS = {
-    "errors": 0, "checks": 0, "names": 0, "files": 0, "interrupts": 0, "artifacts": 0,
-    "types": 0, "mesh": 0, "tensor_file": 0, "processes": 0, "progress": 0,
-    "statistics": 0.5,
-    "models": 1, "sae": 1, "steering": 1, "translators": 1, "metrics": 1, "labels": 1, "pooling": 1,
-    "atlas": 2, "subject": 2, "translation": 2, "corpus": 2,
-    "pipeline": 3,
-    "experiments": 4,
-    "bundled": 5, "cli": 6,
+    "errors": 0, "checks": 0, "names": 0, "interrupts": 0, "files": 0,
+    "types": 0, "sharding": 0, "tensor_file": 0, "progress": 0, "table": 0,
+    "statistics": 1,
+    "models": 2, "sae": 2, "steering": 2, "translators": 2, "metrics": 2, "labels": 2, "pooling": 2,
+    "atlas": 3, "subject": 3, "translation": 3, "corpus": 3,
+    "pipeline": 4,
+    "sae_lab": 5,
+    "experiments": 6,
+    "bundled": 7, "cli": 8,
 }  # fmt: skip
 
 

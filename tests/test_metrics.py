@@ -313,6 +313,16 @@ def test_bootstrap_covers_like_the_normal_interval(rng):
     assert metrics.bootstrap_mean(values, level=0.5).high < interval.high
 
 
+@pytest.mark.parametrize("n", [1, 2, 50])
+@pytest.mark.parametrize("drawn", [1, 1 << 22])
+def test_bootstrap_is_the_percentiles_of_resampled_means(rng, monkeypatch, n, drawn):
+    monkeypatch.setattr("atlas_jax.metrics._bootstrap.DRAWN", drawn)  # how many are drawn at a time changes nothing
+    values, draws = rng.random(n), np.random.default_rng(7)
+    means = [draws.choice(values, n).mean() for _ in range(300)]
+    interval = metrics.bootstrap_mean(values, seed=7, n_resamples=300, level=0.9)
+    np.testing.assert_allclose(interval[:3], [values.mean(), *np.quantile(means, [0.05, 0.95])], rtol=1e-12)
+
+
 def test_bootstrap_is_deterministic_and_counts_nan(rng):
     values = rng.random(50)
     holed = np.insert(values, [3, 20], np.nan)

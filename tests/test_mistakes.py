@@ -15,17 +15,17 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from atlas_jax import names
-from atlas_jax.artifacts import KINDS, new_directory, new_file
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS
 from atlas_jax.cli import _console
 from atlas_jax.cli._app import app
-from atlas_jax.cli._tables import hits_table, identified_table, table
 from atlas_jax.corpus import Document, build_corpus
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import USES, Identified, Peak
+from atlas_jax.experiments import USES, Identified, Peak, hits_table, identified_table
+from atlas_jax.files import KINDS, new_directory, new_file
 from atlas_jax.labels import Hit
 from atlas_jax.pooling import POOLINGS
+from atlas_jax.table import Column, Table
 from atlas_jax.translators import METHODS
 from atlas_jax.types import POINTS
 
@@ -230,15 +230,14 @@ CONTROL = ["dog \x1b[2J", "a\x00b", "\x9b31m", "bell\x07", "two\rone", "back\x08
 def test_text_is_printed_as_it_is(monkeypatch, text):
     peak = Peak(3, 1.0, f"{text} ", text, f" {text}")
     shown = [
-        table(text, text, caption=text),
+        Table(text, (Column(text),), [], text),
         hits_table(text, [Hit(1, text, 1.0, 1.0)]),
         identified_table(text, [Identified(3, 0.5, [peak])]),
-        text,
     ]
-    for renderable in shown:
+    for table in shown:
         file = io.StringIO()
         monkeypatch.setattr(_console, "out", _console._Console(file=file, width=200))
-        _console.emit(False, None, lambda r=renderable: r)
+        _console.emit(False, None, table)
         assert text in file.getvalue()
     for say in (_console.note, _console.warn, logging.getLogger("atlas_jax.somewhere").info):
         monkeypatch.setattr(_console, "err", _console._Console(file=(file := io.StringIO()), width=200))
@@ -251,7 +250,7 @@ def test_text_is_printed_as_it_is(monkeypatch, text):
 def test_no_control_character_reaches_the_terminal(text):
     file = io.StringIO()
     console = _console._Console(file=file, width=200)
-    console.print(hits_table(text, [Hit(1, text, 1.0, 1.0)]))
+    console.print(_console.render(hits_table(text, [Hit(1, text, 1.0, 1.0)])))
     console.print(text)
     kept = "".join(c for c in text if c >= " " and not "\x7f" <= c <= "\x9f")
     assert kept in file.getvalue()
@@ -260,7 +259,7 @@ def test_no_control_character_reaches_the_terminal(text):
 
 def test_half_a_character_is_printed_as_a_replacement():
     console = _console._Console(file=(file := io.StringIO()), width=200)
-    console.print(hits_table("labels", [Hit(1, "dog \ud83d", 1.0, 1.0)]))
+    console.print(_console.render(hits_table("labels", [Hit(1, "dog \ud83d", 1.0, 1.0)])))
     assert "dog \ufffd" in file.getvalue()
 
 

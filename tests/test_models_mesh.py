@@ -7,8 +7,8 @@ import pytest
 from helpers.hf_oracle import jax_model, random_ids, saved
 from jax.sharding import PartitionSpec as P
 
-from atlas_jax.mesh import make_mesh
 from atlas_jax.models import LanguageModel, generate, run
+from atlas_jax.sharding import make_mesh
 from atlas_jax.steering import Steer
 from atlas_jax.types import Site, Tokens
 

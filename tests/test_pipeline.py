@@ -15,7 +15,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import choose_features, translation_quality
 from atlas_jax.metrics import auroc
 from atlas_jax.models import LanguageModel, run
-from atlas_jax.pipeline import Grid, Pass, fit_statistics, pooled_activations, solve, top_sentences
+from atlas_jax.pipeline import BatchShapes, SentenceStream, fit_statistics, pooled_activations, solve, top_sentences
 from atlas_jax.statistics import NormSums, TokenNorms, add_norms
 from atlas_jax.subject import Subject
 
@@ -25,7 +25,7 @@ METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic
 
 @pytest.fixture(scope="module")
 def spaces():
-    subject = Subject.of(LanguageModel.from_pretrained(SUBJECT), SITES)
+    subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), SITES)
     return subject, ConceptAtlas.from_pretrained(ATLAS)
 
 
@@ -36,7 +36,7 @@ def corpus():
 
 @pytest.fixture(scope="module")
 def streamed(spaces, corpus):
-    stream = Pass.of(spaces, corpus.fit, token_budget=1024)
+    stream = SentenceStream.from_texts(spaces, corpus.fit, token_budget=1024)
     fitted = fit_statistics(stream, ["cross", "unit_cross", "atlas_gram", "top_k"], top_k=20)
     return stream, fitted, solve(stream, fitted, METHODS)
 
@@ -44,18 +44,18 @@ def streamed(spaces, corpus):
 @pytest.fixture(scope="module")
 def held(spaces, corpus):
     subject, atlas = spaces
-    a_s = pooled_activations(Pass.of([subject], corpus.fit))
-    return a_s, pooled_activations(Pass.of([atlas], corpus.fit))[atlas.site].astype(np.float64)
+    a_s = pooled_activations(SentenceStream.from_texts([subject], corpus.fit))
+    return a_s, pooled_activations(SentenceStream.from_texts([atlas], corpus.fit))[atlas.site].astype(np.float64)
 
 
 def test_a_plan_visits_every_sentence_once_in_few_shapes(rng):
     lengths = rng.integers(3, 90, 500)
-    grid = Grid.of(lengths[:50], 96, token_budget=512, shapes=4, multiple=4)
+    grid = BatchShapes.from_lengths(lengths[:50], 96, token_budget=512, shapes=4, multiple=4)
     plan = grid.plan(lengths)
-    assert sorted(np.concatenate([b.places for b in plan]).tolist()) == list(range(500))
-    assert all(b.length % 8 == 0 and lengths[b.places].max() <= b.length for b in plan)
-    assert all(b.height % 4 == 0 and len(b.places) <= b.height and b.length * b.height <= 512 for b in plan)
-    assert len({(b.length, b.height) for b in plan}) <= 5
+    assert sorted(np.concatenate([b.rows for b in plan]).tolist()) == list(range(500))
+    assert all(b.length % 8 == 0 and lengths[b.rows].max() <= b.length for b in plan)
+    assert all(b.size % 4 == 0 and len(b.rows) <= b.size and b.length * b.size <= 512 for b in plan)
+    assert len({(b.length, b.size) for b in plan}) <= 5
 
 
 def test_no_other_lengths_of_a_grid_would_pad_less(rng):
@@ -65,12 +65,12 @@ def test_no_other_lengths_of_a_grid_would_pad_less(rng):
     for shapes in (1, 2, 3, 4):
         chosen = itertools.combinations_with_replacement(range(8, longest + 1, 8), shapes - 1)
         least = min(padded(sorted({*some, longest})) for some in chosen)
-        assert padded(Grid.of(sample, longest, token_budget=64, shapes=shapes).lengths) == least
+        assert padded(BatchShapes.from_lengths(sample, longest, token_budget=64, shapes=shapes).lengths) == least
 
 
 def test_a_pass_in_blocks_pads_like_the_tokenizer_and_starts_anywhere(spaces, corpus, monkeypatch):
-    monkeypatch.setattr("atlas_jax.pipeline._pass.BLOCK", 90)
-    stream = Pass.of(spaces, corpus.fit, first=7, token_budget=512, max_length=24)
+    monkeypatch.setattr("atlas_jax.pipeline._stream.BLOCK", 90)
+    stream = SentenceStream.from_texts(spaces, corpus.fit, first=7, token_budget=512, max_length=24)
     steps = list(stream.steps())
     assert max(cursor.block for cursor, _ in steps) == 5
     index = np.concatenate([tokens[0].index for _, tokens in steps])
@@ -92,7 +92,7 @@ def test_a_pass_in_blocks_pads_like_the_tokenizer_and_starts_anywhere(spaces, co
 
 
 def test_a_pass_over_some_sentences_keeps_the_shapes(spaces, corpus):
-    stream = Pass.of(spaces, corpus.fit, first=100, token_budget=512)
+    stream = SentenceStream.from_texts(spaces, corpus.fit, first=100, token_budget=512)
     some = stream.only(np.array([499, 100, 7, 133, 500]))
     batches = list(some.batches())
     index = np.concatenate([tokens[0].index for tokens in batches])
@@ -152,12 +152,12 @@ def test_token_norms_keep_what_float32_rounds_away():
 
 
 def test_a_space_that_tells_no_norms_has_none(spaces, corpus):
-    fitted = fit_statistics(Pass.of((spaces[1], spaces[1]), corpus.fit[:40]), ["cross"])
+    fitted = fit_statistics(SentenceStream.from_texts((spaces[1], spaces[1]), corpus.fit[:40]), ["cross"])
     assert fitted.token_norm(spaces[1].site) is None
 
 
 def test_batches_and_filler_rows_change_nothing(spaces, corpus, streamed):
-    other = fit_statistics(Pass.of(spaces, corpus.fit, token_budget=3000), ["cross"])
+    other = fit_statistics(SentenceStream.from_texts(spaces, corpus.fit, token_budget=3000), ["cross"])
     site = spaces[0].sites[0]
     one, two = (f.statistics.statistics(site) for f in (streamed[1], other))
     assert float(one.weight) == float(two.weight) == 400
@@ -170,7 +170,7 @@ def test_the_step_is_traced_once_a_shape(spaces, corpus, monkeypatch):
     monkeypatch.setattr(
         Subject, "encode_norms", lambda space, tokens: traces.append(tokens.ids.shape) or encode(space, tokens)
     )
-    stream = Pass.of(spaces, corpus.fit, token_budget=448)  # shapes that no other test has traced
+    stream = SentenceStream.from_texts(spaces, corpus.fit, token_budget=448)  # shapes that no other test has traced
     fit_statistics(stream, ["cross"])
     assert 1 < len(traces) == len(set(traces)) <= 5 < len(list(stream.steps()))
 
@@ -179,10 +179,10 @@ def test_quality_equals_scores_from_held_activations(spaces, corpus, streamed):
     subject, atlas = spaces
     _, fitted, translations = streamed
     features = choose_features(np.asarray(fitted.active) / 400, count=7, band=(0.02, 0.3), seed=0)
-    stream = Pass.of(spaces, corpus.eval, first=400, token_budget=1024)
+    stream = SentenceStream.from_texts(spaces, corpus.eval, first=400, token_budget=1024)
     quality, scored = translation_quality(stream, translations, features, band=(0.02, 0.3))
-    a_s = pooled_activations(Pass.of([subject], corpus.eval))
-    fires = pooled_activations(Pass.of([atlas], corpus.eval))[atlas.site][:, features].T > 0
+    a_s = pooled_activations(SentenceStream.from_texts([subject], corpus.eval))
+    fires = pooled_activations(SentenceStream.from_texts([atlas], corpus.eval))[atlas.site][:, features].T > 0
     np.testing.assert_array_equal(scored.positive, fires)
     site = subject.sites[1]
     t = translations[site, "covariance"].matrix
@@ -200,7 +200,7 @@ def test_quality_equals_scores_from_held_activations(spaces, corpus, streamed):
 
 def test_peaks_point_at_the_largest_token(spaces, corpus):
     subject, _ = spaces
-    top = top_sentences(Pass.of([subject], corpus.eval), top_k=3)[subject.sites[1]]
+    top = top_sentences(SentenceStream.from_texts([subject], corpus.eval), top_k=3)[subject.sites[1]]
     for feature in (0, 11):
         text = corpus.eval[int(top.index[feature, 0])]
         tokens = subject.tokenize([text])
@@ -211,8 +211,8 @@ def test_peaks_point_at_the_largest_token(spaces, corpus):
 
 def test_no_text_no_site_and_no_pooling_are_named(spaces):
     with pytest.raises(AtlasError, match="no sentence"):
-        Pass.of(spaces, [])
+        SentenceStream.from_texts(spaces, [])
     with pytest.raises(AtlasError, match="no site"):
-        Subject.of(spaces[0].model, [])
+        Subject.from_model(spaces[0].model, [])
     with pytest.raises(AtlasError, match="unknown pooling"):
-        Subject.of(spaces[0].model, SITES, "median")
+        Subject.from_model(spaces[0].model, SITES, "median")

@@ -36,7 +36,7 @@ def test_pooling_agrees_with_its_definition(batch, name):
         for feature in range(x.shape[2]):
             value, peak = _expected(name, x[row, :, feature], mask[row])
             np.testing.assert_allclose(pooled.values[row, feature], value, rtol=1e-6)
-            assert int(pooled.peak[row, feature]) == peak
+            assert int(pooled.argmax_position[row, feature]) == peak
 
 
 @pytest.mark.parametrize("name", POOLINGS)

@@ -24,9 +24,9 @@ from atlas_jax.cli import _console
 from atlas_jax.cli._app import app
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
-from atlas_jax.pipeline import Checkpoints, Cursor, Pass, fold
-from atlas_jax.pipeline._stream import LEFT_OUT
-from atlas_jax.pooling import POOLINGS, spoil
+from atlas_jax.pipeline import Checkpoints, Cursor, SentenceStream, run_stream
+from atlas_jax.pipeline._fit import LEFT_OUT
+from atlas_jax.pooling import POOLINGS, propagate_nonfinite
 from atlas_jax.statistics import Statistics, update
 
 KILLS = int(os.environ.get("ATLAS_JAX_KILLS", "1"))
@@ -148,7 +148,7 @@ def test_a_fault_of_another_kind_is_not_called_a_full_disk(tmp_path):
 
 def test_a_signal_saves_the_whole_state_and_stops(tmp_path):
     """The signal comes while a step is at work on a donated state."""
-    stream = Pass.of(worker.spaces(), worker.Sentences(300), token_budget=256)
+    stream = SentenceStream.from_texts(worker.spaces(), worker.Sentences(300), token_budget=256)
     add = jax.jit(lambda total, a, b: total + jnp.sum(a.ids) + jnp.sum(b.ids), donate_argnums=0)
     steps = []
 
@@ -159,15 +159,17 @@ def test_a_signal_saves_the_whole_state_and_stops(tmp_path):
         return add(total, *tokens)
 
     zero = lambda: jnp.zeros((), jnp.int32)
-    whole = fold(stream, add, zero())
+    whole = run_stream(stream, add, zero())
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
-        fold(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path))
+        run_stream(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path))
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     assert len(steps) == 4
     seen = []
     report = lambda stage, done, total, tokens: seen.append((done, total))
-    assert int(fold(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path), progress=report)) == int(whole)
+    assert int(run_stream(stream, step, zero(), name="sum", checkpoints=Checkpoints(tmp_path), progress=report)) == int(
+        whole
+    )
     assert len(steps) == len(list(stream.steps()))
     assert seen[0] == (sum(int(jnp.sum(t[0].index >= 0)) for t in steps[:4]), 300)
 
@@ -202,7 +204,9 @@ def test_no_feature_space_hides_what_is_not_finite():
             x = rng.normal(size=(16, 32, 24)).astype(np.float32)
             mask = np.arange(32) < rng.integers(2, 32, 16)[:, None]
             x[3, 1, 5] = x[9, 31, 7] = fault
-            values = spoil(pooling(jnp.asarray(x), jnp.asarray(mask)), jnp.asarray(x), jnp.asarray(mask)).values
+            values = propagate_nonfinite(
+                pooling(jnp.asarray(x), jnp.asarray(mask)), jnp.asarray(x), jnp.asarray(mask)
+            ).values
             assert np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist() == [3], name
 
 
@@ -212,7 +216,7 @@ def test_a_row_with_one_number_that_is_not_finite_is_in_no_statistic():
         broken = x.copy()
         broken[row, row % 48] = (np.nan, np.inf, -np.inf)[row % 3]
         stats = update(Statistics.init(["cross"], 48, 48), broken, x)
-        assert (float(stats.weight), int(stats.faults.first)) == (63, row)
+        assert (float(stats.weight), int(stats.nonfinite.first)) == (63, row)
 
 
 def _worker(*arguments):

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import measure, measured
+from atlas_jax.experiments import evaluate_quality, measured
 from atlas_jax.pipeline import Alignment, AlignSettings, align, is_finished, load_pair
 from atlas_jax.types import Site
 
@@ -125,7 +125,7 @@ def test_a_sound_run_is_read_back_as_it_was(run, pair, corpus):
     assert found.settings == SETTINGS
     assert found.corpus == corpus
     assert set(found.translations) == {(site, "procrustes"), (site, "covariance")}
-    again = measure(found)[1].as_json()
+    again = evaluate_quality(found)[1].to_dict()
     assert json.loads(json.dumps(again)) == json.loads((run / "tables" / "quality.json").read_text())
     assert found.strongest("mlp_act.1").index.shape == (384, 5)
     with pytest.raises(AtlasError, match="does not know the strongest sentences of mlp_act.2"):
@@ -175,7 +175,7 @@ def test_a_run_that_cannot_be_measured_is_kept(pair, corpus, whole, tmp_path, mo
     def broken(*a, **k):
         raise MemoryError("no room for the scores")
 
-    monkeypatch.setattr("atlas_jax.experiments._measure.translation_quality", broken)
+    monkeypatch.setattr("atlas_jax.experiments._quality.translation_quality", broken)
     with pytest.raises(MemoryError, match="no room"):
         measured(Alignment.load(whole)).raise_fault()
 

@@ -12,10 +12,10 @@ from helpers.plain_text import sentences
 
 from atlas_jax.atlas import ConceptAtlas, Manifest
 from atlas_jax.bundled import ATLAS
-from atlas_jax.experiments import atlas_facts, check_sae, mean_activation
 from atlas_jax.labels import Labels
 from atlas_jax.models import LanguageModel, Tokenizer, run
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
+from atlas_jax.sae_lab import atlas_facts, check_sae, mean_activation
 from atlas_jax.types import Site
 
 
@@ -78,7 +78,7 @@ def test_a_neighbouring_site_is_named(atlas, texts, site):
 
 
 def test_bos_among_the_tokens_is_named(atlas, texts):
-    tokenizer = Tokenizer.of(atlas.model.tokenizer.backend, "<s>")
+    tokenizer = Tokenizer.from_backend(atlas.model.tokenizer.backend, "<s>")
     tokenizer.special_ids = frozenset()
     wrong = dataclasses.replace(atlas, model=_with_tokenizer(atlas.model, tokenizer))
     assert wrong.tokenize(["a"]).mask[0, 0]
@@ -88,7 +88,7 @@ def test_bos_among_the_tokens_is_named(atlas, texts):
 
 def test_a_tokenizer_without_bos_is_named(atlas, texts):
     plain = json.loads(atlas.model.tokenizer.backend.to_str()) | {"post_processor": None}
-    tokenizer = Tokenizer.of(tokenizers.Tokenizer.from_str(json.dumps(plain)), None)
+    tokenizer = Tokenizer.from_backend(tokenizers.Tokenizer.from_str(json.dumps(plain)), None)
     wrong = dataclasses.replace(atlas, model=_with_tokenizer(atlas.model, tokenizer))
     tight = dataclasses.replace(wrong.sae.config, advertised_fvu=0.02)
     _, check = examine(dataclasses.replace(wrong, sae=dataclasses.replace(wrong.sae, config=tight)), texts)
@@ -173,7 +173,7 @@ def uneven(model, layer):
 def test_the_raw_output_of_the_mlp_is_not_its_contribution(atlas, texts):
     model = uneven(atlas.model, 3)
     sae = components(dataclasses.replace(atlas, model=model), texts, "mlp_out_post.3")
-    right = ConceptAtlas.of(model, sae, "mlp_out_post.3", Labels.empty(120))
+    right = ConceptAtlas.from_parts(model, sae, "mlp_out_post.3", Labels.empty(120))
     facts, check = examine(right, texts)
     assert check.warnings == []
     assert facts["L0"] == pytest.approx(sae.config.advertised_l0, rel=1e-3)
@@ -204,11 +204,11 @@ def test_a_transcoder_is_held_against_its_output(atlas, texts):
     }
     config = SAEConfig("relu", 160, 8, transcoder=True, site=sites[0], site_out=sites[1])
     made = SparseAutoencoder.build(config, W_skip=skip, **nothing)
-    facts, _ = examine(ConceptAtlas.of(atlas.model, made, sites[0], Labels.empty(8)), texts)
+    facts, _ = examine(ConceptAtlas.from_parts(atlas.model, made, sites[0], Labels.empty(8)), texts)
     expected = ((y - x @ skip) ** 2).sum() / ((y - y.mean(0)) ** 2).sum()
     assert facts["FVU"] == pytest.approx(expected, rel=1e-3)
     unknown = dataclasses.replace(made, config=dataclasses.replace(config, site_out=None))
-    facts, check = examine(ConceptAtlas.of(atlas.model, unknown, sites[0], Labels.empty(8)), texts)
+    facts, check = examine(ConceptAtlas.from_parts(atlas.model, unknown, sites[0], Labels.empty(8)), texts)
     assert np.isnan(facts["FVU"])
     assert check.warnings == []
 

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file
 from atlas_jax.corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._corpus import content_hash
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import SAESettings, finished_training, held_out, train_sae, write_result
-from atlas_jax.pipeline import Checkpoints, Pass
+from atlas_jax.pipeline import Checkpoints, SentenceStream
 from atlas_jax.sae import SAEConfig, SparseAutoencoder
+from atlas_jax.sae_lab import SAESettings, finished_training, held_out, train_sae, write_result
 from atlas_jax.subject import Subject
 from atlas_jax.types import Site
 
@@ -57,7 +57,7 @@ def sae():
 def unseen(model, corpus):
     """Sentences that begin with BOS, and a pass over them."""
     texts = [f"<bos> {text}" for text in corpus.eval[:12]]
-    return texts, Pass.of([Subject.of(model, [SITE])], texts, token_budget=256)
+    return texts, SentenceStream.from_texts([Subject.from_model(model, [SITE])], texts, token_budget=256)
 
 
 @pytest.fixture(scope="module", params=["batchtopk", "jumprelu"])
@@ -162,10 +162,10 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(model, corpus, t
 
 def test_a_run_with_other_settings_is_refused_with_the_difference(model, corpus, tmp_path):
     saved = Checkpoints(tmp_path)
-    saved.fingerprint = SETTINGS.as_json()
+    saved.fingerprint = SETTINGS.to_dict()
     with pytest.raises(KeyboardInterrupt):
         train_sae(model, corpus, SETTINGS, name="tiny", checkpoints=saved, progress=interrupted(3))
-    saved.fingerprint = (changed := dataclasses.replace(SETTINGS, k=5.0)).as_json()
+    saved.fingerprint = (changed := dataclasses.replace(SETTINGS, k=5.0)).to_dict()
     with pytest.raises(AtlasError, match=r"k was 4\.0 and is 5\.0"):
         train_sae(model, corpus, changed, name="tiny", checkpoints=saved)
 

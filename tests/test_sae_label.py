@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import threading
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -17,13 +18,23 @@ from atlas_jax.cli._app import app
 from atlas_jax.corpus import Corpus, CorpusStatistics
 from atlas_jax.corpus._corpus import content_hash
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments import estimate_requests, gather_evidence, label_by_chat, label_by_words, label_facts
-from atlas_jax.labels import Answer, AnswerBook, ChatEndpoint, Labels, Retry, detected_in, words_of
-from atlas_jax.pipeline import Pass, pooled_activations
+from atlas_jax.labels import (
+    Answer,
+    AnswerBook,
+    ChatEndpoint,
+    Labels,
+    Retry,
+    description_in,
+    detected_in,
+    explanation_prompt,
+    words_of,
+)
+from atlas_jax.pipeline import SentenceStream, pooled_activations
+from atlas_jax.sae_lab import estimate_requests, gather_evidence, label_by_chat, label_by_words, label_facts
 
 WORDS = {5: "length", 46: "string", 53: "argument", 103: "weight", 121: "method", 174: "checks", 368: "random"}
 FEATURES = [*WORDS, 201]  # the last fires, but at no word of its own
-QUICK = Retry(tries=4, pause=0.01, timeout=5.0)
+QUICK = Retry(tries=4, timeout=5.0)
 
 
 class Server:
@@ -36,16 +47,19 @@ class Server:
     def __init__(self):
         self.failures: list[int] = []
         self.requests: list[dict] = []
-        self.headers: list[dict] = []
+        self.headers: list[Mapping[str, str]] = []
         self.answer = self._answer
+        self.error, self.formless = "not\nnow", False
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.requests.append(body)
-                outer.headers.append(dict(self.headers))
+                outer.headers.append(self.headers)  # whose names may be in any case
                 status = outer.failures.pop(0) if outer.failures else 200
+                if "response_format" in body and outer.formless:
+                    status = 400
                 if status == 0:  # hang up without an answer
                     self.connection.close()
                     return
@@ -59,13 +73,12 @@ class Server:
                     ],
                     "usage": {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107},
                 }
-                content = json.dumps(good if status == 200 else {"error": {"message": "not\nnow", "type": "x"}})
+                content = json.dumps(good if status == 200 else {"error": {"message": outer.error, "type": "x"}})
                 found = status if self.path == "/v1/chat/completions" else 404
                 self.send_response(found)
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(content.encode())))
-                if found == 429:
-                    self.send_header("Retry-After", "0")
+                self.send_header("Retry-After-Ms", "1")
                 self.end_headers()
                 self.wfile.write(content.encode())
 
@@ -85,9 +98,9 @@ class Server:
         if "described as: " in prompt:
             word = prompt.split("described as: ")[1].split("\n")[0].removeprefix("the word ")
             numbers = [n for n, text in re.findall(r"^(\d+)\. (.*)$", prompt, re.MULTILINE) if word in text.lower()]
-            return ", ".join(numbers) or "None"
+            return json.dumps({"numbers": [int(n) for n in numbers]})
         marked = [m.strip().lower() for m in re.findall("«([^»]*)»", prompt.split("\n\n")[1])]
-        return f'"the word {max(set(marked), key=marked.count)}."'
+        return json.dumps({"description": f"'the word {max(set(marked), key=marked.count)}.'"})
 
 
 @pytest.fixture
@@ -121,8 +134,8 @@ def endpoint(server, **options):
 
 
 def test_contexts_are_the_strongest_fit_sentences_and_tests_are_held_out(atlas, corpus, evidence):
-    shown = pooled_activations(Pass.of([atlas], corpus.fit))[atlas.site]
-    held = pooled_activations(Pass.of([atlas], corpus.eval))[atlas.site]
+    shown = pooled_activations(SentenceStream.from_texts([atlas], corpus.fit))[atlas.site]
+    held = pooled_activations(SentenceStream.from_texts([atlas], corpus.eval))[atlas.site]
     place = {text: i for i, text in enumerate(corpus.eval)}
     assert [e.feature for e in evidence] == [f for f in FEATURES if shown[:, f].max() > 0]
     for e in evidence:
@@ -140,7 +153,10 @@ def test_a_chat_model_describes_and_is_tested(server, evidence, tmp_path):
     book, said = AnswerBook(tmp_path / "answers.jsonl"), {}
     labels = label_by_chat(evidence, endpoint(server), book, 1536, workers=3)
     assert all(h["Authorization"] == "Bearer secret" for h in server.headers)
-    assert {tuple(sorted(body)) for body in server.requests} == {("messages", "model")}
+    assert {tuple(sorted(body)) for body in server.requests} == {("messages", "model", "response_format")}
+    forms = [body["response_format"]["json_schema"] for body in server.requests]
+    assert {(form["name"], form["strict"]) for form in forms} == {("Description", True), ("Detection", True)}
+    assert {tuple(form["schema"]["required"]) for form in forms} == {("description",), ("numbers",)}
     for line in (tmp_path / "answers.jsonl").read_text().splitlines():
         said[json.loads(line)["text"]] = json.loads(line)
     for e in evidence:
@@ -210,18 +226,60 @@ def test_an_endpoint_that_does_not_do_its_part_is_one_sentence(server, evidence,
     assert "\n" not in str(raised.value)
 
 
-def test_a_test_answer_that_cannot_be_read_gives_no_score(server, evidence, tmp_path):
-    server.answer = lambda prompt: "I would rather not say." if "described as" in prompt else "a word"
-    labels = label_by_chat(evidence[:2], endpoint(server), AnswerBook(tmp_path / "answers.jsonl"), 1536)
+@pytest.mark.parametrize("vague", ["I would rather not say.", "1, 2", '{"numbers": [99]}', ""])
+def test_a_test_answer_that_cannot_be_read_gives_no_score(server, evidence, tmp_path, vague):
+    server.answer = lambda prompt: vague if "described as" in prompt else '{"description": "a word"}'
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    labels = label_by_chat(evidence[:2], endpoint(server), book, 1536)
     assert [labels.chosen(e.feature).score for e in evidence[:2]] == [None, None]
     assert np.isnan(label_facts(labels)["mean detection AUROC"])
+    assert book.unread == 2
 
 
-def test_answers_are_read_as_meant():
-    assert detected_in("Sentences 2 and 3.", 3) == [False, True, True]
-    assert detected_in("none", 2) == [False, False]
-    assert detected_in("17", 3) is None
-    assert detected_in("", 3) is None
+def test_a_description_that_cannot_be_read_is_missing_and_counted(server, evidence, tmp_path):
+    good, vague = server.answer, explanation_prompt(evidence[0].contexts)
+    server.answer = lambda prompt: "Sure! It is about words." if prompt == vague else good(prompt)
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    labels = label_by_chat(evidence, endpoint(server), book, 1536)
+    assert labels.described() == sorted(e.feature for e in evidence[1:])
+    assert book.unread == 1
+    assert len(server.requests) == 2 * len(evidence) - 1
+    assert estimate_requests(evidence, endpoint(server), book).requests == 0
+
+
+def test_a_server_that_takes_no_form_is_asked_without(server, evidence, tmp_path):
+    server.formless, server.error = True, "response_format of type json_schema is not supported"
+    book = AnswerBook(tmp_path / "answers.jsonl")
+    labels = label_by_chat(evidence, endpoint(server), book, 1536)
+    assert labels.described() == sorted(e.feature for e in evidence)
+    assert book.unread == 0
+    assert ["response_format" in body for body in server.requests].count(True) == len(server.requests) / 2
+
+
+@pytest.mark.parametrize(
+    ("answer", "named"),
+    [
+        ('{"numbers": [2, 3]}', [False, True, True]),
+        ('```json\n{"numbers": [1]}\n```', [True, False, False]),
+        ('{"numbers": []}', [False, False, False]),
+        *((answer, None) for answer in ('{"numbers": [2, 17]}', '{"numbers": ["2"]}', '{"numbers": 2}', "[2]")),
+        *((answer, None) for answer in ("Sentences 2 and 3.", "none", "", '{"numbers": [2], "sure": true}', '{"num')),
+    ],
+)
+def test_test_answers_are_read_and_never_guessed(answer, named):
+    assert detected_in(answer, 3) == named
+
+
+@pytest.mark.parametrize(
+    ("answer", "description"),
+    [
+        ('{"description": " **Words for\\ntime.** "}', "Words for time"),
+        ('```\n{"description": "naïve"}\n```', "naïve"),
+        *((answer, "") for answer in ('"Words for time."', '{"description": 3}', '{"label": "x"}', "", "null")),
+    ],
+)
+def test_descriptions_are_read_and_never_guessed(answer, description):
+    assert description_in(answer) == description
 
 
 def test_an_endpoint_without_an_address_is_refused(monkeypatch):
@@ -298,6 +356,8 @@ def test_the_command_labels_and_estimates(server, corpus, tmp_path):
     done = command(*asked)
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["labelled"] == json.loads(done.stdout)["that fire"]
+    assert json.loads(done.stdout)["answers that cannot be read"] == 0
+    assert json.loads(done.stdout)["tokens spent"] == 107 * json.loads(dry.stdout)["requests"]
     assert Labels.load(tmp_path / "chat.jsonl", 1536).described() == sorted(FEATURES)
     assert len(server.requests) == json.loads(dry.stdout)["requests"]
     for more, says in (

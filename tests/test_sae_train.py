@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.sae import SAEConfig, TrainConfig, init_state, quality, shuffled_rows, to_sae, train, train_step
+from atlas_jax.sae import SAEConfig, TrainConfig, init_state, quality, to_sae, train, train_step
 from atlas_jax.types import Site
 
 D, FEATURES, ACTIVE, ROWS = 32, 64, 4, 256
@@ -145,21 +145,3 @@ def test_running_out_of_activations_is_said(planted):
     _, x = planted
     with pytest.raises(AtlasError, match="ran out after 3 of 12"):
         train(itertools.islice(batches(x), 3), **SMALL)
-
-
-def test_shuffled_rows_hand_out_every_row_that_counts_once(rng):
-    x = np.arange(120.0, dtype=np.float32).reshape(4, 30, 1)
-    mask = rng.random((4, 30)) < 0.8
-    chunks = list(zip(x, mask, strict=True))
-    out = np.concatenate(list(shuffled_rows(chunks, batch=8, buffer=32, seed=1)))
-    assert len(out) == mask.sum() // 8 * 8
-    assert len(np.unique(out)) == len(out)
-    assert np.isin(out[:, 0], x[mask][:, 0]).all()
-    again = np.concatenate(list(shuffled_rows(chunks, batch=8, buffer=32, seed=1)))
-    np.testing.assert_array_equal(out, again)
-    assert not np.array_equal(out[:8, 0], np.sort(out[:8, 0]))
-
-
-def test_a_buffer_too_small_to_mix_is_refused():
-    with pytest.raises(ValueError, match="at least 16"):
-        next(shuffled_rows([], batch=8, buffer=15))

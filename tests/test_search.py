@@ -17,8 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from atlas_jax.bundled import ATLAS
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Label, Labels, StaticEmbedding, TextIndex, open_index, train_static, write_index
-from atlas_jax.labels._leading import leading_directions
-from atlas_jax.labels._terms import terms
+from atlas_jax.labels._retrievers import leading_directions, terms
 
 DATA = os.environ.get("ATLAS_JAX_DATA")
 TOPICS = {
@@ -46,7 +45,7 @@ def planted_texts(rng, n=600):
 @pytest.fixture(scope="module")
 def index():
     rng = np.random.default_rng(0)
-    return TextIndex.of(planted_labels(rng), [train_static(planted_texts(rng), width=4)])
+    return TextIndex.from_labels(planted_labels(rng), [train_static(planted_texts(rng), width=4)])
 
 
 def small_static(directory):
@@ -96,7 +95,7 @@ def test_bm25_is_its_definition(index):
 def test_lsa_is_a_truncated_svd(rng):
     words = ["ape", "bee", "cow", "dog", "eel", "fox", "gnu", "hen"]
     texts = [" ".join(rng.choice(words, 5)) for _ in range(40)]
-    index = TextIndex.of(Labels.from_rows(Label(i, t) for i, t in enumerate(texts)), [])
+    index = TextIndex.from_labels(Labels.from_rows(Label(i, t) for i, t in enumerate(texts)), [])
     counts = np.array([[t.split().count(w) for w in words] for t in texts], float)
     weighted = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0)
     weighted *= np.log((1 + len(texts)) / (1 + (counts > 0).sum(0))) + 1
@@ -120,7 +119,7 @@ def test_an_index_is_the_same_to_the_bit_each_time(rng, make, n):
     built = []
     for i in range(5):
         np.random.default_rng(i).standard_normal(100 + i)  # other allocations in between
-        built.append(TextIndex.of(labels))
+        built.append(TextIndex.from_labels(labels))
     for index in built[1:]:
         for name, dense in index.dense.items():
             assert np.array_equal(dense.documents, built[0].dense[name].documents)
@@ -129,7 +128,7 @@ def test_an_index_is_the_same_to_the_bit_each_time(rng, make, n):
 
 def test_the_bundled_atlas_is_searched_alike_each_time():
     labels = Labels.load(ATLAS / "labels.jsonl")
-    scores = {hit.score for _ in range(5) for hit in TextIndex.of(labels).search("font", 1)}
+    scores = {hit.score for _ in range(5) for hit in TextIndex.from_labels(labels).search("font", 1)}
     assert len(scores) == 1
 
 
@@ -181,6 +180,19 @@ def test_static_embedding_is_model2vecs_mean(tmp_path):
     np.testing.assert_allclose(model.encode(["red unheard cat", "sky", "nothing known"]), expected, rtol=1e-6)
 
 
+def test_unigram_models_and_missing_settings_are_read_as_model2vec_reads_them(tmp_path):
+    directory = small_static(tmp_path / "m")
+    pieces = [("<unk>", 0.0), ("red", -1.0), ("sky", -1.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    save_file({"embeddings": np.array([[9, 9], [1, 2], [3, 4]], np.float32)}, directory / "model.safetensors")
+    (directory / "config.json").write_text("{}")
+    model = StaticEmbedding.load(directory)
+    assert model.token_ids(["red unheard sky"]) == [[1, 2]]
+    np.testing.assert_allclose(model.encode(["red sky", "unheard"]), [[2, 3], [0, 0]])
+
+
 def test_static_embedding_round_trip(tmp_path, rng):
     model = train_static(planted_texts(rng), width=4)
     model.save(tmp_path / "saved")
@@ -228,7 +240,7 @@ def test_unknown_words_find_nothing(index, method):
 
 
 def test_a_single_label_is_found():
-    index = TextIndex.of(Labels.from_rows([Label(3, "dogs")]), [])
+    index = TextIndex.from_labels(Labels.from_rows([Label(3, "dogs")]), [])
     assert [(hit.index, hit.weight) for hit in index.search("dog")] == [(3, 1.0)]
 
 
@@ -240,7 +252,7 @@ def test_bad_searches_are_refused(index):
     with pytest.raises(AtlasError, match="at least one"):
         index.search("dog", k=0)
     with pytest.raises(AtlasError, match="empty"):
-        TextIndex.of(Labels.empty(4))
+        TextIndex.from_labels(Labels.empty(4))
 
 
 def test_bad_embeddings_are_refused(tmp_path):
@@ -278,7 +290,7 @@ def benchmark():
 def test_search_over_the_papers_labels():
     bench = benchmark()
     labels = Labels.load(Path(DATA) / bench.LABELS, n_features=16_384)
-    index = TextIndex.of(labels)
+    index = TextIndex.from_labels(labels)
     found = bench.measure(index, bench.table_8(index), "hybrid")
     assert found["auroc"] > 0.85
     assert found["recall_50"] > 0.28

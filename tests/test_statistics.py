@@ -9,7 +9,7 @@ from helpers.float64 import distance, unit
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import make_mesh
+from atlas_jax.sharding import make_mesh
 from atlas_jax.statistics import (
     NEEDS,
     PassStatistics,
@@ -133,17 +133,17 @@ def test_weights_and_padding(data, rng):
     stats = stream(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c, weight=weight)
     kept = weight > 0
     check(stats, oracle(a_s[kept], a_c[kept], weight[kept]))
-    assert int(stats.faults.rows) == 0
+    assert int(stats.nonfinite.rows) == 0
 
 
 def test_a_batch_of_padding_changes_nothing(data):
     a_s, a_c = data
     stats = stream(Statistics.init(MOMENTS, D_S, D_C), a_s, a_c)
-    whole = lambda stats: jax.tree.map(lambda x, low: np.float64(x) + np.float64(low), stats[:4], stats.low)
+    whole = lambda stats: jax.tree.map(lambda x, low: np.float64(x) + np.float64(low), stats[:4], stats.compensation)
     before = whole(stats)
     after = stream(stats, a_s[:40], a_c[:40], weight=np.zeros(40, np.float32))
     chex.assert_trees_all_equal(before, whole(after))
-    assert (int(after.seen), int(after.faults.rows)) == (N + 40, 0)
+    assert (int(after.seen), int(after.nonfinite.rows)) == (N + 40, 0)
 
 
 def test_sites_share_the_atlas_side_and_faults_are_left_out(data, rng):
@@ -158,7 +158,7 @@ def test_sites_share_the_atlas_side_and_faults_are_left_out(data, rng):
         acts = {"x": a_s[rows], "y": other[rows]}
         passes.append(update_pass(state, acts, a_c[rows], index=rows.astype(np.int32) + 1000))
     state = merge_pass(*passes)
-    assert (int(state.faults.rows), int(state.faults.first)) == (2, 1370)
+    assert (int(state.nonfinite.rows), int(state.nonfinite.first)) == (2, 1370)
     assert state.statistics("x").atlas is state.statistics("y").atlas
     for site, rows in (("x", a_s), ("y", other)):
         stats, expected = state.statistics(site), oracle(rows[good], a_c[good])["raw"]
@@ -359,7 +359,7 @@ def test_weights_that_weigh_nothing_sensible(as_for_users, weight, message):
     if np.shape(weight) == (2,):
         inside = jax.jit(update)(stats, rows, rows, np.array(weight, np.float32))
         bad = int(np.flatnonzero(~(np.isfinite(weight) & (np.array(weight) > 0)))[0])
-        assert (int(inside.faults.rows), int(inside.faults.first), float(inside.weight)) == (1, bad, 1.0)
+        assert (int(inside.nonfinite.rows), int(inside.nonfinite.first), float(inside.weight)) == (1, bad, 1.0)
         assert np.isfinite(inside.cross.raw).all()
 
 

@@ -9,7 +9,7 @@ from helpers.float64 import distance, polar64, unit
 
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import make_mesh
+from atlas_jax.sharding import make_mesh
 from atlas_jax.statistics import Statistics, layout, lens_init, lens_update, update
 from atlas_jax.translators import METHODS, needs_of
 

@@ -9,7 +9,7 @@ from helpers.float64 import distance
 
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import make_mesh
+from atlas_jax.sharding import make_mesh
 from atlas_jax.statistics import Statistics, layout
 from atlas_jax.translators import Member, Whitening, _solution
 
@@ -61,7 +61,7 @@ def test_eigenbases_lie_where_the_statistics_do(stats, rng):
     q = rng.normal(size=(5, 56)).astype(np.float32)
     scores = []
     for put in (lambda stats: stats, on_mesh):
-        basis = Whitening.of(put(stats), members).in_eigenbasis()
+        basis = Whitening.from_statistics(put(stats), members).in_eigenbasis()
         scores.append([np.asarray(basis.queries(q)) @ np.asarray(basis.rows(m)).T for m in members])
     for member, one, found in zip(members, *scores, strict=True):
         assert distance(found, one.astype(np.float64)) < 3e-4, member

@@ -49,7 +49,10 @@ def test_sites_are_read_once_each_in_their_order(as_for_users):
 
 def test_sites_of_a_subject(as_for_users):
     model = LanguageModel.from_pretrained(SUBJECT)
-    assert Subject.of(model, "mlp_act.1").sites == Subject.of(model, ["mlp_act.1", Site("mlp_act", 1)]).sites
+    assert (
+        Subject.from_model(model, "mlp_act.1").sites
+        == Subject.from_model(model, ["mlp_act.1", Site("mlp_act", 1)]).sites
+    )
     for sites, pooling, message in (
         ([], "max", "no site was given"),
         ("mlp_act.99", "max", "past the last layer"),
@@ -57,4 +60,4 @@ def test_sites_of_a_subject(as_for_users):
         ("mlp_act.1", ["max"], "unknown pooling"),
     ):
         with pytest.raises(AtlasError, match=message):
-            Subject.of(model, sites, pooling)
+            Subject.from_model(model, sites, pooling)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from atlas_jax.bundled import SUBJECT
 from atlas_jax.cli._app import app
-from atlas_jax.cli._query import weights
+from atlas_jax.cli._options import weights
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment

@@ -89,7 +89,7 @@ def test_which_side_is_which(pair):
 def test_turned_rows_give_the_cosines_of_the_matrix(pair, rng, unit, centre):
     stats = pair[2]
     members = [Member(a, b, unit, centre, r) for a in (0, 0.5, 1) for b in (0, 0.5, 1) for r in (0.0, 0.1)]
-    whitening = Whitening.of(stats, members)
+    whitening = Whitening.from_statistics(stats, members)
     turned, q = whitening.in_eigenbasis(), rng.normal(size=(5, D_C)).astype(np.float32)
     cosine = lambda t, q: (q @ t.T / np.maximum(np.linalg.norm(t, axis=1), 1e-30)).astype(np.float64)
     for member in members:
@@ -105,9 +105,9 @@ def test_one_eigendecomposition_a_side_serves_the_grid(pair, monkeypatch):
     grid = [(a, b) for a in (0, 0.5, 1) for b in (0, 0.5, 1)]
     translators.whitened_family(pair[2], grid, ridge=0.1)
     assert calls == ["subject", "atlas"]
-    known = Spectrum.of(pair[2], "atlas", normalize_rows=True, centre=False, cut=3e-7)
+    known = Spectrum.from_statistics(pair[2], "atlas", normalize_rows=True, centre=False, cut=3e-7)
     calls.clear()
-    Whitening.of(pair[2], [Member(1.0, 1.0)], atlas=known)
+    Whitening.from_statistics(pair[2], [Member(1.0, 1.0)], atlas=known)
     assert calls == ["subject"]
 
 
@@ -119,4 +119,4 @@ def test_a_member_names_what_it_needs(pair):
     with pytest.raises(AtlasError, match="lack 'unit_subject_gram'"):
         translators.whitened(stats, alpha=1.0)
     with pytest.raises(ValueError, match="one view"):
-        Whitening.of(stats, [Member(centre=True), Member(centre=False)])
+        Whitening.from_statistics(stats, [Member(centre=True), Member(centre=False)])

@@ -13,13 +13,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from atlas_jax.artifacts import new_directory
 from atlas_jax.atlas._manifest import INDEX, Manifest, record_parts
 from atlas_jax.atlas._query import feature_query, finite_vector
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import new_directory
 from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
 from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, numerical_fingerprint, resolve
-from atlas_jax.pooling import POOLINGS, Pooled, spoil
+from atlas_jax.pooling import POOLINGS, Pooled, propagate_nonfinite
 from atlas_jax.sae import SparseAutoencoder
 from atlas_jax.types import Site, Tokens
 
@@ -90,7 +90,7 @@ class ConceptAtlas:
         return atlas
 
     @classmethod
-    def of(
+    def from_parts(
         cls, model: LanguageModel, sae: SparseAutoencoder, site: Site | str, labels: Labels, pooling: str = "max"
     ) -> "ConceptAtlas":
         """Put the parts together and check that they fit.
@@ -108,6 +108,8 @@ class ConceptAtlas:
         if labels.n_features != sae.config.d_sae:
             raise AtlasError(f"the labels are for {labels.n_features} features, and the SAE has {sae.config.d_sae}")
         return cls(model, sae, site, labels, pooling)
+
+    of = from_parts  # its name until 0.1
 
     @property
     def width(self) -> int:
@@ -130,7 +132,7 @@ class ConceptAtlas:
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled SAE activations ``[b, d_c]``, with the position of each peak; nan where the model's are not finite."""
-        pool = lambda x: spoil(POOLINGS[self.pooling](self.sae.encode(x), tokens.mask), x, tokens.mask)
+        pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](self.sae.encode(x), tokens.mask), x, tokens.mask)
         return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d_c"]]:

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float
 
-from atlas_jax.artifacts import new_directory
 from atlas_jax.atlas._atlas import ConceptAtlas, write_parts
 from atlas_jax.atlas._fit import check_labels, check_model, choose_site, names_of, tuning_note
 from atlas_jax.atlas._manifest import INDEX, MODEL_FILES, Manifest, record_parts
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import new_directory
 from atlas_jax.labels import Labels, write_index
 from atlas_jax.models import LanguageModel, numerical_fingerprint, resolve
 from atlas_jax.sae import SparseAutoencoder
@@ -85,7 +85,9 @@ def assemble(
     sources = {"model": str(model), "sae": str(sae), "labels": None if labels is None else str(labels)}
     metadata = {"sources": sources, "model_name": list(model_name), "sae_format": encoder.config.format}
     note = tuning_note(encoder.config.model, names)
-    return Parts(ConceptAtlas.of(lm, encoder, site, read, pooling), str(model), metadata, (note,) if note else ())
+    return Parts(
+        ConceptAtlas.from_parts(lm, encoder, site, read, pooling), str(model), metadata, (note,) if note else ()
+    )
 
 
 def write_atlas(

@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -42,8 +41,3 @@ def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.nd
     n = len(stream) // (length - 1)
     body = stream[: n * (length - 1)].reshape(n, length - 1)
     return np.concatenate([np.full((n, 1), tokenizer.bos_id, np.int32), body], axis=1)
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -7,8 +7,8 @@ whose result is already in the directory is not run again.
 import argparse
 import dataclasses
 import importlib.metadata
-import itertools
 import json
+import logging
 import shutil
 import sys
 import tempfile
@@ -21,17 +21,15 @@ import transformers
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled._pretrain import pretrain
-from atlas_jax.bundled._text import Documents, file_sha256, read_documents, token_rows
+from atlas_jax.bundled._text import Documents, read_documents, token_rows
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.corpus import build_corpus, installed_documentation
-from atlas_jax.experiments import atlas_facts
+from atlas_jax.files import sha256
 from atlas_jax.labels import Labels, WordTable, statistical_labels, words_at
 from atlas_jax.models import LanguageModel, ModelConfig, Tokenizer
-from atlas_jax.pipeline import Pass, token_activations, top_sentences
-from atlas_jax.sae import SAEConfig, shuffled_rows, train
+from atlas_jax.pipeline import SentenceStream, top_sentences
+from atlas_jax.sae_lab import SAESettings, atlas_facts, train_sae
 from atlas_jax.statistics import TopK
-from atlas_jax.subject import Subject
-from atlas_jax.types import Site
 
 ROW = 128
 CONTEXT = 512
@@ -53,8 +51,7 @@ MODELS = {
 }
 
 
-SITE = Site("resid_post", 3)
-SAE = {"d_sae": 1536, "k": 10.0, "steps": 6000, "seed": 3}
+SAE = SAESettings("resid_post.3", 1536, 10.0, tokens=6000 * 1024, dead_after=50 * 1024, norm_limit=0.0, seed=3)
 LABEL_SENTENCES = 50
 MEASURED = 10000
 
@@ -66,7 +63,7 @@ def make_model(name: str, out: Path, documents: Documents) -> None:
     bos_id = hf.bos_token_id
     if backend.token_to_id("<s>") != bos_id:
         raise ValueError(f"the tokenizer put BOS at {backend.token_to_id('<s>')} where the config says {bos_id}")
-    tokenizer = Tokenizer.of(backend, "<s>")
+    tokenizer = Tokenizer.from_backend(backend, "<s>")
     rows, held_out = (token_rows(tokenizer, t, ROW) for t in (documents.train, documents.held_out))
     config = ModelConfig.from_hf(hf)
     decoder, log = pretrain(config, rows, held_out, **options, progress=_say(name))
@@ -78,21 +75,17 @@ def make_atlas(out: Path) -> None:
     """Train the SAE on the foundation's residuals, label its features, and put the atlas together."""
     foundation = LanguageModel.from_pretrained(out / "foundation")
     corpus = build_corpus(installed_documentation())
-    stream = Pass.of([Subject.of(foundation, [SITE])], corpus.fit)
-    chunks = (chunk for _ in itertools.count() for chunk in token_activations(stream, SITE))
-    rows = shuffled_rows(chunks, batch=1024, buffer=1 << 17, seed=SAE["seed"])
-    on_log = lambda step, m: _say("sae")(step, round(float(m.fvu), 4))
-    sae, log = train(rows, **SAE, describe=SAEConfig("jumprelu", 0, 0, site=SITE, model="foundation"), on_log=on_log)
-    unlabelled = ConceptAtlas.of(foundation, sae, SITE, Labels.empty(sae.config.d_sae))
-    top = top_sentences(Pass.of([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[SITE]
-    labels = statistical_labels(WordTable.of(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
+    trained = train_sae(foundation, corpus, SAE, name="foundation")
+    unlabelled = ConceptAtlas.from_parts(foundation, trained.sae, trained.sae.config.site, Labels.empty(SAE.features))
+    top = top_sentences(SentenceStream.from_texts([unlabelled], corpus.fit), top_k=LABEL_SENTENCES)[unlabelled.site]
+    labels = statistical_labels(WordTable.from_texts(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
     facts = atlas_facts(atlas, corpus.eval[:MEASURED])
     _say("atlas")("facts", facts)
     with tempfile.TemporaryDirectory(dir=out) as directory:
         new = Path(directory) / "atlas"
         atlas.save_pretrained(new, {"measured": facts}, dtype="bfloat16")
-        record = {"options": SAE, "log": {k: v.tolist() for k, v in log._asdict().items()}, "measured": facts}
+        record = {"options": SAE.to_dict(), "curves": trained.curves._asdict(), "measured": facts}
         _record(new / "sae", record | {"corpus": corpus.hash, "corpus_statistics": corpus.statistics._asdict()})
         shutil.copy(out / "foundation" / "training.json", new / "model")
         new.rename(out / "atlas")
@@ -124,7 +117,7 @@ def _say(name: str) -> Any:
 
 
 def _record(directory: Path, content: dict[str, Any]) -> None:
-    files = {p.name: file_sha256(p) for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".npz")}
+    files = {p.name: sha256(p) for p in sorted(directory.iterdir()) if p.suffix in (".safetensors", ".npz")}
     (directory / "training.json").write_text(json.dumps(content | {"sha256": files}, indent=1))
 
 
@@ -134,6 +127,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("atlas_jax").setLevel(logging.INFO)
     missing = [name for name in (*MODELS, "atlas") if not (arguments.out / name).exists()]
     documents = read_documents() if set(missing) & set(MODELS) else None
     for name in missing:

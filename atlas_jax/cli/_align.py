@@ -3,13 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from atlas_jax import interrupts
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, out, progress_bars, silence, warn
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from atlas_jax.experiments import Measured
-    from atlas_jax.pipeline import Alignment, Checkpoints, Choice
+    from atlas_jax.pipeline import Alignment, Checkpoints
 
 
 def align(
@@ -62,14 +61,14 @@ def align(
 
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
-    from atlas_jax import experiments, pipeline, processes as others
-    from atlas_jax.artifacts import check_place, new_directory, partial_directory
+    from atlas_jax import experiments, pipeline, sharding
+    from atlas_jax.files import check_place, new_directory, partial_directory
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
     check_place(out_dir, "a run", overwrite=True)
-    others.start(coordinator, processes, process_id, launcher=distributed)
-    _speak_once(others)
+    sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
+    _speak_once()
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
@@ -84,26 +83,30 @@ def align(
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return
-        run = new_directory(out_dir, overwrite=overwrite) if others.is_first() else contextlib.nullcontext(out_dir)
+        run = new_directory(out_dir, overwrite=overwrite) if sharding.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, progress_bars() as progress:
-            if restart and others.is_first():
+            if restart and sharding.is_first():
                 saved.discard()
-            others.wait("checkpoints are as they should be")
+            sharding.wait_for_all("checkpoints are as they should be")
             alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
-            found = experiments.measured(alignment, progress=progress)
-            found.save(directory, dtype=save_dtype)
-    if others.is_first():
-        _show(found, as_json=as_json)
+            measured = experiments.measured(alignment, progress=progress)
+            measured.save(directory, dtype=save_dtype)
+    if sharding.is_first():
+        _show(measured, as_json=as_json)
     err.print(f"written to {out_dir}")
-    found.raise_fault()
+    measured.raise_fault()
 
 
-def _speak_once(others: ModuleType) -> None:
+def _speak_once() -> None:
     """After the start of several processes: signals are ours again, and the first of them alone prints."""
+    import jax
+
+    from atlas_jax import sharding
+
     interrupts.take_back()
-    if others.count() > 1:
+    if jax.process_count() > 1:
         keep_standard_output()
-    if not others.is_first():
+    if not sharding.is_first():
         silence()
 
 
@@ -113,34 +116,17 @@ def _say_finished(run: Path, *, as_json: bool) -> None:
     note(f"'{run}' holds this run already; --overwrite makes it anew")
     table = run / "tables" / "quality.json"
     if as_json:
-        emit(True, read_json(table) if table.is_file() else None, lambda: None)
+        emit(True, read_json(table) if table.is_file() else None)
 
 
-def _show(found: "Measured", *, as_json: bool) -> None:
-    """The result, then what is to be known about it."""
-    from atlas_jax.cli._tables import certificate_table, quality_table
-
-    quality = found.quality
-    if as_json or quality is not None:
-        emit(as_json, quality and quality.as_json(), lambda: quality_table(quality))
-    if not as_json:
-        show_choice(found.alignment.choice)
-        certificates = certificate_table(found.alignment.translations)
-        if certificates.row_count:
-            out.print(certificates)
-    warn_of(found.alignment, found.fault)
-
-
-def show_choice(choice: "Choice | None") -> None:
-    """The members of the whitened family that were chosen, if any were."""
-    from atlas_jax.cli._tables import choice_table
-
-    if choice is not None and choice.members:
-        out.print(choice_table(choice))
+def _show(measured: "Measured", *, as_json: bool) -> None:
+    """Print the result, then what is to be known about it."""
+    emit(as_json, measured.quality and measured.quality.to_dict(), *measured.tables())
+    warn_of(measured.alignment, measured.fault)
 
 
 def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
-    """What is wrong with a run that was saved all the same."""
+    """Warn of what is wrong with a run that was saved all the same."""
     if isinstance(fault, AtlasError):
         warn(f"the run is saved, but not measured: {fault}")
     if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
@@ -148,7 +134,7 @@ def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
     for (site, method), translation in alignment.translations.items():
-        if translation.certificate.get("accepted") is False:
+        if translation.certificate.get("within_tolerance") is False:
             note(f"{method} at {site} misses its tolerances, as its certificate tells: do not trust its last digits")
 
 
@@ -160,7 +146,7 @@ def mesh_of_all(model: int) -> "Mesh | None":
     """
     import jax
 
-    from atlas_jax.mesh import make_mesh
+    from atlas_jax.sharding import make_mesh
 
     if jax.device_count() % model:
         raise AtlasError(f"--model-parallel {model} does not divide the {jax.device_count()} devices of this run")
@@ -169,7 +155,7 @@ def mesh_of_all(model: int) -> "Mesh | None":
 
 @contextlib.contextmanager
 def resumable(saved: "Checkpoints") -> Iterator[None]:
-    """When a signal ends the block, say whether the same command goes on from a checkpoint."""
+    """Say whether the same command goes on from a checkpoint, when a signal ends the block."""
     again = "give the same command again to go on from the last checkpoint"
     interrupts.say_at_end(lambda: f"interrupted; {again if saved.exist() else 'no checkpoint was saved yet'}")
     try:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _inspect, _quickstart, _sae, _use
+from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _quickstart, _sae, _use
 
 app = typer.Typer(
     name="atlas-jax",
@@ -37,9 +37,9 @@ app.add_typer(_corpus.app, name="corpus")
 app.add_typer(_atlas.app, name="atlas")
 app.add_typer(_sae.app, name="sae")
 app.command()(_align.align)
-app.command()(_inspect.info)
+app.command()(_use.info)
 app.command()(_use.identify)
 app.command()(_use.name)
 app.command()(_use.steer)
-app.command()(_inspect.inspect)
+app.command()(_use.inspect)
 app.add_typer(_evaluate.app, name="evaluate")

@@ -10,6 +10,7 @@ from atlas_jax.cli._console import emit, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.cli._options import Overwrite, finite
 from atlas_jax.errors import AtlasError
+from atlas_jax.table import facts_table
 
 if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas
@@ -57,9 +58,8 @@ def build(
 
     Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
     """
-    from atlas_jax.artifacts import check_place
     from atlas_jax.atlas import assemble, write_atlas
-    from atlas_jax.cli._tables import facts_table
+    from atlas_jax.files import check_place
 
     check_place(out, "a Concept Atlas", overwrite=overwrite)
     note("loading the parts")
@@ -76,7 +76,7 @@ def build(
     atlas = parts.atlas
     facts = {"site": str(atlas.site), "features": atlas.width, "labelled": len(atlas.labels.described())}
     facts |= {"label coverage": atlas.labels.coverage, "SAE format": atlas.sae.config.format, **measured}
-    emit(as_json, facts | {"warnings": warnings}, lambda: facts_table(f"Concept Atlas written to {out}", facts))
+    emit(as_json, facts | {"warnings": warnings}, facts_table(f"Concept Atlas written to {out}", facts))
     _warn(warnings)
 
 
@@ -95,15 +95,13 @@ def info(
 
     Example: atlas-jax atlas info my-atlas --text my-texts/
     """
-    from atlas_jax.cli._tables import check_table, facts_table
-
     if verify:
         count = _verified(directory)
-        emit(as_json, {"verified": count}, lambda: facts_table("Concept Atlas", {"files as built": count}))
+        emit(as_json, {"verified": count}, facts_table("Concept Atlas", {"files as built": count}))
         return
     atlas = _load(directory, verify=True)
     facts, check = _examined(atlas, text, sentences)
-    emit(as_json, facts | {"check": check.as_json()}, lambda: check_table("Concept Atlas", facts, check))
+    emit(as_json, facts | {"check": check.to_dict()}, *check.tables("Concept Atlas", facts))
     _warn(check.warnings)
     if check.warnings and not text:
         note(f"measured on {OWN_TEXT}, which is unlike most text; give --text of the kind the SAE was trained on")
@@ -128,7 +126,7 @@ def search(
 
     Example: atlas-jax atlas search "dates and time"
     """
-    from atlas_jax.cli._tables import hits_table
+    from atlas_jax.experiments import hits_table
 
     if (query is None) == (like is None) or (unlike and not like):
         raise AtlasError("give either a text to search for, or --like texts with or without --unlike ones")
@@ -137,8 +135,8 @@ def search(
         hits = atlas.top_features(atlas.query_from(like or [], unlike), k)
         title = "Atlas features of the texts"
     else:
-        hits, title = _found(directory, query, k, embedder, base_url), f"Atlas features for '{query}'"
-    emit(as_json, [h._asdict() for h in hits], lambda: hits_table(title, hits))
+        hits, title = _search(directory, query, k, embedder, base_url), f"Atlas features for '{query}'"
+    emit(as_json, [h._asdict() for h in hits], hits_table(title, hits))
 
 
 def _load(directory: Path | None, verify: bool = False) -> "ConceptAtlas":
@@ -148,7 +146,7 @@ def _load(directory: Path | None, verify: bool = False) -> "ConceptAtlas":
     return ConceptAtlas.from_pretrained(ATLAS if directory is None else directory, verify=verify)
 
 
-def _found(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":
+def _search(directory: Path | None, query: str, k: int, embedder: str, base_url: str | None) -> "list[Hit]":
     """Search the labels of an atlas, whose model and SAE are not needed for it."""
     from atlas_jax.atlas import open_search
     from atlas_jax.bundled import ATLAS
@@ -167,7 +165,7 @@ def _embedder(spec: str, base_url: str | None) -> "Embedder":
 
 
 def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) -> Any:
-    from atlas_jax.experiments import atlas_facts, check_sae
+    from atlas_jax.sae_lab import atlas_facts, check_sae
 
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).eval[:sentences]
     with progress_bars() as progress:
@@ -176,7 +174,7 @@ def _examined(atlas: "ConceptAtlas", text: list[Path] | None, sentences: int) ->
 
 
 def _measured(atlas: "ConceptAtlas", text: list[Path], sentences: int) -> Any:
-    from atlas_jax.experiments import mean_activation
+    from atlas_jax.sae_lab import mean_activation
 
     facts, check = _examined(atlas, text, sentences)
     texts = read_corpus(text, n_fit=2 * sentences, seed=0).fit[:sentences]

@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,9 +20,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
+from rich.table import Table as Grid
 from rich.text import Text
 
 from atlas_jax.progress import Progress
+from atlas_jax.table import Table
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and newline
 _UNPAIRED = re.compile(r"[\ud800-\udfff]")
@@ -54,12 +56,34 @@ out = _Console()
 err = _Console(stderr=True)
 
 
-def emit(as_json: bool, data: Any, render: Callable[[], Any]) -> None:
-    """Print plain JSON for machines, or a rendered table for people."""
+def emit(as_json: bool, data: Any, *tables: Table) -> None:
+    """Print plain JSON for machines, or tables for people."""
     if as_json and not out.quiet:
         out.file.write(json.dumps(data, indent=1, default=str) + "\n")
     elif not as_json:
-        out.print(render())
+        for table in tables:
+            out.print(render(table))
+
+
+def render(table: Table) -> Grid:
+    """Lay a table out for a terminal."""
+    grid = Grid(title=table.title, title_justify="left", caption=table.caption, caption_justify="left")
+    for column in table.columns:
+        grid.add_column(column.name, justify="right" if column.right else "left", overflow="fold")
+    for i, row in enumerate(table.rows):
+        again = i > 0 and table.group(i) == table.group(i - 1)
+        if not again:
+            grid.add_section()
+        cells = [
+            Text() if again and column.group else _text(*column.parts(value))
+            for column, value in zip(table.columns, row, strict=True)
+        ]
+        grid.add_row(*cells, style="bold" if i in table.best else None)
+    return grid
+
+
+def _text(before: str, marked: str, after: str) -> Text:
+    return Text.assemble(before, (marked, "bold reverse"), after)
 
 
 def silence() -> None:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Group
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from atlas_jax.cli._console import emit, err
 from atlas_jax.cli._options import Overwrite
-from atlas_jax.cli._tables import facts_table, table
 from atlas_jax.errors import AtlasError
+from atlas_jax.table import Column, Table, facts_table
 
 if TYPE_CHECKING:
     from atlas_jax.corpus import Corpus
@@ -60,8 +58,8 @@ def build(
 
     Example: atlas-jax corpus build my-texts/ --out corpus
     """
-    from atlas_jax.artifacts import check_place
     from atlas_jax.corpus import build_corpus, read_sources
+    from atlas_jax.files import check_place
 
     check_place(out, "a corpus", overwrite=overwrite)
     weights = dict(_weight(text) for text in weight or ())
@@ -88,7 +86,9 @@ def build(
     emit(
         as_json,
         facts | {"domains": counts, "dropped": dropped, "skipped": skipped},
-        lambda: Group(facts_table(f"Corpus written to {str(out)}", shown), _filters(corpus, skipped), _domains(counts)),
+        facts_table(f"Corpus written to {str(out)}", shown),
+        _filters(corpus, skipped),
+        _domains(counts),
     )
 
 
@@ -148,31 +148,19 @@ def _rates() -> Iterator[Callable[[int, int], None]]:
 
 
 def _filters(corpus: "Corpus", skipped: Counter[str]) -> Table:
-    """What became of all that was read."""
-    found = corpus.statistics
-    low, high = found.length_bounds
+    """Count what became of all that was read."""
+    statistics = corpus.statistics
+    low, high = statistics.length_bounds
     caption = f"kept are {low:g} to {high:g} characters"
     if skipped:
         caption += f"; {skipped.total():,} records without text were skipped, in {', '.join(skipped)}"
-    made = table("Sentences by filter", "", ">sentences", caption=caption)
-    left_out = found.unique - len(corpus)
-    for name, count in {
-        "found": found.split,
-        **found.dropped,
-        "left out": left_out,
-        "in the corpus": len(corpus),
-    }.items():
-        made.add_row(name, f"{count:,}")
-    return made
+    counts = {"found": statistics.split, **statistics.dropped}
+    counts |= {"left out": statistics.unique - len(corpus), "in the corpus": len(corpus)}
+    return Table("Sentences by filter", (Column(), Column("sentences", ",")), list(counts.items()), caption)
 
 
 def _domains(counts: dict[str, tuple[int, int]]) -> Table:
-    shares = table("Sentences by domain", "domain", ">fit", ">eval")
-    rows = list(counts.items())
-    rest = rows[SHOWN:]
-    if rest:
-        others = tuple(sum(pair[side] for _, pair in rest) for side in (0, 1))
-        rows = [*rows[:SHOWN], (f"{len(rest)} others", others)]
-    for domain, (fit, held_out) in rows:
-        shares.add_row(domain, str(fit), str(held_out))
-    return shares
+    rows = [(domain, *halves) for domain, halves in counts.items()]
+    if rest := rows[SHOWN:]:
+        rows = [*rows[:SHOWN], (f"{len(rest)} others", sum(r[1] for r in rest), sum(r[2] for r in rest))]
+    return Table("Sentences by domain", (Column("domain"), Column("fit", "d"), Column("eval", "d")), rows)

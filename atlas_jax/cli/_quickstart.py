@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._align import show_choice, warn_of
-from atlas_jax.cli._console import emit, err, note, out, progress_bars
+from atlas_jax.cli._align import warn_of
+from atlas_jax.cli._console import emit, err, note, progress_bars
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import Choose, Methods, Overwrite, Seed, Sites, finite
 from atlas_jax.errors import AtlasError
@@ -54,9 +54,9 @@ def quickstart(
     if more_text and not text:
         raise AtlasError(f"unexpected '{more_text[0]}'; name text files after --text")
     note("loading both models")
-    from atlas_jax.artifacts import check_place
     from atlas_jax.bundled import ATLAS, SUBJECT
     from atlas_jax.experiments import METHODS, Chooser, quickstart as experiment, whitened_grid
+    from atlas_jax.files import check_place
     from atlas_jax.pipeline import AlignSettings, load_pair
 
     out_dir = out_dir or _free(OUT)
@@ -91,18 +91,5 @@ def _free(path: Path) -> Path:
 
 
 def _show(result: "Result", *, as_json: bool) -> None:
-    from atlas_jax.cli._tables import concept_group, quality_table
-
-    choice, quality = result.alignment.choice, result.quality
-    data = {"quality": quality and quality.as_json(), "concepts": [c.as_json() for c in result.concepts]}
-    if choice is not None:
-        data["chosen"] = choice.record["chosen"]
-    if as_json:
-        emit(True, data, lambda: None)
-    else:
-        if quality is not None:
-            out.print(quality_table(quality))
-        show_choice(choice)
-        for concept in result.concepts:
-            out.print(concept_group(concept))
+    emit(as_json, result.to_dict(), *result.tables())
     warn_of(result.alignment, result.fault)

@@ -12,6 +12,7 @@ from atlas_jax.cli._console import emit, err, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
 from atlas_jax.cli._options import SITES, CheckpointEvery, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
+from atlas_jax.table import facts_table
 
 if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas
@@ -69,9 +70,8 @@ def train(
 
     Example: atlas-jax sae train --model my-llama --site resid_post.12 --text my-texts/ --k 50 --out my-sae
     """
-    from atlas_jax import experiments
-    from atlas_jax.artifacts import check_place, directory_hash, new_directory, partial_directory
-    from atlas_jax.cli._tables import facts_table
+    from atlas_jax import sae_lab
+    from atlas_jax.files import check_place, directory_hash, new_directory, partial_directory
     from atlas_jax.models import LanguageModel, check_site, resolve
     from atlas_jax.pipeline import Checkpoints
 
@@ -79,7 +79,7 @@ def train(
     start, path, overwrite = time.monotonic(), resolve(model).absolute(), overwrite or restart
     lm = LanguageModel.from_pretrained(path, dtype=dtype)
     width = lm.config.width(check_site(lm.config, site).point)
-    settings = experiments.SAESettings(
+    settings = sae_lab.SAESettings(
         site, features or PER_WIDTH * width, k, architecture, tokens, batch, buffer, learning_rate, sparsity_warmup,
         dead_after, norm_limit, max_length, held_out, seed,
     )  # fmt: skip
@@ -88,8 +88,8 @@ def train(
     with resumable(saved):
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences, seed=seed)
-        about = settings.as_json() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
-        result = None if overwrite else experiments.finished_training(out_dir, about)
+        about = settings.to_dict() | {"model": directory_hash(path), "dtype": dtype, "text": corpus.hash}
+        result = None if overwrite else sae_lab.finished_training(out_dir, about)
         if result is not None:
             note(f"'{out_dir}' is trained already; --overwrite trains it anew")
         else:
@@ -98,12 +98,12 @@ def train(
                 if restart:
                     saved.discard()
                 options = {"checkpoints": saved, "progress": progress}
-                trained = experiments.train_sae(lm, corpus, settings, name=path.name, **options)
-                result = experiments.write_result(directory, trained, about)
+                trained = sae_lab.train_sae(lm, corpus, settings, name=path.name, **options)
+                result = sae_lab.write_result(directory, trained, about)
             err.print(f"written to {out_dir} in {time.monotonic() - start:.0f} s")
     facts = {"features": settings.features, **result["measured"], "passes over the text, about": result["passes"]}
     facts |= {"SAELens layout": result["saelens"]}
-    emit(as_json, result, lambda: facts_table(f"SAE of {site} in {out_dir}", facts))
+    emit(as_json, result, facts_table(f"SAE of {site} in {out_dir}", facts))
     if not result["measured"]["fvu"] < 1:
         warn("it explains nothing of the activations (an FVU of 1 or more): training diverged; lower --learning-rate")
 
@@ -138,9 +138,8 @@ def label(
 
     Example: atlas-jax sae label --model my-llama --sae my-sae --text my-texts/ --out labels.jsonl
     """
-    from atlas_jax import experiments
-    from atlas_jax.artifacts import check_place, new_file
-    from atlas_jax.cli._tables import facts_table
+    from atlas_jax import sae_lab
+    from atlas_jax.files import check_place, new_file
     from atlas_jax.labels import AnswerBook, ChatEndpoint
 
     if out.suffix != ".jsonl":
@@ -157,24 +156,25 @@ def label(
         interrupts.say_at_end(lambda: "interrupted; give the same command again, which asks no question twice")
     with progress_bars() as progress:
         options = {"features": feature, "contexts": contexts, "seed": seed, "progress": progress}
-        shown = experiments.gather_evidence(atlas, corpus, **options)
+        shown = sae_lab.gather_evidence(atlas, corpus, **options)
     facts["that fire"] = len(shown)
     if endpoint is None:
-        labels = experiments.label_by_words(shown, corpus.fit, atlas.width)
+        labels = sae_lab.label_by_words(shown, corpus.fit, atlas.width)
     else:
         book = AnswerBook(out.with_suffix(".answers.jsonl"))
-        facts |= experiments.estimate_requests(shown, endpoint, book).facts(price)
+        facts |= sae_lab.estimate_requests(shown, endpoint, book).facts(price)
         note(", ".join(f"{name} {value:,}" for name, value in facts.items()))
     if endpoint is not None and not dry_run:
         with progress_bars("features") as progress:
             options = {"workers": workers, "progress": progress}
-            labels = experiments.label_by_chat(shown, endpoint, book, atlas.width, **options)
+            labels = sae_lab.label_by_chat(shown, endpoint, book, atlas.width, **options)
+            facts |= {"answers that cannot be read": book.unread, "tokens spent": sum(book.spent)}
     if labels is not None:
         with new_file(out) as file:
             labels.save(file)
-        facts |= experiments.label_facts(labels)
+        facts |= sae_lab.label_facts(labels)
         err.print(f"written to {out}")
-    emit(as_json, facts, lambda: facts_table("Labels", facts))
+    emit(as_json, facts, facts_table("Labels", facts))
 
 
 def _unlabelled(model: str, sae: str, site: str | None, dtype: str) -> "ConceptAtlas":
@@ -191,4 +191,4 @@ def _unlabelled(model: str, sae: str, site: str | None, dtype: str) -> "ConceptA
     if None not in (said, given) and said != given:
         raise AtlasError(f"the SAE at {sae} was trained on {said}, not on {given}; leave --site out")
     lm = LanguageModel.from_pretrained(model, dtype=dtype)
-    return ConceptAtlas.of(lm, loaded, given or said, Labels.empty(loaded.config.d_sae))
+    return ConceptAtlas.from_parts(lm, loaded, given or said, Labels.empty(loaded.config.d_sae))

@@ -1,16 +1,17 @@
-"""``atlas-jax identify``, ``name`` and ``steer``: using an alignment."""
+"""Commands that use an alignment: ``info``, ``identify``, ``name``, ``steer`` and ``inspect``."""
 
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
-from atlas_jax.artifacts import check_place, new_file
-from atlas_jax.cli._console import emit, err, note
-from atlas_jax.cli._options import Overwrite, Seed, finite
-from atlas_jax.cli._query import Concept, Features, Like, Unlike, asked_query
+from atlas_jax.cli._console import emit, err, note, out
+from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import check_place, new_file
+from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:
     from atlas_jax.labels import Hit
@@ -21,6 +22,21 @@ RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
+
+
+def info(run: RunArgument, as_json: AsJson = False) -> None:
+    """Tell what a run holds: models, corpus, settings, and every translation with its token norm and certificate.
+
+    Its models are not loaded.
+
+    Example: atlas-jax info runs/quickstart
+    """
+    from atlas_jax.experiments import run_facts
+
+    facts = run_facts(run)
+    if not as_json:
+        out.print(Text(str(run), style="bold"))
+    emit(as_json, facts.to_dict(), *facts.tables())
 
 
 def identify(
@@ -38,11 +54,7 @@ def identify(
 
     Example: atlas-jax identify runs/quickstart --site mlp_act.2 --concept "dates and time"
     """
-    from rich.console import Group
-
     from atlas_jax import experiments
-    from atlas_jax.cli._tables import identified_table
-    from atlas_jax.cli._use_tables import query_table
 
     alignment = load_run(run)
     translation = alignment.translation(site, method)
@@ -51,10 +63,10 @@ def identify(
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
     tokenizer = alignment.subject.model.tokenizer
-    found = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
-    data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.as_json() for i in found]}
+    identified = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
+    data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.to_dict() for i in identified]}
     title = f"Subject features at {translation.site} by {method}"
-    emit(as_json, data, lambda: Group(query_table(query.features), identified_table(title, found)))
+    emit(as_json, data, query.table(), experiments.identified_table(title, identified))
 
 
 def name(
@@ -74,8 +86,6 @@ def name(
 
     atlas-jax name runs/quickstart --site mlp_act.2 --all --out names.jsonl
     """
-    from atlas_jax.cli._use_tables import named_table
-
     if every == (feature is not None) or every != (out_file is not None):
         raise AtlasError("give either --feature ID, or --all with --out FILE")
     if out_file is not None:
@@ -90,7 +100,8 @@ def name(
     if not hits:
         note(f"subject feature {feature} has nothing in its row of T, as features that never fired, so it has no name")
     title = f"Subject feature {feature} at {translation.site} by {method}"
-    emit(as_json, [h._asdict() for h in hits], lambda: named_table(title, hits))
+    columns = Column("feature", "d"), Column("label"), Column("weight in T", ".3f")
+    emit(as_json, [h._asdict() for h in hits], Table(title, columns, [tuple(h[:3]) for h in hits]))
 
 
 def steer(
@@ -125,11 +136,7 @@ def steer(
 
     Example: atlas-jax steer runs/quickstart --site resid_post.2 --concept "plots" --prompt "This function"
     """  # fmt: skip
-    from rich.console import Group
-
     from atlas_jax import experiments
-    from atlas_jax.cli._tables import steered_table
-    from atlas_jax.cli._use_tables import query_table
 
     if strength and raw_strength:
         raise AtlasError("give strengths either as --strength or as --raw-strength, not both")
@@ -148,7 +155,38 @@ def steer(
     data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
     data["steered"] = [s._asdict() for s in steered]
     title = f"Steering at {', '.join(map(str, translations))} by {method}"
-    emit(as_json, data, lambda: Group(query_table(query.features), steered_table(title, steered, unit)))
+    emit(as_json, data, query.table(), experiments.steered_table(title, steered, unit))
+
+
+def inspect(
+    run: RunArgument,
+    text: Annotated[str, typer.Option(help="The text to look at.")],
+    concept: Concept = None,
+    feature: Features = None,
+    like: Like = None,
+    unlike: Unlike = None,
+    site: Annotated[
+        list[str] | None, typer.Option("--site", help="Subject site; may be repeated; all of the run by default.")
+    ] = None,
+    method: Method = "procrustes",
+    as_json: AsJson = False,
+) -> None:
+    """Show a concept at every token of a text: the atlas's features of it, and the subject's activation along it.
+
+    Example: atlas-jax inspect runs/quickstart --concept "font" --text "The size of the font is a number."
+    """
+    from atlas_jax import experiments
+
+    alignment = load_run(run)
+    translations = {t.site: t for t in (alignment.translation(s, method) for s in site or alignment.subject.sites)}
+    query = asked_query(alignment, concept, feature, like, unlike)
+    features = [hit.index for hit in query.features]
+    seen = experiments.token_features(alignment.atlas, text, features)
+    along = experiments.token_projections(alignment.subject.model, translations, query.vector, text)
+    norms = {str(site): t.token_norm for site, t in translations.items()}
+    data = {"atlas_features": [h._asdict() for h in query.features], "atlas": seen.to_dict()}
+    data |= {"sites": list(norms), "token_norms": norms, "subject": along.to_dict()}
+    emit(as_json, data, query.table(), seen.table(), along.table())
 
 
 def load_run(run: Path) -> "Alignment":

@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._corpus import Corpus, CorpusStatistics, dropped
 from atlas_jax.corpus._files import HALVES, HalfWriter, Spill, parent_of, read_half
 from atlas_jax.corpus._prose import TRAINING_CHARACTERS, Document, Splitter, published_splitter, train_splitter
 from atlas_jax.corpus._split import SIDES, Unique, percentile, quotas, split_documents
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import new_directory
 
 ReadProgress = Callable[[int, int], None]
 """Called with the documents read and the sentences found so far."""
@@ -163,7 +163,7 @@ def _choose(
     rank, width = found.rank, len(found.domains)
     available = np.zeros((SIDES, width), np.int64)
     for bucket in found.spill.buckets():
-        available += Unique.of(bucket, rank, *bounds).counts(width)
+        available += Unique.from_bucket(bucket, rank, *bounds).counts(width)
     if any(size < least for size, least in zip(available.sum(axis=1).tolist(), fewest, strict=True)):
         raise AtlasError(_too_few(found, bounds, available, wanted, fewest))
     shares = available.copy()
@@ -199,7 +199,7 @@ def _write(chosen: _Chosen, files: tuple[IO[bytes], IO[bytes]], facts: dict) -> 
     lengths: Counter[int] = Counter()
     with HalfWriter(files[0], 0) as fit, HalfWriter(files[1], n_fit) as evaluation:
         for bucket in found.spill.buckets():
-            kept = Unique.of(bucket, rank, *chosen.bounds).within(left)
+            kept = Unique.from_bucket(bucket, rank, *chosen.bounds).within(left)
             left -= kept.counts(len(found.domains))
             lengths.update(kept.length.tolist())
             texts = bucket["text"].combine_chunks()

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus._files import HALVES, ROWS, SUMMARY, Half, HalfWriter, read_half
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import reading
+from atlas_jax.files import new_directory, reading
 
 
 class CorpusStatistics(NamedTuple):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int, UInt64
 
-from atlas_jax.artifacts import check_place
+from atlas_jax.files import check_place
 
 _BLOCK = 4096
 SUMMARY = "corpus.json"

@@ -151,7 +151,7 @@ class Unique(NamedTuple):
     length: Int[np.ndarray, " n"]
 
     @classmethod
-    def of(cls, bucket: pa.Table, rank: Int[np.ndarray, " d"], low: float, high: float) -> "Unique":
+    def from_bucket(cls, bucket: pa.Table, rank: Int[np.ndarray, " d"], low: float, high: float) -> "Unique":
         """One of each text with a length in bounds; ``rank`` orders the domains."""
         digest, domain = bucket["digest"].to_numpy(), bucket["domain"].to_numpy()
         order = np.lexsort((rank[domain], digest))

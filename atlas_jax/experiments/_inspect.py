@@ -1,7 +1,9 @@
-"""A text token by token: where the atlas sees a concept, and where the subject does."""
+"""The contents of a run directory, and a concept token by token in a text, as atlas and subject see it."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -11,10 +13,120 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._query import check_query
+from atlas_jax.experiments._identify import check_query
+from atlas_jax.files import read_json, reading
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.translation import Translation
+from atlas_jax.pipeline._run_files import AGAIN, Record
+from atlas_jax.table import Column, Marked, Table
+from atlas_jax.translation import RECORD, Translation
 from atlas_jax.types import Site, Tokens
+
+MB = 1e6
+
+
+class RunFacts(NamedTuple):
+    """A run in plain values.
+
+    Attributes:
+      facts: names and values: models, corpus, settings, versions, sizes.
+      translations: a row a site and method: shape, the site's mean token norm, whether the certificate is within its
+        tolerances (None where it judges nothing), bytes.
+    """
+
+    facts: dict[str, Any]
+    translations: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return self._asdict()
+
+    as_json = to_dict
+
+    def tables(self) -> list[Table]:
+        """The run's facts, its sites and its translations."""
+        facts = [(name, _shown(name, value)) for name, value in self.facts.items()]
+        sites = [
+            (r["site"], r["subject features"], r["atlas features"], "unknown" if (n := r["token norm"]) is None else n)
+            for r in {row["site"]: row for row in self.translations}.values()
+        ]
+        judged = {True: "within", False: "misses", None: "-"}
+        solved = [(r["site"], r["method"], judged[r["within tolerances"]], r["bytes"] / MB) for r in self.translations]
+        norm = "token norm: mean length of the site's activation at a token, the unit of strengths"
+        certificate = "certificate: whether the solution is within its tolerances, - where it judges nothing"
+        widths = Column("subject features", "d"), Column("atlas features", "d")
+        size = Column("size", ".1f", " MB")
+        return [
+            Table("Run", (Column(), Column()), facts),
+            Table("Sites", (Column("site"), *widths, Column("token norm", ".4g")), sites, norm),
+            Table("Translations", (Column("site"), Column("method"), Column("certificate"), size), solved, certificate),
+        ]
+
+
+def run_facts(directory: str | Path) -> RunFacts:
+    """Describe a run.
+
+    Raises:
+      AtlasError: if it is no run, or a file of it is missing or damaged.
+
+    Example:
+      >>> run_facts("runs/quickstart").facts["fit sentences"]       # doctest: +SKIP
+      20000
+    """
+    directory = Path(directory)
+    record = Record.read(directory)
+    with reading(directory / "corpus" / "corpus.json", AGAIN):
+        corpus = read_json(directory / "corpus" / "corpus.json")
+        facts = _facts(directory, record, corpus)
+    rows = [_translation(directory, site, method) for site in record.settings.sites for method in record.methods]
+    return RunFacts(facts, rows)
+
+
+def _facts(directory: Path, record: Record, corpus: Mapping[str, Any]) -> dict[str, Any]:
+    settings, sources = dataclasses.asdict(record.settings), record.sources
+    facts = {name: _source(sources[name]) for name in ("subject", "atlas")}
+    facts |= {f"{name} hash": sources[name]["sha256"] for name in ("subject", "atlas")}
+    facts |= {"sites": list(settings["sites"]), "methods": list(record.methods)}
+    facts |= {"fit sentences": corpus["n_fit"], "held-out sentences": corpus["n_eval"], "corpus hash": corpus["hash"]}
+    facts |= {"sentences left out": len(record.left_out)}
+    facts |= {k.replace("_", " "): v for k, v in settings.items() if k not in ("sites", "methods")}
+    facts |= {"strongest sentences": _names(directory / "top", "*.safetensors"), "tables": _names(directory / "tables")}
+    facts |= {name: sources.get(name, "unknown") for name in ("jax", "atlas-jax")}
+    return facts | {"bytes": _bytes(directory)}
+
+
+def _shown(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value / MB:.1f} MB" if name == "bytes" else str(value) or "none"
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    path = source["path"]
+    return path if Path(path).is_dir() else f"{path} (no longer there)"
+
+
+def _translation(directory: Path, site: str, method: str) -> dict[str, Any]:
+    folder = directory / "translations" / site / method
+    with reading(folder / RECORD, AGAIN):
+        record = read_json(folder / RECORD)
+        (d_s, d_c), certificate = record["shape"], record["certificate"]
+        return {
+            "site": site,
+            "method": method,
+            "subject features": d_s,
+            "atlas features": d_c,
+            "token norm": record.get("token_norm"),
+            "within tolerances": certificate.get("within_tolerance"),
+            "bytes": _bytes(folder),
+        }
+
+
+def _names(directory: Path, pattern: str = "*") -> Sequence[str]:
+    return sorted(path.stem for path in directory.glob(pattern))
+
+
+def _bytes(directory: Path) -> int:
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 class Traced(NamedTuple):
@@ -23,14 +135,30 @@ class Traced(NamedTuple):
     Attributes:
       tokens: the part of the text that each token stands for.
       values: float32, one column a feature or site.
+      title: of the table.
+      columns: of the table, one a feature or site.
+      caption: of the table.
     """
 
     tokens: list[str]
     values: Float[np.ndarray, "t c"]
+    title: str
+    columns: tuple[Column, ...]
+    caption: str
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return {"tokens": self.tokens, "values": self.values.tolist()}
+
+    as_json = to_dict
+
+    def table(self) -> Table:
+        """Rows of tokens; zeros are blank, and the largest value of each column stands out."""
+        highest, rows = self.values.argmax(axis=0).tolist(), []
+        for i, (token, values) in enumerate(zip(self.tokens, self.values.tolist(), strict=True)):
+            cells = [Marked(x) if x and i == top else x or None for x, top in zip(values, highest, strict=True)]
+            rows.append((token.replace("\n", "⏎").replace(" ", "␣"), *cells))
+        return Table(self.title, (Column("token"), *self.columns), rows, self.caption)
 
 
 def token_features(atlas: ConceptAtlas, text: str, features: Sequence[int]) -> Traced:
@@ -46,7 +174,10 @@ def token_features(atlas: ConceptAtlas, text: str, features: Sequence[int]) -> T
     """
     atlas.query(features)
     tokens = _tokens(atlas.model, text)
-    return _traced(atlas.model, text, tokens, _features(atlas, tokens, jnp.asarray(features, jnp.int32)))
+    values = _features(atlas, tokens, jnp.asarray(features, jnp.int32))
+    columns = tuple(Column(str(i), ".2f") for i in features)
+    caption = "activation of each atlas feature; blank where it is 0"
+    return Traced(*_traced(atlas.model, text, tokens, values), "The atlas, token by token", columns, caption)
 
 
 def token_projections(
@@ -73,8 +204,20 @@ def token_projections(
         similarity = translation.similarity(query)
         length = jnp.linalg.norm(similarity) * (translation.token_norm or 1.0)
         directions[site] = similarity / jnp.where(length > 0, length, 1.0)
-    found = _projections(model, tokens, directions)
-    return _traced(model, text, tokens, jnp.stack([found[site] for site in translations], axis=-1))
+    along = _projections(model, tokens, directions)
+    values = jnp.stack([along[site] for site in translations], axis=-1)
+    title = f"The subject, token by token, by {', '.join(dict.fromkeys(t.method for t in translations.values()))}"
+    columns = tuple(Column(str(site), ".3f") for site in translations)
+    caption = f"length of the activation along the concept, {_unit(translations)}"
+    return Traced(*_traced(model, text, tokens, values), title, columns, caption)
+
+
+def _unit(translations: Mapping[Site, Translation]) -> str:
+    known = [str(site) for site, t in translations.items() if t.token_norm is not None]
+    if not known:
+        return "in units of the activation"
+    elsewhere = f" at {', '.join(known)}, and in units of the activation elsewhere"
+    return "in mean token norms of the site" + elsewhere * (len(known) < len(translations))
 
 
 def _tokens(model: LanguageModel, text: str) -> Tokens:
@@ -84,10 +227,13 @@ def _tokens(model: LanguageModel, text: str) -> Tokens:
     return tokens
 
 
-def _traced(model: LanguageModel, text: str, tokens: Tokens, values: Float[Array, "1 t c"]) -> Traced:
+def _traced(
+    model: LanguageModel, text: str, tokens: Tokens, values: Float[Array, "1 t c"]
+) -> tuple[list[str], Float[np.ndarray, "n c"]]:
+    """The text and the values of the tokens that count."""
     places = np.flatnonzero(np.asarray(tokens.mask[0]))
     spans = [model.tokenizer.span(text, place) for place in places.tolist()]
-    return Traced([text[start:end] for start, end in spans], np.asarray(values[0, places], np.float32))
+    return [text[start:end] for start, end in spans], np.asarray(values[0, places], np.float32)
 
 
 @jax.jit

@@ -1,6 +1,9 @@
 """Translation quality, the protocol of Table 3: does a translated feature rank the sentences that fire it first?"""
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -8,13 +11,17 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
-from atlas_jax.pipeline import Pass, Scored, score_sentences
+from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import is_first
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
 BAND = (0.005, 0.2)  # positive rates, on the fit half, between which atlas features are drawn
+FEATURES, TOP = 100, 5
 
 
 class QualityRow(NamedTuple):
@@ -43,13 +50,30 @@ class Quality(NamedTuple):
     chance: float
     sentences: int
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         rows = [
             {"site": str(r.site), "method": r.method, "auroc": r.auroc._asdict(), "ap": r.average_precision._asdict()}
             for r in self.rows
         ]
         return self._asdict() | {"rows": rows}
+
+    as_json = to_dict
+
+    def table(self) -> Table:
+        """Table 3: AUROC and AP of every method at every site, the best AP of a site standing out."""
+        caption = (
+            f"mean over {len(self.features)} atlas features that fire in {self.band[0]:.1%} to {self.band[1]:.0%} "
+            f"of the sentences, 95% bootstrap interval over features; {self.sentences} held-out sentences; "
+            f"AP of chance {self.chance:.3f}"
+        )
+        columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
+        rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
+        highest: dict[Site, float] = {}
+        for row in self.rows:
+            highest[row.site] = max(highest.get(row.site, 0.0), row.average_precision.mean)
+        best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.site])
+        return Table("Translation quality", columns, rows, caption, best)
 
 
 def choose_features(
@@ -67,7 +91,7 @@ def choose_features(
 
 
 def translation_quality(
-    stream: Pass,
+    stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
     features: Int[np.ndarray, " q"],
     *,
@@ -103,10 +127,102 @@ def one_hot(features: Int[np.ndarray, " q"], width: int) -> Float[np.ndarray, "q
 
 
 def _row(site: Site, method: str, scores: np.ndarray, positive: np.ndarray) -> QualityRow:
-    found = detection(scores, positive)
-    return QualityRow(site, method, bootstrap_mean(found.auroc), bootstrap_mean(found.average_precision))
+    ranked = detection(scores, positive)
+    return QualityRow(site, method, bootstrap_mean(ranked.auroc), bootstrap_mean(ranked.average_precision))
 
 
 def best_method(quality: Quality) -> str:
     """The method of the row with the highest AP; ties go to the first."""
     return max(quality.rows, key=lambda row: row.average_precision.mean).method
+
+
+def evaluate_quality(
+    alignment: Alignment, *, features: int = FEATURES, progress: Progress | None = None
+) -> tuple[Alignment, Quality]:
+    """The quality table of an alignment, and the alignment with its maximally activating held-out sentences.
+
+    Raises:
+      AtlasError: if the text is too little to measure on.
+    """
+    chosen = choose_features(alignment.rate, count=features, band=BAND, seed=alignment.settings.seed)
+    quality, scored = translation_quality(
+        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=progress
+    )
+    return dataclasses.replace(alignment, top=scored.top), quality
+
+
+class Measured(NamedTuple):
+    """An alignment to be saved, whether or not it could be measured.
+
+    Attributes:
+      alignment: with its maximally activating held-out sentences, if they were found.
+      quality: its quality table, None where there is none.
+      fault: what went wrong, to be raised or shown once the alignment is saved.
+    """
+
+    alignment: Alignment
+    quality: Quality | None
+    fault: Exception | None
+
+    def save(self, directory: Path, *, dtype: str = "float32") -> None:
+        """Write the run and its quality table; arguments as of :meth:`Alignment.save`."""
+        self.alignment.save(directory, dtype=dtype)
+        if is_first() and self.quality is not None:
+            write_json(directory / "tables" / "quality.json", self.quality.to_dict())
+
+    def tables(self) -> list[Table]:
+        """The quality table, the members that were chosen and the certificates, each where there is one."""
+        certificates = certificate_table(self.alignment.translations)
+        return alignment_tables(self.alignment, self.quality) + ([certificates] if certificates.rows else [])
+
+    def raise_fault(self) -> None:
+        """Raise what went wrong, unless it is that there was too little text."""
+        if self.fault is not None and not isinstance(self.fault, AtlasError):
+            raise self.fault
+
+
+def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measured:
+    """As :func:`evaluate_quality`, but nothing that goes wrong is raised."""
+    faults: list[Exception] = []
+    with kept(faults):
+        return Measured(*evaluate_quality(alignment, progress=progress), None)
+    with kept(faults):
+        eval_half = alignment.stream("eval")
+        subject = SentenceStream.from_texts(
+            [alignment.subject], eval_half.texts, first=eval_half.first, max_length=eval_half.max_length
+        )
+        top = top_sentences(subject, top_k=TOP, progress=progress)
+        alignment = dataclasses.replace(alignment, top=top)
+    return Measured(alignment, None, faults[0])
+
+
+def alignment_tables(alignment: Alignment, quality: Quality | None) -> list[Table]:
+    """The quality table and the members that were chosen, each where there is one."""
+    choice = alignment.choice
+    tables = [] if quality is None else [quality.table()]
+    return tables + ([choice.table()] if choice is not None and choice.members else [])
+
+
+def certificate_table(translations: Mapping[tuple[Site, str], Translation]) -> Table:
+    """The certificates of Procrustes solutions: how far each may be from the best one."""
+    proofs = [(site, method, t.certificate) for (site, method), t in translations.items() if "gap" in t.certificate]
+    numbers = lambda proof: ("none" if proof[k] is None else proof[k] for k in ("orthogonality", "gap"))
+    return Table(
+        "Certificates",
+        (
+            Column("site"), Column("method"), Column("solver"), Column("rank", "d"),
+            Column("residual", ".1e"), Column("gap", ".1e"), Column("within tolerance"),
+        ),
+        [(str(site), method, p["solver"], p["rank"], *numbers(p), p["within_tolerance"]) for site, method, p in proofs],
+        "what each Procrustes solution proves of itself. residual: how far its rows are from orthonormal; gap: "
+        "how far, relatively, it can be from the best there is; within tolerance: both are within their tolerances",
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def kept(faults: list[Exception]) -> Iterator[None]:
+    """Keep what the block raises, so that what was computed before it can be saved first."""
+    try:
+        yield
+    except Exception as fault:  # noqa: BLE001 - the caller raises it
+        faults.append(fault)

@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from atlas_jax.artifacts import new_directory
 from atlas_jax.corpus import Corpus
-from atlas_jax.experiments._identify import Identified, identify
-from atlas_jax.experiments._measure import kept, measured
-from atlas_jax.experiments._quality import Quality, best_method
-from atlas_jax.experiments._query import concept_query
-from atlas_jax.experiments._steering import Steered, Unit, steer
-from atlas_jax.files import write_json
+from atlas_jax.experiments._identify import Identified, concept_query, hits_table, identified_table, identify
+from atlas_jax.experiments._quality import Quality, alignment_tables, best_method, kept, measured
+from atlas_jax.experiments._steering import Steered, Unit, steer, steered_table
+from atlas_jax.files import new_directory, write_json
 from atlas_jax.labels import Hit
 from atlas_jax.pipeline import Alignment, AlignSettings, Chooser, Pair, align
 from atlas_jax.progress import Progress
+from atlas_jax.table import Table
 from atlas_jax.types import Site
 
 METHODS = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
@@ -44,20 +42,31 @@ class Concept(NamedTuple):
     steered: list[Steered]
     unit: Unit = "raw"
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
         return {
             "text": self.text,
             "atlas_features": [h._asdict() for h in self.hits],
             "site": str(self.site),
             "method": self.method,
-            "identified": [i.as_json() for i in self.identified],
+            "identified": [i.to_dict() for i in self.identified],
             "unit": self.unit,
             "steered": [s._asdict() for s in self.steered],
         }
 
+    as_json = to_dict
 
-def explore(
+    def tables(self) -> list[Table]:
+        """The atlas features, the subject features and the steered text."""
+        name, where = f"Concept '{self.text}'", f"{self.site}, {self.method}"
+        return [
+            hits_table(f"{name}: atlas features", self.hits),
+            identified_table(f"{name}: subject features at {where}", self.identified),
+            steered_table(f"{name}: steering", self.steered, self.unit),
+        ]
+
+
+def run_concept(
     alignment: Alignment,
     text: str,
     method: str,
@@ -80,7 +89,7 @@ def explore(
     at = lambda site: alignment.translation(site, method)
     site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
     tokenizer = alignment.subject.model.tokenizer
-    found = identify(at(site), query, alignment.strongest(site), alignment.corpus.sentence, tokenizer)
+    identified = identify(at(site), query, alignment.strongest(site), alignment.corpus.sentence, tokenizer)
     steered = steer(
         alignment.subject.model,
         alignment.atlas,
@@ -92,17 +101,28 @@ def explore(
         seed=alignment.settings.seed,
         unit=unit,
     )
-    return Concept(text, hits, site, method, found, steered, unit)
+    return Concept(text, hits, site, method, identified, steered, unit)
 
 
 class Result(NamedTuple):
-    """What a quickstart found, where it was written, and why there is no quality table where there is none."""
+    """The results of a quickstart, where they were written, and why there is no quality table if there is none."""
 
     alignment: Alignment
     quality: Quality | None
     concepts: list[Concept]
     directory: Path
     fault: Exception | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tables as plain values."""
+        choice, quality = self.alignment.choice, self.quality
+        values = {"quality": quality and quality.to_dict(), "concepts": [c.to_dict() for c in self.concepts]}
+        return values if choice is None else values | {"chosen": choice.record["chosen"]}
+
+    def tables(self) -> list[Table]:
+        """The quality table, the members that were chosen, and the concepts, each where there is one."""
+        concepts = [table for concept in self.concepts for table in concept.tables()]
+        return alignment_tables(self.alignment, self.quality) + concepts
 
 
 def quickstart(
@@ -130,18 +150,18 @@ def quickstart(
     for text in concepts:
         concept_query(pair.atlas, concept=text)
     with new_directory(out, overwrite=overwrite) as directory:
-        found = measured(align(pair, corpus, settings, progress=progress, chooser=chooser), progress=progress)
-        alignment = found.alignment
-        method = settings.methods[0] if found.quality is None else best_method(found.quality)
+        run = measured(align(pair, corpus, settings, progress=progress, chooser=chooser), progress=progress)
+        alignment = run.alignment
+        method = settings.methods[0] if run.quality is None else best_method(run.quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
         options = {"steer_sites": residual or alignment.subject.sites, "prompts": prompts, "strengths": strengths}
         _log.info("searching, identifying and steering")
         explored, faults = [], []
         with kept(faults):
-            explored = [explore(alignment, text, method, unit="norm", **options) for text in concepts]
-        found.save(directory)
-        write_json(directory / "tables" / "concepts.json", [c.as_json() for c in explored])
-    found.raise_fault()
+            explored = [run_concept(alignment, text, method, unit="norm", **options) for text in concepts]
+        run.save(directory)
+        write_json(directory / "tables" / "concepts.json", [c.to_dict() for c in explored])
+    run.raise_fault()
     for fault in faults:
         raise fault
-    return Result(alignment, found.quality, explored, Path(out), found.fault)
+    return Result(alignment, run.quality, explored, Path(out), run.fault)

@@ -11,10 +11,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import to_host
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
-from atlas_jax.pipeline import Pass, encode_batch, fold
+from atlas_jax.pipeline import SentenceStream, encode_batch, run_stream
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import to_host
 from atlas_jax.statistics import (
     Lens,
     PassStatistics,
@@ -25,6 +25,7 @@ from atlas_jax.statistics import (
     selected_samples,
     update_pass,
 )
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site, Tokens
 
@@ -71,13 +72,30 @@ class Retrieval(NamedTuple):
     sentences: int
     held_out: int
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values; the MRR and MPP of chance included."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values; the MRR and MPP of chance included."""
         rows = [
             {"site": str(r.site), "method": r.method, "mrr": r.mrr._asdict(), "mpp": r.mpp._asdict()} for r in self.rows
         ]
         chance = {str(s): {"candidates": n, "mrr": chance_mrr(n), "mpp": 1 / n} for s, n in self.candidates.items()}
         return self._asdict() | {"rows": rows, "candidates": chance}
+
+    as_json = to_dict
+
+    def table(self) -> Table:
+        """Table 4: MRR and MPP of every method at every site."""
+        chance = ", ".join(
+            f"{site} {n} features, chance MRR {chance_mrr(n):.3f} and MPP {1 / n:.4f}"
+            for site, n in self.candidates.items()
+        )
+        centred = "minus" if self.centred else "without subtracting"
+        caption = (
+            f"queries averaged over the {self.sentences} strongest of {self.held_out} held-out sentences, "
+            f"{centred} the mean atlas activations; 95% bootstrap interval over features; {chance}"
+        )
+        columns = Column("site"), Column("method"), Column("MRR", ".3f"), Column("MPP", ".3f")
+        rows = [(str(r.site), r.method, r.mrr[:3], r.mpp[:3]) for r in self.rows]
+        return Table("Semantic retrieval", columns, rows, caption)
 
 
 def chance_mrr(n: int) -> float:
@@ -91,7 +109,7 @@ def chance_mrr(n: int) -> float:
 
 
 def semantic_retrieval(
-    stream: Pass,
+    stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
     *,
     sentences: int = SENTENCES,
@@ -123,8 +141,8 @@ def semantic_retrieval(
     averaged = averaged_queries(stream, _strongest(stream, sentences, progress), sentences, progress=progress)
     rows = []
     for (site, method), t in translations.items():
-        found = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
-        rows.append(RetrievalRow(site, method, *map(bootstrap_mean, found)))
+        scores = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
+        rows.append(RetrievalRow(site, method, *map(bootstrap_mean, scores)))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
 
@@ -133,13 +151,13 @@ def _retrieved(
     t: Translation, queries: Float[Array, "d_s d_c"], valid: Int[np.ndarray, " v"], mean: Float[Array, " d_c"]
 ) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
     """:func:`ranked` of the centred queries of the valid features, some at a time."""
-    found = []
+    scores = []
     for start in range(0, len(valid), QUERIES):
         own = valid[start : start + QUERIES]
         among = t.similarity(queries[jnp.asarray(own)] - mean[None, :])[:, jnp.asarray(valid)]
         target = jnp.arange(start, start + len(own))
-        found.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
-    ranks, probabilities = map(np.concatenate, zip(*found, strict=True))
+        scores.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
+    ranks, probabilities = map(np.concatenate, zip(*scores, strict=True))
     return ranks, probabilities
 
 
@@ -152,7 +170,7 @@ def ranked(
 
 
 def averaged_queries(
-    stream: Pass, statistics: PassStatistics, sentences: int, *, progress: Progress | None = None
+    stream: SentenceStream, statistics: PassStatistics, sentences: int, *, progress: Progress | None = None
 ) -> dict[Site, Averaged]:
     """The averaged queries of every subject feature, and the features they are valid for.
 
@@ -174,16 +192,16 @@ def averaged_queries(
         return _lens_step(lenses, a_s, a_c[atlas.site], tokens[0].index)
 
     selected = stream.only(selected_samples(*tops.values()))
-    lenses = fold(selected, step, lenses, name="queries", progress=progress)
+    lenses = run_stream(selected, step, lenses, name="queries", progress=progress)
     return {site: _averaged(site, statistics.statistics(site), *pair) for site, pair in lenses.items()}
 
 
-def _strongest(stream: Pass, sentences: int, progress: Progress | None) -> PassStatistics:
+def _strongest(stream: SentenceStream, sentences: int, progress: Progress | None) -> PassStatistics:
     """Statistics of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
     state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
     step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)
-    return fold(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=progress)
+    return run_stream(stream._replace(spaces=(subject,)), step, state, name="strongest", progress=progress)
 
 
 @partial(jax.jit, donate_argnames="state")
@@ -216,7 +234,7 @@ def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) ->
 
 
 def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics) -> Bool[np.ndarray, " d_s"]:
-    """Whether each feature stands out most on its own sentences: row i holds the mean activations on those of i."""
+    """Find the features that stand out most on their own sentences; row i holds the mean activations on those of i."""
     mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
     deviation = np.sqrt(scatter / float(statistics.weight))
     scale, most = np.where(deviation > 0, deviation, np.inf), np.empty(len(means), bool)

@@ -1,19 +1,23 @@
 """Steering: baseline beside steered text, for several strengths, in one batch (section 4.4)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._perplexity import perplexities
-from atlas_jax.experiments._query import check_query
-from atlas_jax.models import LanguageModel, generate
+from atlas_jax.experiments._identify import check_query
+from atlas_jax.models import Generation, LanguageModel, generate, run
 from atlas_jax.pipeline import encode_batch
 from atlas_jax.steering import Steer
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
@@ -90,11 +94,11 @@ def steer(
     seeds = [seed + prompts.index(p) for p, _ in grid]
     ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
     rows = [ids[p] for p, _ in grid]
-    found = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
-    measured = concept_activation(atlas, query, found.texts), perplexities(model, rows, found)
+    generation = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
+    measured = concept_activation(atlas, query, generation.texts), perplexities(model, rows, generation)
     return [
         Steered(p, float(s), text, concept, perplexity)
-        for (p, s), text, concept, perplexity in zip(grid, found.texts, *measured, strict=True)
+        for (p, s), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
     ]
 
 
@@ -103,7 +107,7 @@ def _as_chat(model: LanguageModel, prompt: str) -> list[int]:
 
 
 def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) -> list[float]:
-    """How active the features of a concept query are on each text: ``a_c · q / sum |q|`` of pooled activations.
+    """Measure how active a concept query's features are on each text: ``a_c · q / sum |q|`` of pooled activations.
 
     Texts are cut to the atlas's context.
     """
@@ -113,7 +117,69 @@ def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) ->
     return (acts @ q / np.abs(q).sum()).tolist()
 
 
+def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
+    """Baseline beside steered text."""
+    meaning = {"norm": "in mean token norms of the site", "raw": "λ of Eq. 4"}[unit]
+    columns = (
+        Column("prompt", group=True),
+        Column("strength", "g"),
+        Column("concept", ".2f"),
+        Column("perplexity", ".3g"),
+        Column("continuation"),
+    )
+    rows = [(s.prompt, float(s.strength), s.concept, s.perplexity, " ".join(s.text.split())) for s in steered]
+    caption = (
+        f"strength: {meaning}, 0 is the baseline; concept: activation of the query's atlas features on the "
+        "continuation; perplexity: of the continuation under the unsteered subject, sense is lost where it soars"
+    )
+    return Table(title, columns, rows, caption)
+
+
 def expression_rates(steered: Sequence[Steered]) -> dict[float, float]:
     """Share of the texts at each strength in which a feature of the concept fires, the offline judge of section 4.4."""
     strengths = dict.fromkeys(s.strength for s in steered)
     return {at: float(np.mean([s.concept > 0 for s in steered if s.strength == at])) for at in strengths}
+
+
+CELLS = 2**26  # logits that are held at a time
+
+
+def perplexities(model: LanguageModel, prompts: Sequence[Sequence[int]], generation: Generation) -> list[float | None]:
+    """Perplexity of each continuation after its prompt, under a model without edits.
+
+    Every row is read once; the end-of-text token that ends a continuation does not count.
+
+    Args:
+      model: the language model.
+      prompts: the token ids that were continued, a row each.
+      generation: the continuations.
+
+    Returns:
+      ``exp`` of the mean negative log-likelihood of a row's new tokens; None where it has none.
+
+    Example:
+      >>> lm = LanguageModel.from_pretrained(SUBJECT)
+      >>> from atlas_jax.models import generate
+      >>> prompts = lm.tokenizer.encode(["Return the"])
+      >>> len(perplexities(lm, prompts, generate(lm, prompts, max_new_tokens=4)))
+      1
+    """
+    after = [new[:n].tolist() for new, n in zip(generation.ids, generation.lengths.tolist(), strict=True)]
+    rows = [[*ids, *new] for ids, new in zip(prompts, after, strict=True)]
+    tokens = model.tokenizer.pad(rows, max(map(len, rows)), range(len(rows)))
+    place = np.arange(tokens.ids.shape[1])[None, :]
+    begin, end = (np.array([len(row) for row in x])[:, None] for x in (prompts, rows))
+    new = (place >= begin) & (place < end)
+    height = max(1, CELLS // (tokens.ids.shape[1] * model.config.vocab_size))
+    nats: list[float] = []
+    for at in range(0, len(rows), height):
+        part, chosen = jax.tree.map(lambda x: x[at : at + height], (tokens, jnp.asarray(new)))  # noqa: B023 - used here
+        nats += _mean_nats(run(model, part).logits, part.ids, chosen).tolist()
+    return [math.exp(x) if new else None for x, new in zip(nats, after, strict=True)]
+
+
+@jax.jit
+def _mean_nats(logits: Float[Array, "b t v"], ids: Int[Array, "b t"], chosen: Bool[Array, "b t"]) -> Float[Array, " b"]:
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:])
+    count = jnp.maximum(jnp.sum(chosen, axis=1), 1).astype(nats.dtype)
+    return jnp.sum(jnp.where(chosen[:, 1:], nats, 0.0), axis=1) / count

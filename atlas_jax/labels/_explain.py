@@ -1,8 +1,9 @@
 """What is asked about a feature, and how the answers are read."""
 
-import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
+
+import pydantic
 
 _EXPLAIN = """Below are sentences that activate one feature of a language model most. The token at which it is most \
 active stands between « and », and the number before each sentence is how active it is there, the strongest being 10.
@@ -10,7 +11,7 @@ active stands between « and », and the number before each sentence is how acti
 {examples}
 
 What do these have in common that the feature reacts to? Answer with one short description of at most twelve words, \
-as specific as the sentences allow, and with nothing else."""
+as specific as the sentences allow, as JSON and with nothing else: {{"description": "..."}}"""
 
 _DETECT = """A feature of a language model is described as: {description}
 
@@ -18,7 +19,23 @@ Which of these sentences would activate it?
 
 {sentences}
 
-Answer with the numbers of those sentences, separated by commas, or with the word none, and with nothing else."""
+Answer with the numbers of those sentences, an empty list if there are none, as JSON and with nothing else: \
+{{"numbers": [...]}}"""
+
+
+class Description(pydantic.BaseModel, extra="forbid", strict=True):
+    """An answer to :func:`explanation_prompt`."""
+
+    description: str
+
+
+class Detection(pydantic.BaseModel, extra="forbid", strict=True):
+    """An answer to :func:`detection_prompt`: the numbers of the sentences that fit."""
+
+    numbers: list[int]
+
+
+_Form = TypeVar("_Form", Description, Detection)
 
 
 class Context(NamedTuple):
@@ -36,7 +53,7 @@ class Context(NamedTuple):
 
 
 def explanation_prompt(contexts: Sequence[Context]) -> str:
-    """The question what a feature stands for.
+    """Return the question what a feature stands for.
 
     Example:
       >>> "10  The «cat» sat." in explanation_prompt([Context(3.0, "The ", "cat", " sat.")])
@@ -48,30 +65,39 @@ def explanation_prompt(contexts: Sequence[Context]) -> str:
 
 
 def description_in(answer: str) -> str:
-    """The description in an answer: its first line with text, without quotes, marks and a final full stop.
+    """Return the description in an answer without quotes, marks and a final full stop; "" where none can be read.
 
     Example:
-      >>> description_in('"Words for time."')
+      >>> description_in('{"description": "Words for time."}')
       'Words for time'
     """
-    lines = [line.strip() for line in answer.splitlines() if line.strip()]
-    return lines[0].strip("\"'`*- ").removesuffix(".").strip() if lines else ""
+    form = _read(Description, answer)
+    return "" if form is None else " ".join(form.description.split()).strip("\"'`*- ").removesuffix(".").strip()
 
 
 def detection_prompt(description: str, sentences: Sequence[str]) -> str:
-    """The question which of some sentences fit a description."""
+    """Return the question which of some sentences fit a description."""
     numbered = "\n".join(f"{i}. {' '.join(text.split())}" for i, text in enumerate(sentences, 1))
     return _DETECT.format(description=description, sentences=numbered)
 
 
 def detected_in(answer: str, count: int) -> list[bool] | None:
-    """Which of the sentences an answer names; None where it names none of them and does not say so.
+    """Return which of some sentences an answer names; None where it cannot be read or names one that is not there.
 
     Example:
-      >>> detected_in("1, 3", 3), detected_in("None.", 2), detected_in("I cannot tell", 2)
-      ([True, False, True], [False, False], None)
+      >>> detected_in('{"numbers": [1, 3]}', 3), detected_in("I cannot tell", 2)
+      ([True, False, True], None)
     """
-    named = {int(n) for n in re.findall(r"\d+", answer)}
-    if not named & set(range(1, count + 1)) and (named or not re.search(r"\bnone\b", answer, re.IGNORECASE)):
+    form = _read(Detection, answer)
+    if form is None or not set(form.numbers) <= set(range(1, count + 1)):
         return None
-    return [i in named for i in range(1, count + 1)]
+    return [i in form.numbers for i in range(1, count + 1)]
+
+
+def _read(form: type[_Form], answer: str) -> _Form | None:
+    """Return an answer that is JSON of a form, perhaps in a code block; None for any other."""
+    text = answer.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
+    try:
+        return form.model_validate_json(text)
+    except pydantic.ValidationError:
+        return None

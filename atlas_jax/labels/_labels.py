@@ -44,7 +44,7 @@ class Labels:
 
     @classmethod
     def empty(cls, n_features: int) -> "Labels":
-        """No labels for an SAE of a given width."""
+        """Return no labels, for an SAE of a given width."""
         return cls(n_features, {})
 
     @classmethod
@@ -134,7 +134,7 @@ class Labels:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def chosen(self, index: int) -> Label | None:
-        """The chosen label of a feature, None where it has none.
+        """Return the chosen label of a feature, None where it has none.
 
         Raises:
           AtlasError: for an index outside the width.
@@ -145,7 +145,7 @@ class Labels:
         return first if first is not None and first.polarity == "positive" else None
 
     def alternatives(self, index: int) -> tuple[Label, ...]:
-        """The labels of a feature that were not chosen, best first."""
+        """Return the labels of a feature that were not chosen, best first."""
         return self.entries.get(index, ())[0 if self.chosen(index) is None else 1 :]
 
     def __getitem__(self, index: int) -> str | None:
@@ -156,11 +156,11 @@ class Labels:
         return self.n_features
 
     def described(self) -> list[int]:
-        """The features that have a chosen label, in order."""
+        """Return the features that have a chosen label, in order."""
         return sorted(index for index, group in self.entries.items() if group[0].polarity == "positive")
 
     def missing(self) -> list[int]:
-        """The features that have none, in order."""
+        """Return the features that have none, in order."""
         return sorted(set(range(self.n_features)).difference(self.described()))
 
     @property

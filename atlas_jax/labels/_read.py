@@ -1,19 +1,23 @@
 """Rows of labels from the files in which people exchange them."""
 
+import contextlib
+import csv
+import gzip
+import json
 import math
 import re
 import sys
+import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._label import Label, Origin
-from atlas_jax.labels._label_files import label_files, raw_rows
-from atlas_jax.labels._narrow import Row, narrowed
+from atlas_jax.labels._label import Label, Origin, Row, narrowed
 from atlas_jax.types import Site
 
+FORMATS = ("json", "jsonl", "csv", "parquet")
 _COLUMNS = {
     "index": ("index", "feature", "feature_index", "neuron"),
     "description": ("description", "label", "explanation"),
@@ -51,7 +55,7 @@ def read_labels(
     only: Mapping[str, str] | None = None,
     site: Site | None = None,
 ) -> ReadLabels:
-    """Labels of one SAE from a file or folder; empty rows and rows of an id that came before are dropped."""
+    """Read the labels of one SAE from a file or folder; empty rows and rows of an id that came before are dropped."""
     names, rows, own, seen = _names(columns or {}), [], [], set()
     head: Mapping[str, Any] | None = None
     for file in label_files(path):
@@ -80,14 +84,14 @@ def _names(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def _saved(head: Mapping[str, Any], rows: list[Label], path: Path) -> ReadLabels:
-    """What :meth:`Labels.save` wrote."""
+    """Return what :meth:`Labels.save` wrote."""
     if type(head["n_features"]) is not int or head["n_features"] < 1:
         raise AtlasError(f"{path} is damaged: n_features is {head['n_features']!r}")
     return ReadLabels(head["n_features"], rows, Origin(*(str(head.get(name) or "") for name in Origin._fields)))
 
 
 def _own(raw: Mapping[str, Any], where: str) -> Label:
-    """A row of a file that :meth:`Labels.save` wrote."""
+    """Return a row of a file that :meth:`Labels.save` wrote."""
     try:
         label = Label(**raw)
         if type(label.index) is not int or not isinstance(label.description, str):
@@ -101,7 +105,7 @@ def _own(raw: Mapping[str, Any], where: str) -> Label:
 
 
 def _row(raw: Mapping[str, Any], names: Mapping[str, Iterable[str]], where: str, guess: bool) -> Row | None:
-    """The label of one row and what it says of itself, None where its text is empty."""
+    """Return the label of one row and what it says of itself, None where its text is empty."""
     fields = _fields(raw, names)
     text = fields["description"]
     if isinstance(text, bool | list | Mapping):
@@ -124,7 +128,7 @@ def _row(raw: Mapping[str, Any], names: Mapping[str, Iterable[str]], where: str,
 
 
 def _fields(raw: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[str, Any]:
-    """The fields of a row by our names, "" where it has none; Transluce writes layer and neuron into one id."""
+    """Return the fields of a row by our names, "" where it has none; Transluce writes layer and neuron into one id."""
     fields = {
         field: next((raw[name] for name in columns if raw.get(name) is not None), "")
         for field, columns in names.items()
@@ -139,8 +143,8 @@ def _check_index_column(raw: Mapping[str, Any], where: str) -> None:
     """Refuse to guess which column numbers the features."""
     said = {name: raw[name] for name in _COLUMNS["index"] if raw.get(name) is not None}
     if len({str(value).removesuffix(".0") for value in said.values()}) > 1:
-        told = ", ".join(f"{name} = {value}" for name, value in said.items())
-        raise AtlasError(f"{where} has several numbers ({told}); say which is the feature's: --column index=NAME")
+        numbers = ", ".join(f"{name} = {value}" for name, value in said.items())
+        raise AtlasError(f"{where} has several numbers ({numbers}); say which is the feature's: --column index=NAME")
     if other := [name for name in _OTHER_THINGS if name in raw]:
         raise AtlasError(
             f"{where} has a column '{other[0]}': are these labels of features? "
@@ -154,9 +158,11 @@ def _index(value: Any, raw: Mapping[str, Any], where: str) -> int:
     names = [str(name) for name in raw if name]
     likely = [n for n in names if re.search(r"feature|latent|neuron|index|idx|_?id$", n.lower()) and _whole(raw[n])]
     best = min(likely, key=lambda n: not re.search("feature|latent|neuron", n.lower()), default="NAME")
-    found = f"its index is {value!r}" if value != "" else f"there is none of the columns {', '.join(_COLUMNS['index'])}"
+    reason = (
+        f"its index is {value!r}" if value != "" else f"there is none of the columns {', '.join(_COLUMNS['index'])}"
+    )
     raise AtlasError(
-        f"{where} is malformed, it does not say which feature it is of: {found}; it has {', '.join(names)}. "
+        f"{where} is malformed, it does not say which feature it is of: {reason}; it has {', '.join(names)}. "
         f"Name the column of the feature's number: --column index={best}"
     )
 
@@ -166,13 +172,13 @@ def _whole(value: Any) -> bool:
 
 
 def _score(value: Any) -> float | None:
-    """A finite number; none for one that is not: it cannot be compared."""
+    """Return a finite number; None for one that is not: it cannot be compared."""
     number = math.nan if value in ("", None) else float(value)
     return number if math.isfinite(number) else None
 
 
 def _help(rows: list[Row | None], path: Path, format: str | None) -> str:
-    """Which columns there are, where no row has a description."""
+    """Say which columns there are, where no row has a description."""
     first = next((raw for file in label_files(path) for raw in raw_rows(file, format)), None) if rows else None
     if first is None or any(first.get(name) for name in _COLUMNS["description"]):
         return ""
@@ -187,9 +193,62 @@ def _check_repeated(rows: list[Row], path: Path) -> None:
     repeated = sorted({key[0] for key, group in texts.items() if len(group) > 1})
     described = len({row.label.index for row in rows})
     if len(repeated) > _AMBIGUOUS * described:
-        told = " and ".join(f"'{text}'" for text in sorted(next(g for g in texts.values() if len(g) > 1))[:2])
+        pair = " and ".join(f"'{text}'" for text in sorted(next(g for g in texts.values() if len(g) > 1))[:2])
         raise AtlasError(
-            f"{path} describes {len(repeated)} of {described} features several times, such as {repeated[0]} by {told}, "
+            f"{path} describes {len(repeated)} of {described} features several times, such as {repeated[0]} by {pair}, "
             "and neither explainer, source, score, polarity nor id tells why: is that the features' number? Name the "
             "right column with --column index=NAME"
         )
+
+
+def label_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise AtlasError(f"there is no file or folder of labels at {path}")
+    folder = path / "explanations" if (path / "explanations").is_dir() else path
+    files = sorted(f for f in folder.iterdir() if f.name.endswith((".jsonl", ".jsonl.gz")))
+    if not files:
+        raise AtlasError(f"{folder} has no .jsonl or .jsonl.gz file; a Neuronpedia export holds batch-0.jsonl.gz, ...")
+    return files
+
+
+def raw_rows(file: Path, format: str | None) -> Iterator[Mapping[str, Any]]:
+    kind = format or file.name.removesuffix(".gz").rpartition(".")[2]
+    if kind not in FORMATS:
+        raise AtlasError(f"{file} is of no known label format; use {', '.join(FORMATS)}, plain or as .gz")
+    try:
+        for row in _parse(file, kind):
+            if not isinstance(row, Mapping):
+                raise AtlasError(f"{file} is not a list of labels with an index and a description each")
+            yield row
+    except AtlasError:
+        raise
+    except (OSError, EOFError, zlib.error, ValueError, RecursionError, NotImplementedError, csv.Error) as error:
+        raise AtlasError(f"{file} cannot be read as labels: {error}") from error
+
+
+def _parse(file: Path, kind: str) -> Iterator[Any]:
+    if kind == "parquet":
+        import pyarrow.parquet
+
+        for batch in pyarrow.parquet.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+        return
+    with _text(file) as text:
+        if kind == "csv":
+            yield from csv.DictReader(text)
+        elif kind == "jsonl":
+            yield from (json.loads(line) for line in text if not line.isspace())
+        else:
+            parsed = json.load(text)
+            parsed = parsed.get("explanations") if isinstance(parsed, dict) else parsed
+            yield from parsed if isinstance(parsed, list) else [None]
+
+
+@contextlib.contextmanager
+def _text(file: Path) -> Iterator[IO[str]]:
+    """Open a file as lines as they stand: a line of JSON may hold a bare carriage return, a cell of CSV a newline."""
+    opener = gzip.open if file.suffix == ".gz" else open
+    with opener(file, "rt", encoding="utf-8-sig", newline="" if ".csv" in file.suffixes else "\n") as text:
+        yield text

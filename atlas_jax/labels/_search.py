@@ -1,21 +1,26 @@
-"""Search over labels: by words, by meaning, and by both."""
+"""Search over labels: by words, by meaning, and by both; and the index on disk, beside the labels it was made of."""
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._dense import LSA, Averaged, Dense, Embedded, unit
-from atlas_jax.labels._embedders import Embedder
+from atlas_jax.labels._embedders import Embedder, StaticEmbedding
 from atlas_jax.labels._labels import Labels
-from atlas_jax.labels._lexical import BM25, vocabulary_of
-from atlas_jax.labels._static import StaticEmbedding
-from atlas_jax.labels._terms import count_matrix, terms
+from atlas_jax.labels._retrievers import BM25, LSA, Averaged, Dense, Embedded, count_matrix, terms, unit, vocabulary_of
 
 FEEDBACK = 10
+_VERSION = 2
+_HEAD = "index.json"
+_CSC = ("data", "indices", "indptr")
+_ARRAYS = {"lsa": ("documents", "basis", "rarity"), "static": ("documents", "rarity", "common")}
 
 
 class Hit(NamedTuple):
@@ -52,7 +57,7 @@ class TextIndex:
     Example:
       >>> from atlas_jax.labels import Label
       >>> labels = Labels.from_rows([Label(3, "dogs and cats"), Label(7, "stock prices"), Label(8, "a dog's bark")])
-      >>> [hit.index for hit in TextIndex.of(labels).search("dog", k=2, method="bm25")]
+      >>> [hit.index for hit in TextIndex.from_labels(labels).search("dog", k=2, method="bm25")]
       [3, 8]
     """
 
@@ -62,7 +67,7 @@ class TextIndex:
     dense: Mapping[str, Dense]
 
     @classmethod
-    def of(cls, labels: Labels, embeddings: Sequence[StaticEmbedding] | None = None) -> "TextIndex":
+    def from_labels(cls, labels: Labels, embeddings: Sequence[StaticEmbedding] | None = None) -> "TextIndex":
         """Index the chosen labels.
 
         Args:
@@ -80,18 +85,20 @@ class TextIndex:
         vocabulary = vocabulary_of(bags)
         counts = count_matrix([[vocabulary[term] for term in bag] for bag in bags], len(vocabulary))
         embeddings = [StaticEmbedding.default()] if embeddings is None else embeddings
-        dense: dict[str, Dense | None] = {"lsa": LSA.of(counts, vocabulary)}
+        dense: dict[str, Dense | None] = {"lsa": LSA.from_counts(counts, vocabulary)}
         for i, embedding in enumerate(embeddings, 1):
-            dense["static" if i == 1 else f"static_{i}"] = Averaged.of(texts, embedding)
+            dense["static" if i == 1 else f"static_{i}"] = Averaged.from_texts(texts, embedding)
         dense = {name: one for name, one in dense.items() if one is not None}
-        return cls(np.array(features), texts, BM25.of(counts, vocabulary), dense)
+        return cls(np.array(features), texts, BM25.from_counts(counts, vocabulary), dense)
+
+    of = from_labels
 
     def with_embedder(self, embedder: Embedder) -> "TextIndex":
-        """The same labels by ``bm25`` and ``embedder``, and by both as ``hybrid``.
+        """Return the same labels by ``bm25`` and ``embedder``, and by both as ``hybrid``.
 
         Embeds every label once; see :func:`open_embedder` for a cache of the vectors.
         """
-        return dataclasses.replace(self, dense={"embedder": Embedded.of(self.texts, embedder)})
+        return dataclasses.replace(self, dense={"embedder": Embedded.from_texts(self.texts, embedder)})
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -99,7 +106,7 @@ class TextIndex:
         return ("hybrid", "bm25", *self.dense)
 
     def search(self, text: str, k: int = 20, method: str = "hybrid") -> list[Hit]:
-        """The k features whose labels fit a text best, best first; none where no word of it is known.
+        """Return the k features whose labels fit a text best, best first; none where no word of it is known.
 
         Raises:
           AtlasError: for a blank text, k below 1, or an unknown retriever.
@@ -114,11 +121,11 @@ class TextIndex:
             best = best[scores[best] > 0]
         top = scores[best[0]]
         share = np.clip(scores[best] / top, 0, 1) if top > 0 else np.ones(len(best))
-        found = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
-        return [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in found]
+        hits = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
+        return [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in hits]
 
     def scores(self, text: str, method: str = "hybrid") -> Float[np.ndarray, " n"]:
-        """The score of every label, in the order of ``features``; all zero where no word of the text is known.
+        """Return the score of every label, in the order of ``features``; all zero where no word of the text is known.
 
         Raises:
           AtlasError: for a blank text or an unknown retriever.
@@ -168,3 +175,81 @@ def _z_score(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """Zero mean and unit deviation; where all are equal, one for a match and zero for none."""
     deviation = scores.std()
     return (scores - scores.mean()) / deviation if deviation > 0 else np.sign(scores)
+
+
+def open_index(labels: Labels, directory: str | Path | None = None) -> TextIndex:
+    """Return the index of some labels by the package's own retrievers: read from a directory, or made where none fits.
+
+    What is there is used only if it was made of these very descriptions and word vectors. Arrays are mapped into
+    memory, not read.
+
+    Args:
+      labels: the labels of an atlas.
+      directory: where :func:`write_index` left it; None makes it anew.
+
+    Raises:
+      AtlasError: where no feature has a label, or the files are damaged.
+
+    Example:
+      >>> from atlas_jax.labels import Label
+      >>> labels = Labels.from_rows([Label(3, "dogs and cats"), Label(7, "stock prices")])
+      >>> write_index(labels, tmp / "index")
+      >>> open_index(labels, tmp / "index").search("dogs", method="bm25")[0].index
+      3
+    """
+    index = None if directory is None else _read(Path(directory), labels)
+    return TextIndex.from_labels(labels) if index is None else index
+
+
+def write_index(labels: Labels, directory: str | Path) -> None:
+    """Make the index of some labels and write it into a directory, for :func:`open_index`.
+
+    Raises:
+      AtlasError: where no feature has a label.
+    """
+    index, directory = TextIndex.from_labels(labels), Path(directory)
+    lexical = index.lexical.contributions
+    arrays = {"features": index.features} | {f"bm25_{name}": getattr(lexical, name) for name in _CSC}
+    for part, dense in index.dense.items():
+        arrays |= {f"{part}_{name}": getattr(dense, name) for name in _ARRAYS[part]}
+    directory.mkdir(parents=True, exist_ok=True)
+    for name, array in arrays.items():
+        np.save(directory / f"{name}.npy", np.ascontiguousarray(array))
+    head = {"version": _VERSION, "fingerprint": _fingerprint(labels), "parts": list(index.dense)}
+    head["vocabulary"] = list(index.lexical.vocabulary)
+    (directory / _HEAD).write_text(json.dumps(head, ensure_ascii=False), encoding="utf-8")
+
+
+def _read(directory: Path, labels: Labels) -> TextIndex | None:
+    """Read the index in a directory, None where there is none of these labels."""
+    if not (directory / _HEAD).is_file():
+        return None
+    array = lambda name: np.load(directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+    try:
+        head = json.loads((directory / _HEAD).read_text(encoding="utf-8"))
+        if (head["version"], head["fingerprint"]) != (_VERSION, _fingerprint(labels)):
+            return None
+        vocabulary = {word: i for i, word in enumerate(head["vocabulary"])}
+        features = np.array(array("features"))
+        csc = tuple(array(f"bm25_{name}") for name in _CSC)
+        lexical = BM25(sp.csc_matrix(csc, (len(features), len(vocabulary)), copy=False), vocabulary)
+        arrays = {part: {name: array(f"{part}_{name}") for name in _ARRAYS[part]} for part in head["parts"]}
+        if any(len(part["documents"]) != len(features) for part in arrays.values()):
+            raise ValueError("its arrays are of different lengths")
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise AtlasError(f"the search index in {directory} is damaged ({error}); delete the folder") from error
+    dense: dict[str, Dense] = {}
+    if "lsa" in arrays:
+        dense["lsa"] = LSA(**arrays["lsa"], vocabulary=vocabulary)
+    if "static" in arrays:
+        dense["static"] = Averaged(**arrays["static"], embedding=StaticEmbedding.default())
+    return TextIndex(features, chosen_texts(labels, features.tolist()), lexical, dense)
+
+
+def _fingerprint(labels: Labels) -> str:
+    """Hash everything the index is made of."""
+    features = labels.described()
+    digest = hashlib.sha256(np.ascontiguousarray(StaticEmbedding.default().table))
+    digest.update("\0".join(chosen_texts(labels, features)).encode())
+    digest.update(np.array(features, np.int64))
+    return digest.hexdigest()

@@ -29,11 +29,11 @@ class WordTable(NamedTuple):
     first: int
 
     @classmethod
-    def of(cls, texts: Sequence[str], *, first: int = 0, min_count: int = 5) -> "WordTable":
-        """Words of at least two letters and numbers that occur in ``min_count`` sentences or more.
+    def from_texts(cls, texts: Sequence[str], *, first: int = 0, min_count: int = 5) -> "WordTable":
+        """Count words of at least two letters and numbers that occur in ``min_count`` sentences or more.
 
         Example:
-          >>> WordTable.of(["A red ball.", "a red hat", "blue"], min_count=2).words
+          >>> WordTable.from_texts(["A red ball.", "a red hat", "blue"], min_count=2).words
           ['red']
         """
         bags = [words_of(text) for text in texts]
@@ -46,32 +46,34 @@ class WordTable(NamedTuple):
         present = sp.csr_matrix((np.ones(len(indices), np.float32), indices, indptr), (len(texts), len(words)))
         return cls(words, present, first)
 
+    of = from_texts
+
     def contains_any(self, words: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        """Which sentences contain at least one of the words."""
+        """Tell which sentences contain at least one of the words."""
         columns = [i for i, word in enumerate(self.words) if word in set(words)]
         return np.asarray(self.present[:, columns].sum(axis=1)).ravel() > 0
 
 
 def words_of(text: str) -> set[str]:
-    """The distinct words of two letters or more and numbers of a text, in lower case."""
+    """Return the distinct words of two letters or more and numbers of a text, in lower case."""
     return set(_WORD.findall(text.lower()))
 
 
 def words_at(text: str, position: int, reach: int = 1) -> set[str]:
-    """The word that covers a character, or the last one before it, and up to ``reach - 1`` words before that.
+    """Return the word that covers a character, or the last one before it, and up to ``reach - 1`` words before that.
 
     Example:
       >>> sorted(words_at("the mean of the sample variance", 18, reach=2))
       ['sample', 'the']
     """
-    found = [m.group() for m in _WORD.finditer(text.lower()) if m.start() <= position]
-    return set(found[-reach:])
+    words = [m.group() for m in _WORD.finditer(text.lower()) if m.start() <= position]
+    return set(words[-reach:])
 
 
 def characteristic_words(
     table: WordTable, bags: Sequence[Sequence[set[str]]], *, count: int = 3, prior: float = 10.0, common: float = 0.05
 ) -> list[list[tuple[str, float]]]:
-    r"""The most characteristic words of each feature's strongest examples.
+    r"""Return the most characteristic words of each feature's strongest examples.
 
     The statistic is the z-score of the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn
     2008): a word in :math:`y` of :math:`n` examples and in a share :math:`\pi` of all :math:`N` sentences scores
@@ -104,7 +106,7 @@ def characteristic_words(
 
 
 def statistical_labels(table: WordTable, bags: Sequence[Sequence[set[str]]], *, count: int = 3) -> Labels:
-    """Labels that list each feature's :func:`characteristic_words`.
+    """Return labels that list each feature's :func:`characteristic_words`.
 
     Args:
       table: the words of all sentences.
@@ -112,14 +114,14 @@ def statistical_labels(table: WordTable, bags: Sequence[Sequence[set[str]]], *, 
       count: words a label.
 
     Example:
-      >>> table = WordTable.of(["red hat", "red ball", "blue sea", "blue sky"] * 5)
+      >>> table = WordTable.from_texts(["red hat", "red ball", "blue sea", "blue sky"] * 5)
       >>> statistical_labels(table, [[{"red", "hat"}, {"red", "ball"}]], count=1)[0]
       'red'
     """
-    found = characteristic_words(table, bags, count=count)
+    per_feature = characteristic_words(table, bags, count=count)
     rows = [
         Label(i, ", ".join(word for word, _ in words), explainer="log-odds", source="statistical")
-        for i, words in enumerate(found)
+        for i, words in enumerate(per_feature)
         if words
     ]
     return Labels.from_rows(rows, len(bags))

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from scipy.sparse.linalg import svds
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._static import StaticEmbedding
-from atlas_jax.labels._terms import terms
+from atlas_jax.labels._embedders import StaticEmbedding
+from atlas_jax.labels._retrievers import terms
 
 _UNKNOWN = "[UNK]"
 
@@ -19,7 +19,7 @@ _UNKNOWN = "[UNK]"
 def train_static(
     texts: Iterable[str], *, width: int = 128, min_count: int = 8, window: int = 8, smoothing: float = 0.75
 ) -> StaticEmbedding:
-    r"""Static word vectors from some texts, for label search in their language and domain.
+    r"""Train static word vectors from some texts, for label search in their language and domain.
 
     Words with one stem share a vector and function words have none. The others co-occur within ``window`` of
     themselves, counted 1 / distance. Vectors are the rows of :math:`U \Sigma^{1/2}`, scaled to norm one, of the
@@ -66,7 +66,7 @@ def _factors(association: sp.csr_matrix, width: int) -> Float[np.ndarray, "v w"]
 
 
 def _word_tokenizer(vocabulary: Mapping[str, int]) -> Any:
-    """Lower-case runs of letters and digits."""
+    """Return a tokenizer of lower-case runs of letters and digits."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel(dict(vocabulary), unk_token=_UNKNOWN))
@@ -80,7 +80,7 @@ def _words(tokenizer: Any, text: str) -> list[str]:
 
 
 def _joined(documents: Sequence[Sequence[int]], window: int) -> Int[np.ndarray, " n"]:
-    """All documents in a row, ``window`` unknown words apart."""
+    """Join all documents in a row, ``window`` unknown words apart."""
     gap = [0] * window
     return np.fromiter((i for document in documents for i in (*document, *gap)), np.int32)
 

@@ -47,7 +47,7 @@ def extend(
     return (*full, Block(*map(put, last, new)))
 
 
-def settle(config: ModelConfig, caches: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
+def trim(config: ModelConfig, caches: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
     """Caches as the prompt left them, for texts of ``length`` tokens: a layer whose window is shorter keeps a ring."""
 
     def layer(cache: LayerCache, window: int | None) -> LayerCache:
@@ -56,7 +56,7 @@ def settle(config: ModelConfig, caches: tuple[LayerCache, ...], length: int) -> 
     return tuple(map(layer, caches, config.windows))
 
 
-def add_room(config: ModelConfig, caches: tuple[LayerCache, ...], slots: int, length: int) -> tuple[LayerCache, ...]:
+def grow(config: ModelConfig, caches: tuple[LayerCache, ...], slots: int, length: int) -> tuple[LayerCache, ...]:
     """Settled caches with an empty block of so many slots more; rings stay."""
 
     def layer(cache: LayerCache, window: int | None) -> LayerCache:

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt
 
-from atlas_jax.models._cache import LayerCache, add_room, settle
+from atlas_jax.models._cache import LayerCache, grow, trim
 from atlas_jax.models._decoder import Decoder, Taps
 from atlas_jax.models._forward import blocks, positions
 from atlas_jax.types import Site, Tokens, Where
 
 # Decoding goes in stretches, each with a block of cache more, so attention reads little that is still empty. Every
-# stretch is compiled on its own, which few tokens would not repay; on an accelerator, which reads faster and compiles
+# chunk is compiled on its own, which few tokens would not repay; on an accelerator, which reads faster and compiles
 # for longer, many.
 MOST_STRETCHES = 8
 TOKENS_A_STRETCH = 1400
@@ -113,9 +113,9 @@ class State(NamedTuple):
 def complete(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
     """Read the prompts and generate ``n`` tokens, fewer when all rows end before."""
     state = _start(decoder, request, n, greedy)
-    stretch = max(1, -(-(n - 1) // stretches(n * state.done.shape[0], jax.default_backend())))
-    for done in range(1, n, stretch):
-        until = min(done + stretch, n)
+    chunk = max(1, -(-(n - 1) // stretches(n * state.done.shape[0], jax.default_backend())))
+    for done in range(1, n, chunk):
+        until = min(done + chunk, n)
         state = _advance(decoder, request, _with_room(decoder, request, state, until - done), jnp.int32(until), greedy)
     return state
 
@@ -165,11 +165,11 @@ def _start(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
         jnp.zeros((rows, n), jnp.int32), jnp.int32(0), jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), caches
     )
     state = _step(decoder, request, nothing, x, position, time, greedy, shared)
-    return state._replace(caches=settle(decoder.config, state.caches, _text_length(request, state)))
+    return state._replace(caches=trim(decoder.config, state.caches, _text_length(request, state)))
 
 
 def _with_room(decoder: Decoder, request: Request, state: State, slots: int) -> State:
-    return state._replace(caches=add_room(decoder.config, state.caches, slots, _text_length(request, state)))
+    return state._replace(caches=grow(decoder.config, state.caches, slots, _text_length(request, state)))
 
 
 def _text_length(request: Request, state: State) -> int:

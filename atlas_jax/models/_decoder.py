@@ -64,10 +64,10 @@ class Context(NamedTuple):
     turns: dict[Rope, tuple[Float[Array, "b t 1 2 f"], Float[Array, "b t 1 2 f"]]]
 
     @classmethod
-    def of(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""]) -> "Context":
+    def at(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""]) -> "Context":
         """The context of a pass over tokens at these positions."""
         ropes = [rope for rope in dict.fromkeys(config.ropes) if rope is not None]
-        return cls(position, time, {rope: turn(position, rope, config.head_dim) for rope in ropes})
+        return cls(position, time, {rope: rope_angles(position, rope, config.head_dim) for rope in ropes})
 
 
 class Linear(nnx.Module):
@@ -106,7 +106,7 @@ class Norm(nnx.Module):
         return weight * y.astype(x.dtype)
 
 
-def turn(
+def rope_angles(
     position: Int[Array, "b t"], rope: Rope, head_dim: int
 ) -> tuple[Float[Array, "b t 1 2 f"], Float[Array, "b t 1 2 f"]]:
     """Cosines, and sines with the sign of each half, computed in float32.

@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from atlas_jax.mesh import to_host
 from atlas_jax.models._forward import forward
 from atlas_jax.models._language_model import LanguageModel
+from atlas_jax.sharding import to_host
 from atlas_jax.types import FeatureSpace, Tokens
 
 TEXT = "The quick brown fox jumps over the lazy dog; 7 of the 12 sorted lists (a, b, ...) were empty."
@@ -35,7 +35,7 @@ def numerical_fingerprint(space: FeatureSpace) -> dict[str, Any]:
 
     Example:
       >>> from atlas_jax.subject import Subject
-      >>> space = Subject.of(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> space = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
       >>> list(numerical_fingerprint(space)["values"])
       ['logits', 'mlp_act.1']
     """
@@ -64,7 +64,7 @@ def fingerprint_difference(recorded: Mapping[str, Any], space: FeatureSpace) -> 
 
     Example:
       >>> from atlas_jax.subject import Subject
-      >>> space = Subject.of(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> space = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
       >>> fingerprint_difference(numerical_fingerprint(space), space) is None
       True
     """

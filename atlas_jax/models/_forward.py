@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.checks import known
@@ -15,7 +17,6 @@ from atlas_jax.models._cache import LayerCache
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Context, Decoder, Pool, Taps
 from atlas_jax.models._language_model import LanguageModel
-from atlas_jax.models._partition import shard_rows
 from atlas_jax.models._tokenizer import check_ids
 from atlas_jax.types import Run, Site, Tokens, Where, edits_by_site, sites_of
 
@@ -111,7 +112,7 @@ def blocks(
     caches: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "b t d"], tuple[LayerCache | None, ...]]:
     """The residual stream after the blocks ``layers``, and their caches, which are given in the same order."""
-    context = Context.of(decoder.config, position, time)
+    context = Context.at(decoder.config, position, time)
     after = []
     for i, cache in zip(layers, caches or (None,) * len(layers), strict=True):
         with jax.named_scope(f"layer_{i}"):
@@ -194,3 +195,23 @@ def split_heads(z: Float[Array, "*b d"], config: ModelConfig) -> Float[Array, "*
       True
     """
     return z.reshape(*z.shape[:-1], config.num_heads, config.head_dim)
+
+
+def shard_rows(batch: Any, parameters: Any) -> Any:
+    """Spread the leading axis of a batch over "data" of the mesh that the parameters live on.
+
+    Arrays that are already on a mesh, that are traced, or whose rows do not divide evenly are left as they are.
+    """
+    first = jax.tree.leaves(nnx.state(parameters))[0]
+    if isinstance(first, jax.core.Tracer) or not isinstance(first.sharding, NamedSharding):
+        return batch
+    mesh = first.sharding.mesh
+    size = mesh.shape.get("data", 1)
+
+    def place(x: Any) -> Any:
+        settled = isinstance(x, jax.core.Tracer) or isinstance(getattr(x, "sharding", None), NamedSharding)
+        if settled or size == 1 or x.ndim == 0 or x.shape[0] % size:
+            return x
+        return jax.device_put(x, NamedSharding(mesh, P("data")))
+
+    return jax.tree.map(place, batch)

@@ -10,9 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._decode import Request, Sampling, State, advance, complete, start
-from atlas_jax.models._forward import check_edits
+from atlas_jax.models._forward import check_edits, shard_rows
 from atlas_jax.models._language_model import LanguageModel
-from atlas_jax.models._partition import shard_rows
 from atlas_jax.types import Tokens
 
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from atlas_jax.checks import as_texts
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import read_object, writable, write_json
+from atlas_jax.files import from_hub, read_object, writable, write_json
 from atlas_jax.models._config import ModelConfig, load_config
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
@@ -203,15 +203,4 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
         return path
     if path.is_absolute() or path.exists() or str(name).startswith(".") or str(name).count("/") != 1:
         raise AtlasError(f"'{name}' is not a directory; give one, or a hub name such as owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        options = {"allow_patterns": DOWNLOADED, "ignore_patterns": NOT_DOWNLOADED}
-        return Path(snapshot_download(str(name), revision=revision, **options))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as e:
-        reason = type(e).__name__
-        raise AtlasError(
-            f"'{name}' is no local directory and could not be fetched from the hub ({reason}); "
-            "check the name, the network, and for gated models that you are logged in and were granted access"
-        ) from e
+    return from_hub(str(name), revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED)

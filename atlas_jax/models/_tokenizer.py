@@ -71,11 +71,11 @@ class Tokenizer:
         return tokenizer
 
     @classmethod
-    def of(cls, backend: tokenizers.Tokenizer, bos_token: str | None) -> "Tokenizer":
+    def from_backend(cls, backend: tokenizers.Tokenizer, bos_token: str | None) -> "Tokenizer":
         """A tokenizer of the ``tokenizers`` library; every text begins with ``bos_token``, None for nothing.
 
         Example:
-          >>> Tokenizer.of(Tokenizer.load(SUBJECT).backend, None).bos_id is None
+          >>> Tokenizer.from_backend(Tokenizer.load(SUBJECT).backend, None).bos_id is None
           True
         """
         options = {} if bos_token is None else {"bos_token": bos_token}

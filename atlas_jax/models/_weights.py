@@ -22,7 +22,7 @@ from atlas_jax.files import read_object
 from atlas_jax.models._config import ModelConfig
 from atlas_jax.models._decoder import Decoder
 from atlas_jax.models._families import FAMILIES, Fused
-from atlas_jax.models._partition import sharding
+from atlas_jax.sharding import parameter_sharding
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 _PARTS = ("layers", "embed_tokens", "norm", "lm_head")
@@ -122,7 +122,7 @@ def load_decoder(directory: Path, config: ModelConfig, dtype: jnp.dtype, mesh: M
 
     def load(path: tuple, leaf: Any) -> Any:
         name = ".".join(map(str, path))
-        where = sharding(name, leaf.shape, mesh)
+        where = parameter_sharding(name, leaf.shape, mesh)
         return leaf.replace(_read(stored[places[name].tensor], places[name], leaf.shape, dtype, where))
 
     flat = [(path, load(path, leaf)) for path, leaf in nnx.to_flat_state(state)]

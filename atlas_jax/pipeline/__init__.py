@@ -8,6 +8,7 @@ from atlas_jax.pipeline._alignment import (
     is_finished as is_finished,
     load_pair as load_pair,
 )
+from atlas_jax.pipeline._batches import Batch as Batch, BatchShapes as BatchShapes, Block as Block, Ragged as Ragged
 from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
 from atlas_jax.pipeline._choose import (
     Choice as Choice,
@@ -15,24 +16,24 @@ from atlas_jax.pipeline._choose import (
     held_out as held_out,
     views as views,
 )
-from atlas_jax.pipeline._encode import encode_batch as encode_batch
-from atlas_jax.pipeline._fold import fold as fold
-from atlas_jax.pipeline._pass import Cursor as Cursor, Pass as Pass
-from atlas_jax.pipeline._plan import Batch as Batch, Block as Block, Grid as Grid, Ragged as Ragged
-from atlas_jax.pipeline._residuals import (
+from atlas_jax.pipeline._evaluate import (
+    Scored as Scored,
+    pooled_activations as pooled_activations,
     sae_quality as sae_quality,
+    score_sentences as score_sentences,
     site_activations as site_activations,
     token_activations as token_activations,
+    top_sentences as top_sentences,
 )
-from atlas_jax.pipeline._settings import AlignSettings as AlignSettings
-from atlas_jax.pipeline._solve import solve as solve
-from atlas_jax.pipeline._stream import (
+from atlas_jax.pipeline._fit import (
     Fitted as Fitted,
-    Scored as Scored,
     fit_lenses as fit_lenses,
     fit_statistics as fit_statistics,
     merge_fitted as merge_fitted,
-    pooled_activations as pooled_activations,
-    score_sentences as score_sentences,
-    top_sentences as top_sentences,
+    solve as solve,
 )
+from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
+from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
+from atlas_jax.pipeline._stream import Cursor as Cursor, SentenceStream as SentenceStream
+
+Pass, fold = SentenceStream, run_stream  # their names until 0.1

@@ -12,22 +12,27 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from atlas_jax.artifacts import RUN, directory_hash, kind_at
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import reading, write_json
-from atlas_jax.mesh import mesh_of
+from atlas_jax.files import RUN, directory_hash, kind_at, reading, write_json
 from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
 from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
-from atlas_jax.pipeline._pass import BLOCK, Pass
-from atlas_jax.pipeline._run_files import AGAIN, Record, asked_for, check_same, read_rate, read_top, read_translation
-from atlas_jax.pipeline._settings import AlignSettings
-from atlas_jax.pipeline._solve import solve
-from atlas_jax.pipeline._stream import fit_statistics
-from atlas_jax.processes import is_first
+from atlas_jax.pipeline._fit import fit_statistics, solve
+from atlas_jax.pipeline._run_files import (
+    AGAIN,
+    AlignSettings,
+    Record,
+    asked_for,
+    check_same,
+    read_rate,
+    read_top,
+    read_translation,
+)
+from atlas_jax.pipeline._stream import BLOCK, SentenceStream
 from atlas_jax.progress import Progress
+from atlas_jax.sharding import is_first, mesh_of
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
@@ -89,12 +94,12 @@ class Alignment:
             raise AtlasError(f"this run does not know the strongest sentences of {site}; {AGAIN}")
         return self.top[site]
 
-    def stream(self, half: str) -> Pass:
+    def stream(self, half: str) -> SentenceStream:
         """A pass of subject and atlas over the "fit" or the "eval" half."""
         return stream_of(self.subject, self.atlas, self.corpus, self.settings, half)
 
     def save(self, directory: Path, *, dtype: str = "float32") -> None:
-        """Write the run into a directory (see :func:`atlas_jax.artifacts.new_directory`).
+        """Write the run into a directory (see :func:`atlas_jax.files.new_directory`).
 
         In a run of several processes all must call this, and process 0 writes.
 
@@ -202,7 +207,7 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
     model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
-    spaces = Subject.of(model, settings.sites, settings.pooling)
+    spaces = Subject.from_model(model, settings.sites, settings.pooling)
     return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
 
 
@@ -297,9 +302,11 @@ def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str
     }
 
 
-def stream_of(subject: Subject, atlas: ConceptAtlas, corpus: Corpus, settings: AlignSettings, half: str) -> Pass:
+def stream_of(
+    subject: Subject, atlas: ConceptAtlas, corpus: Corpus, settings: AlignSettings, half: str
+) -> SentenceStream:
     """A pass of subject and atlas over one half of a corpus."""
     texts: Sequence[str] = corpus.fit if half == "fit" else corpus.eval
     first = 0 if half == "fit" else len(corpus.fit)
     options = {"max_length": settings.max_length, "token_budget": settings.token_budget}
-    return Pass.of([subject, atlas], texts, first=first, **options)
+    return SentenceStream.from_texts([subject, atlas], texts, first=first, **options)

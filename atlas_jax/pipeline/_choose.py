@@ -8,10 +8,11 @@ import numpy as np
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Pass
-from atlas_jax.pipeline._stream import Fitted, fit_statistics, merge_fitted
+from atlas_jax.pipeline._fit import Fitted, fit_statistics, merge_fitted
+from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.progress import Progress
 from atlas_jax.statistics import PassStatistics
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.translators import Member, Whitening
 from atlas_jax.types import Site
@@ -31,6 +32,26 @@ class Choice(NamedTuple):
     members: Mapping[tuple[Site, str], Member]
     record: Mapping[str, Any]
 
+    def table(self) -> Table:
+        """The members of the whitened family that were chosen, with their scores on the part held out for it."""
+        uses = "; ".join(f"{use}: {meaning}" for use, meaning in self.record["uses"].items())
+        rows = [
+            (
+                r["site"], r["use"], float(r["alpha"]), float(r["beta"]),
+                "unit" if r["normalize_rows"] else "raw", r["centre"], float(r["ridge"]), r["score"],
+            )
+            for r in self.record["chosen"]
+        ]  # fmt: skip
+        columns = (
+            Column("site"), Column("use"), Column("α", "g"), Column("β", "g"),
+            Column("rows"), Column("centred"), Column("ridge", "g"), Column("score", ".3f"),
+        )  # fmt: skip
+        caption = (
+            "the family is (AsᵀAs)^-α AsᵀAc (AcᵀAc)^-β: α whitens the subject's side, β the atlas's; "
+            f"scores on {self.record['held_out']} held-out sentences of the fit half; {uses}"
+        )
+        return Table("Chosen members of the whitened family", columns, rows, caption)
+
 
 @runtime_checkable
 class Chooser(Protocol):
@@ -47,7 +68,9 @@ class Chooser(Protocol):
     def names(self) -> tuple[str, ...]:
         """Names of translations."""
 
-    def __call__(self, held: Pass, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None) -> Choice:
+    def __call__(
+        self, held: SentenceStream, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None
+    ) -> Choice:
         """Choose.
 
         Args:
@@ -58,7 +81,7 @@ class Chooser(Protocol):
         """
 
 
-def held_out(stream: Pass, *, seed: int) -> tuple[Pass, Pass]:
+def held_out(stream: SentenceStream, *, seed: int) -> tuple[SentenceStream, SentenceStream]:
     """A pass in two: most of its sentences, and a random tenth (at most 10,000 of them).
 
     Raises:
@@ -74,7 +97,7 @@ def held_out(stream: Pass, *, seed: int) -> tuple[Pass, Pass]:
 
 
 def fit_and_choose(
-    stream: Pass,
+    stream: SentenceStream,
     needs: frozenset[str],
     chooser: Chooser,
     *,
@@ -124,6 +147,6 @@ def views(
         atlas = None
         for site, members in wanted.items():
             if here := [m for m in dict.fromkeys(members) if view_of(m) == view]:
-                whitening = Whitening.of(statistics.statistics(site), here, atlas=atlas)
+                whitening = Whitening.from_statistics(statistics.statistics(site), here, atlas=atlas)
                 atlas = atlas if whitening.atlas is None else whitening.atlas
                 yield site, whitening, here

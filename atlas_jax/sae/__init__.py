@@ -1,6 +1,5 @@
 """Sparse autoencoders: one class, a loader per on-disk layout, quality measures, and training."""
 
-from atlas_jax.sae._batches import shuffled_rows as shuffled_rows
 from atlas_jax.sae._config import SAEConfig as SAEConfig
 from atlas_jax.sae._mixer import Cursor as Cursor, mixed_batches as mixed_batches
 from atlas_jax.sae._quality import (

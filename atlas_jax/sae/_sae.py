@@ -12,9 +12,9 @@ from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import writable
-from atlas_jax.mesh import place
 from atlas_jax.sae import _activation as activation, _formats as formats, _normalize as normalize
 from atlas_jax.sae._config import Kind, SAEConfig
+from atlas_jax.sharding import device_put
 from atlas_jax.types import Site
 
 _AXES = {
@@ -82,7 +82,7 @@ class SparseAutoencoder:
         """
         formats.check(config, parameters)
         arrays = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
-        return cls(config, **{name: place(value, mesh, *_AXES.get(name, ())) for name, value in arrays.items()})
+        return cls(config, **{name: device_put(value, mesh, *_AXES.get(name, ())) for name, value in arrays.items()})
 
     @classmethod
     def from_pretrained(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of, spread, to_host
+from atlas_jax.sharding import mesh_of, sharding_for, to_host
 from atlas_jax.statistics._types import Lens, TopK, layout, on_mesh
 
 
@@ -72,7 +72,7 @@ def _lens_update(
 ) -> Lens:
     index, a_c = jnp.asarray(index, jnp.int32), jnp.asarray(a_c)
     if mesh is not None:
-        whole = spread(index.shape, mesh), spread(a_c.shape, mesh, None, "model")
+        whole = sharding_for(index.shape, mesh), sharding_for(a_c.shape, mesh, None, "model")
         index, a_c = jax.lax.with_sharding_constraint((index, a_c), whole)
     order = jnp.argsort(index)
     place = jnp.minimum(jnp.searchsorted(index[order], lens.index), index.shape[0] - 1)

@@ -19,7 +19,7 @@ class Rows(NamedTuple):
     unit: Float[Array, "b d"] | None
 
 
-def row_peak(a: Float[Array, "b d"]) -> Float[Array, " b"]:
+def row_maximum(a: Float[Array, "b d"]) -> Float[Array, " b"]:
     """The largest magnitude of each row; infinite exactly where the row is not finite.
 
     Asked apart, for XLA's maximum on CPUs passes over some nan.

@@ -27,7 +27,7 @@ class TokenNorms(NamedTuple):
 
     Attributes:
       sums: the sums.
-      low: the same tree, holding what float32 rounded away.
+      compensation: the same tree, holding what float32 rounded away.
 
     Example:
       >>> norms = add_norms(TokenNorms.init(["a"]), NormSums({"a": jnp.float32(6.0)}, jnp.float32(4.0)))
@@ -36,7 +36,7 @@ class TokenNorms(NamedTuple):
     """
 
     sums: NormSums
-    low: NormSums
+    compensation: NormSums
 
     @classmethod
     def init(cls, sites: Iterable[Any]) -> "TokenNorms":
@@ -46,8 +46,8 @@ class TokenNorms(NamedTuple):
 
     def mean(self, site: Any) -> float:
         """The mean norm at a site, nan without a token."""
-        norm = float(self.sums.norm[site]) + float(self.low.norm[site])
-        tokens = float(self.sums.tokens) + float(self.low.tokens)
+        norm = float(self.sums.norm[site]) + float(self.compensation.norm[site])
+        tokens = float(self.sums.tokens) + float(self.compensation.tokens)
         return norm / tokens if tokens else float("nan")
 
 
@@ -58,4 +58,4 @@ def add_norms(state: TokenNorms, batch: NormSums) -> TokenNorms:
 
 def merge_norms(a: TokenNorms, b: TokenNorms) -> TokenNorms:
     """The sums of both."""
-    return TokenNorms(*compensated_add(a.sums, a.low, b.sums, b.low))
+    return TokenNorms(*compensated_add(a.sums, a.compensation, b.sums, b.compensation))

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import to_host
+from atlas_jax.sharding import to_host
 from atlas_jax.statistics._types import Moments, Statistics
 
 DOUBLE = ("cpu", "gpu", "cuda", "rocm")  # platforms whose devices multiply in float64
@@ -25,7 +25,7 @@ def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bo
       AtlasError: if the statistics do not hold it.
     """
     view = "unit" if unit else "raw"
-    centred, (weight, atlas, subject, cross) = centred_cross(stats, unit=unit), stats.low
+    centred, (weight, atlas, subject, cross) = centred_cross(stats, unit=unit), stats.compensation
     means = getattr(stats.subject, view).mean, getattr(stats.atlas, view).mean, stats.weight
     low = getattr(subject, view).mean, getattr(atlas, view).mean, weight
     parts = centred, getattr(cross, view), None if centre else (means, low)
@@ -67,7 +67,7 @@ def gram_moments(stats: Statistics, side: str, *, unit: bool) -> GramMoments:
             f"the Gram matrix of {width} {side} features does not go on one device, where it is factorised (at most "
             f"{LARGEST}); use procrustes, covariance, correlation or semantic_lens, which need none"
         )
-    weight = stats.weight, stats.low[0]
+    weight = stats.weight, stats.compensation[0]
     return on_one_device(GramMoments((moments.gram, low.gram), (moments.mean, low.mean), weight))
 
 
@@ -115,7 +115,7 @@ def check_rows(stats: Statistics) -> None:
       AtlasError: saying why there are none, if rows were left out.
     """
     if not float(stats.weight) > 0:
-        left_out = int(stats.faults.rows)
+        left_out = int(stats.nonfinite.rows)
         why = f" ({left_out} were left out, for they were not finite)" * (left_out > 0)
         raise AtlasError(f"these statistics hold no rows{why}; add some with update before solving")
 
@@ -128,5 +128,5 @@ def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments
         name = f"{'unit_' if unit else ''}{side}_gram"
         raise AtlasError(f"these statistics lack '{name}'; name it in Statistics.init")
     check_rows(stats)
-    _, atlas, subject, _ = stats.low
+    _, atlas, subject, _ = stats.compensation
     return moments, getattr(atlas if side == "atlas" else subject, view)

@@ -2,7 +2,7 @@
 
 Two *views* of the rows are kept: ``raw`` as they come, and ``unit`` with each row divided by its L2 norm (zero rows
 stay zero). All second moments are centred; the uncentred product is ``centred + weight * outer(means)``.
-Every number is float32 and has a twin under ``low`` that holds what the addition rounded away.
+Every number is float32 and has a twin under ``compensation`` that holds what the addition rounded away.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import spread
+from atlas_jax.sharding import sharding_for
 
 NEEDS: dict[str, str] = {
     "cross": "centred A_s^T A_c of the raw rows",
@@ -70,7 +70,7 @@ class TopK(NamedTuple):
     position: Int[Array, "d_s k"] | None
 
 
-class Faults(NamedTuple):
+class NonFinite(NamedTuple):
     """Rows left out because an activation was not finite: how many, and the id of the first (-1: none)."""
 
     rows: Int[Array, ""]
@@ -110,8 +110,8 @@ class Statistics(NamedTuple):
       cross: centred cross products ``[d_s, d_c]``.
       top: largest activations per subject feature, None unless needed.
       seen: rows offered so far, padding included.
-      faults: rows left out because they were not finite.
-      low: ``(weight, atlas, subject, cross)`` again, holding what float32 rounded away from each sum.
+      nonfinite: rows left out because they were not finite.
+      compensation: ``(weight, atlas, subject, cross)`` again, holding what float32 rounded away from each sum.
       lens: SemanticLens' second pass, None before it.
 
     Example:
@@ -126,8 +126,8 @@ class Statistics(NamedTuple):
     cross: Cross
     top: TopK | None
     seen: Int[Array, ""]
-    faults: Faults
-    low: tuple[Float[Array, ""], Side, Side, Cross]
+    nonfinite: NonFinite
+    compensation: tuple[Float[Array, ""], Side, Side, Cross]
     lens: Lens | None = None
 
     @classmethod
@@ -162,10 +162,10 @@ class PassStatistics(NamedTuple):
 
     Attributes:
       sums: the additive statistics.
-      low: the same tree, holding what float32 rounded away.
+      compensation: the same tree, holding what float32 rounded away.
       top: :class:`TopK` by site, None unless needed.
       seen: rows offered so far, padding included.
-      faults: rows left out because some activation was not finite.
+      nonfinite: rows left out because some activation was not finite.
 
     Example:
       >>> state = PassStatistics.init(["cross"], {"a": 3, "b": 4}, 5)
@@ -174,10 +174,10 @@ class PassStatistics(NamedTuple):
     """
 
     sums: Sums
-    low: Sums
+    compensation: Sums
     top: dict[Any, TopK] | None
     seen: Int[Array, ""]
-    faults: Faults
+    nonfinite: NonFinite
 
     @classmethod
     def init(
@@ -209,7 +209,7 @@ class PassStatistics(NamedTuple):
             raise AtlasError(f"no statistics for site '{site}'; this pass has {', '.join(map(str, self.sites))}")
         view = lambda s: (s.weight, s.atlas, s.subjects[site], s.crosses[site])
         top = None if self.top is None else self.top[site]
-        return Statistics(*view(self.sums), top, self.seen, self.faults, view(self.low))
+        return Statistics(*view(self.sums), top, self.seen, self.nonfinite, view(self.compensation))
 
 
 def layout(state: Any, mesh: Mesh) -> Any:
@@ -220,14 +220,14 @@ def layout(state: Any, mesh: Mesh) -> Any:
     whole on every device. An axis that does not divide evenly is kept whole.
 
     Example:
-      >>> from atlas_jax.mesh import make_mesh
+      >>> from atlas_jax.sharding import make_mesh
       >>> stats = jax.eval_shape(lambda: Statistics.init(["cross", "top_k"], 16, 32))
       >>> where = layout(stats, make_mesh(model=2))
       >>> where.cross.raw.spec, where.atlas.raw.mean.spec, where.top.index.spec
       (P('data', 'model'), P(), P('data',))
     """
-    rows = lambda x: spread(x.shape, mesh, "data")
-    matrix = lambda x: spread(x.shape, mesh, *(("data", "model") if x.ndim == 2 else ()))
+    rows = lambda x: sharding_for(x.shape, mesh, "data")
+    matrix = lambda x: sharding_for(x.shape, mesh, *(("data", "model") if x.ndim == 2 else ()))
 
     def place(x: Any) -> Any:
         if isinstance(x, TopK):
@@ -268,10 +268,10 @@ def _empty(needs: frozenset[str], widths: Mapping[Any, int], d_c: int, top_k: in
     )
     return PassStatistics(
         sums=sums,
-        low=jax.tree.map(jnp.zeros_like, sums),
+        compensation=jax.tree.map(jnp.zeros_like, sums),
         top={site: _top(d_s, top_k, peaks) for site, d_s in widths.items()} if "top_k" in needs else None,
         seen=jnp.zeros((), jnp.int32),
-        faults=Faults(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)),
+        nonfinite=NonFinite(jnp.zeros((), jnp.int32), jnp.full((), -1, jnp.int32)),
     )
 
 

@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from atlas_jax.checks import AnyArray, as_numbers, on_host, refuse
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of, spread
-from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_peak
+from atlas_jax.sharding import mesh_of, sharding_for
+from atlas_jax.statistics._moments import Rows, absorb, chunk_cross, chunk_side, row_maximum
 from atlas_jax.statistics._top import top_merge, top_update
-from atlas_jax.statistics._types import Faults, PassStatistics, Side, Statistics, Sums, layout
+from atlas_jax.statistics._types import NonFinite, PassStatistics, Side, Statistics, Sums, layout
 
 Matrix = AnyArray
 
@@ -34,7 +34,7 @@ def update_pass(
 
     The atlas rows are centred, normalised and multiplied with themselves once for all sites. Rows of weight zero are
     padding and may hold anything. A row with an activation that is not finite, at any site, is left out everywhere and
-    recorded in ``faults``; so is, inside ``jit`` and on accelerators, one whose weight is not a number from 0 up.
+    recorded in ``nonfinite``; so is, inside ``jit`` and on accelerators, one whose weight is not a number from 0 up.
     Accumulation is float32 at the highest precision; the error does not grow with the number of batches.
 
     Args:
@@ -79,16 +79,16 @@ def _update_pass(
     index = state.seen + jnp.arange(a_c.shape[0]) if index is None else index
     index = _whole_rows(index, mesh).astype(jnp.int32)
     offered, valid = weight != 0, jnp.isfinite(weight) & (weight > 0)
-    peaks, peak_c = jax.tree.map(row_peak, acts), row_peak(a_c)
+    peaks, peak_c = jax.tree.map(row_maximum, acts), row_maximum(a_c)
     keep = valid & jnp.isfinite(sum(peaks.values(), peak_c))
     chunk, chunk_low = _chunk(state.sums, acts, a_c, peaks, peak_c, jnp.where(keep, weight, 0.0))
-    sums, low = absorb(state.sums, state.low, chunk, chunk_low)
+    sums, low = absorb(state.sums, state.compensation, chunk, chunk_low)
     top = None
     if state.top is not None:
         where = {site: _whole_rows(x, mesh, "data") for site, x in (positions or {}).items()}
         top = {s: top_update(state.top[s], acts[s], keep, index, where.get(s)) for s in state.sites}
-    faults = _record(state.faults, offered & ~keep, index)
-    return _laid_out(PassStatistics(sums, low, top, state.seen + a_c.shape[0], faults), mesh)
+    nonfinite = _record(state.nonfinite, offered & ~keep, index)
+    return _laid_out(PassStatistics(sums, low, top, state.seen + a_c.shape[0], nonfinite), mesh)
 
 
 def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
@@ -109,11 +109,11 @@ def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
 
 @partial(jax.jit, static_argnums=2)
 def _merge_pass(a: PassStatistics, b: PassStatistics, mesh: Mesh | None) -> PassStatistics:
-    sums, low = absorb(a.sums, a.low, b.sums, b.low)
+    sums, low = absorb(a.sums, a.compensation, b.sums, b.compensation)
     top = None if a.top is None else {site: top_merge(a.top[site], b.top[site]) for site in a.sites}
-    first = jnp.where(a.faults.rows > 0, a.faults.first, b.faults.first)
-    faults = Faults(a.faults.rows + b.faults.rows, first)
-    return _laid_out(PassStatistics(sums, low, top, a.seen + b.seen, faults), mesh)
+    first = jnp.where(a.nonfinite.rows > 0, a.nonfinite.first, b.nonfinite.first)
+    nonfinite = NonFinite(a.nonfinite.rows + b.nonfinite.rows, first)
+    return _laid_out(PassStatistics(sums, low, top, a.seen + b.seen, nonfinite), mesh)
 
 
 def update(
@@ -156,7 +156,7 @@ def merge(a: Statistics, b: Statistics) -> Statistics:
 def _as_pass(stats: Statistics) -> PassStatistics:
     sums = lambda weight, atlas, subject, cross: Sums(weight, atlas, {"": subject}, {"": cross})
     top = None if stats.top is None else {"": stats.top}
-    return PassStatistics(sums(*stats[:4]), sums(*stats.low), top, stats.seen, stats.faults)
+    return PassStatistics(sums(*stats[:4]), sums(*stats.compensation), top, stats.seen, stats.nonfinite)
 
 
 def _whole_rows(x: Shaped[Matrix, "b *d"], mesh: Mesh | None, axis: str | None = None) -> Shaped[Array, "b *d"]:
@@ -168,8 +168,8 @@ def _whole_rows(x: Shaped[Matrix, "b *d"], mesh: Mesh | None, axis: str | None =
     if mesh is None:
         return x
     if axis == "model":  # columns first: a slice and then a gathering, where one step would gather everything
-        x = jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, "data", axis))
-    return jax.lax.with_sharding_constraint(x, spread(x.shape, mesh, None, axis))
+        x = jax.lax.with_sharding_constraint(x, sharding_for(x.shape, mesh, "data", axis))
+    return jax.lax.with_sharding_constraint(x, sharding_for(x.shape, mesh, None, axis))
 
 
 def _laid_out(state: PassStatistics, mesh: Mesh | None) -> PassStatistics:
@@ -249,7 +249,7 @@ def _array(x: Any, name: str) -> Matrix:
     return as_numbers(x, name)
 
 
-def _record(faults: Faults, bad: Bool[Array, " b"], index: Int[Array, " b"]) -> Faults:
+def _record(nonfinite: NonFinite, bad: Bool[Array, " b"], index: Int[Array, " b"]) -> NonFinite:
     rows = jnp.sum(bad, dtype=jnp.int32)
-    new = (faults.rows == 0) & (rows > 0)
-    return Faults(faults.rows + rows, jnp.where(new, index[jnp.argmax(bad)], faults.first))
+    new = (nonfinite.rows == 0) & (rows > 0)
+    return NonFinite(nonfinite.rows + rows, jnp.where(new, index[jnp.argmax(bad)], nonfinite.first))

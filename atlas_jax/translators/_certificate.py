@@ -47,7 +47,7 @@ def certify(m: Float[np.ndarray, "p q"], found: Factor) -> dict[str, Any]:
     Returns:
       rank; condition over the range, within a tenth; orthogonality ``|T T^T - P| / |P|``; asymmetry of ``M T^T``,
       relative; gap; error, relative; remainder, the root mean square of the singular values left out, relative to the
-      largest; accepted. A number is None where W is not positive definite.
+      largest; within_tolerance, of all of them. A number is None where W is not positive definite.
     """
     m_in, t_in, leak = _in_basis(m, found)
     numbers = dict.fromkeys(LIMITS) | {"remainder": _remainder(m, found)}
@@ -62,7 +62,7 @@ def certify(m: Float[np.ndarray, "p q"], found: Factor) -> dict[str, Any]:
         numbers["orthogonality"] = float(np.hypot(numbers["orthogonality"], leak))
         numbers["error"] += float(found.angle / np.sqrt(len(m_in)))
     numbers = {name: value if value is not None and np.isfinite(value) else None for name, value in numbers.items()}
-    return {"rank": len(m_in), "condition": condition} | numbers | {"accepted": acceptable(numbers)}
+    return {"rank": len(m_in), "condition": condition} | numbers | {"within_tolerance": within_limits(numbers)}
 
 
 def _weigh(
@@ -112,11 +112,11 @@ def _remainder(m: Float[np.ndarray, "p q"], found: Factor) -> float:
     return float(np.linalg.norm(mx - v @ (v.T @ mx)) / np.sqrt(max(m.shape[0] - v.shape[1], 1)) / found.largest)
 
 
-def acceptable(numbers: dict[str, float | None], limits: dict[str, float] = LIMITS) -> bool:
+def within_limits(numbers: dict[str, float | None], limits: dict[str, float] = LIMITS) -> bool:
     """Whether every number was found and is within its limit.
 
     Example:
-      >>> acceptable({"gap": 1e-9, "asymmetry": 1e-6}), acceptable({"gap": None}), acceptable({"gap": 1e-3})
+      >>> within_limits({"gap": 1e-9, "asymmetry": 1e-6}), within_limits({"gap": None}), within_limits({"gap": 1e-3})
       (True, False, False)
     """
     return all(value is not None and abs(value) <= limits[name] for name, value in numbers.items())
@@ -125,4 +125,4 @@ def acceptable(numbers: dict[str, float | None], limits: dict[str, float] = LIMI
 def nothing() -> dict[str, Any]:
     """The certificate of the zero matrix, whose factor is zero."""
     known = {"solver": "zero", "precision": "float64", "rank": 0, "cut": CUT, "condition": 1.0}
-    return known | dict.fromkeys(LIMITS, 0.0) | {"accepted": True}
+    return known | dict.fromkeys(LIMITS, 0.0) | {"within_tolerance": True}

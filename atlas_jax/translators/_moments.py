@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, Key, UInt32
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of, spread
+from atlas_jax.sharding import mesh_of, sharding_for
 from atlas_jax.statistics import Moments, Statistics, centred_cross
 from atlas_jax.translators._solution import Solution, solution
 
@@ -115,7 +115,7 @@ def random_like(stats: Statistics, *, seed: int = 0) -> Solution:
     """:func:`random` of the shape of ``stats``, spread over their mesh; the registry's entry. It reads no rows."""
     shape = stats.subject.raw.mean.shape[0], stats.atlas.raw.mean.shape[0]
     draw = lambda key: random(key, *shape).matrix
-    to = spread(shape, mesh_of(stats), "data", "model")
+    to = sharding_for(shape, mesh_of(stats), "data", "model")
     return solution(jax.jit(draw, out_shardings=to)(jax.random.key(seed)), solver="random")
 
 

@@ -30,7 +30,7 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
 
     Zero rows and columns of ``m`` stay exactly zero, and singular values up to ``1e-7`` times the largest count as
     zero. Rational functions of the Gram matrix of the shorter side give T where that leaves out nothing; otherwise, or
-    if the certificate is not accepted, the Gram matrix is diagonalised in float64; if that is not accepted either, a
+    if the certificate is not within tolerance, the Gram matrix is diagonalised in float64; if that is not either, a
     float64 SVD is used. The certificate says so.
 
     Args:
@@ -47,7 +47,7 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
 
     Example:
       >>> t, certificate = polar(np.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
-      >>> t.round(5).tolist(), certificate["rank"], certificate["accepted"]
+      >>> t.round(5).tolist(), certificate["rank"], certificate["within_tolerance"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
     """
     if np.ndim(finite_numbers(m, "the matrix")) != 2:
@@ -56,9 +56,9 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
     dead = {"dead_rows": m.shape[0] - rows.size, "dead_columns": m.shape[1] - columns.size}
     if not rows.size:
         return np.zeros(m.shape, np.float32), nothing() | dead
-    alive = m[np.ix_(rows, columns)] if any(dead.values()) else m
-    alive = alive if alive.shape[0] <= alive.shape[1] else alive.T
-    wide = np.divide(alive, max(alive.max(), -alive.min()), dtype=np.float64, order="C")
+    nonzero = m[np.ix_(rows, columns)] if any(dead.values()) else m
+    nonzero = nonzero if nonzero.shape[0] <= nonzero.shape[1] else nonzero.T
+    wide = np.divide(nonzero, max(nonzero.max(), -nonzero.min()), dtype=np.float64, order="C")
     t, certificate = _solve(wide)
     t = t.astype(np.float32, copy=False)
     t = t if rows.size <= columns.size else t.T
@@ -70,13 +70,13 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
 
 
 def _solve(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[str, Any]]:
-    """The first result that is accepted, or the last; each names the solver tried before it."""
+    """The first result within tolerance, or the last; each names the solver tried before it."""
     tried: dict[str, str] = {}
     for solver, route in ROUTES.items():
         found = route(m)
         if found is not None:
             certificate = {"solver": solver, "precision": "float64", "cut": CUT} | certify(m, found) | tried
-            if certificate["accepted"]:
+            if certificate["within_tolerance"]:
                 break
         tried = {"escalated_from": solver}
     return found.t, certificate

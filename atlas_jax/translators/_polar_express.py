@@ -11,9 +11,9 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of
+from atlas_jax.sharding import mesh_of
 from atlas_jax.statistics import has_double, on_one_device
-from atlas_jax.translators._certificate import CUT, LIMITS, LIMITS_SINGLE, acceptable
+from atlas_jax.translators._certificate import CUT, LIMITS, LIMITS_SINGLE, within_limits
 from atlas_jax.translators._solution import laid_out, times
 
 CUSHION = 0.025  # polynomials are fitted to [CUSHION * high, high] at the widest, which bounds their coefficients
@@ -42,7 +42,7 @@ def polar_express(m: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], dict[str
 
     Example:
       >>> t, certificate = polar_express(jnp.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
-      >>> t.round(4).tolist(), certificate["rank"], certificate["accepted"]
+      >>> t.round(4).tolist(), certificate["rank"], certificate["within_tolerance"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
     """
     _check_sharding(m)
@@ -69,14 +69,15 @@ def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, An
     Returns:
       precision of the evaluation; rank; orthogonality ``|Y Y - Y| / |Y|`` of ``Y = T T^T``; asymmetry of ``M T^T``;
       duality gap, relative; error, which to first order bounds the relative distance to the exact factor; remainder,
-      the largest singular value of ``M - W T``, relative; accepted. A number is None where W is not positive definite.
+      the largest singular value of ``M - W T``, relative; within_tolerance, of all of
+      them. A number is None where W is not positive definite.
 
     Raises:
       AtlasError: if ``m`` is on several devices without a ``NamedSharding``.
 
     Example:
       >>> m = jnp.array([[0.0, 2.0], [1.0, 0.0]])
-      >>> [certify_rows(m, t)["accepted"] for t in (m / 2, jnp.eye(2), jnp.eye(2)[::-1])]
+      >>> [certify_rows(m, t)["within_tolerance"] for t in (m / 2, jnp.eye(2), jnp.eye(2)[::-1])]
       [False, False, True]
     """
     _check_sharding(m)
@@ -93,7 +94,7 @@ def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, An
     rank = numbers.pop("rank")
     numbers = {name: numbers[name] if np.isfinite(numbers[name]) else None for name in LIMITS}
     known = {"precision": dtype, "rank": round(rank) if np.isfinite(rank) else None, "cut": CUT}
-    return known | numbers | {"accepted": acceptable(numbers, LIMITS if double else LIMITS_SINGLE)}
+    return known | numbers | {"within_tolerance": within_limits(numbers, LIMITS if double else LIMITS_SINGLE)}
 
 
 def _check_sharding(m: Float[Array, "p q"]) -> None:
@@ -183,8 +184,8 @@ def _evidence(
 def _wide(m: Float[Array, "p q"], dtype: jnp.dtype) -> Float[Array, "n k"]:
     """The shorter side as rows, over the largest entry."""
     m = _flat(m, dtype)
-    peak = jnp.max(jnp.abs(m))
-    return m / jnp.where(peak > 0, peak, 1.0)
+    scale = jnp.max(jnp.abs(m))
+    return m / jnp.where(scale > 0, scale, 1.0)
 
 
 def _flat(m: Float[Array, "p q"], dtype: jnp.dtype) -> Float[Array, "n k"]:

@@ -37,12 +37,13 @@ def procrustes(
       solver: ``"host"`` gathers them and solves by :func:`polar`; ``"device"`` iterates matrix products where the
         statistics are; ``"auto"`` is the device for sharded statistics and
         accelerators, the host otherwise. Both are within 2e-6 of a float64 SVD up to condition 1e6, save on devices
-        without float64, where the certificate tells. A device result that is not accepted is solved again on the host
-        if one process holds it all; the certificate then names what it escalated from.
+        without float64, where the certificate tells. A device result that misses its tolerances is solved again on
+        the host if one process holds it all; the certificate then names what it escalated from.
 
     Returns:
       ``matrix`` float32 ``[d_s, d_c]``, sharded as the statistics where the device solved; ``certificate`` with
-      solver, precision, rank, orthogonality, asymmetry, duality gap, error, remainder, and whether all are accepted.
+      solver, precision, rank, orthogonality, asymmetry, duality gap, error, remainder, and whether all are
+      within tolerance.
 
     Raises:
       AtlasError: if the need is missing, there are no rows, or the solver is unknown.
@@ -59,7 +60,7 @@ def procrustes(
     if not _on_devices(solver, stats.cross.unit if normalize_rows else stats.cross.raw):
         return _on_host(stats, **options)
     t, certificate = polar_express(cross_product(stats, **options))
-    if certificate["accepted"] or not t.is_fully_addressable:
+    if certificate["within_tolerance"] or not t.is_fully_addressable:
         return solution(t, **certificate)
     found = _on_host(stats, **options)
     return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from atlas_jax.checks import as_count, as_number
-from atlas_jax.mesh import mesh_of
+from atlas_jax.sharding import mesh_of
 from atlas_jax.statistics import Statistics, cross_product, gram_matrix, gram_moments
 from atlas_jax.translators._procrustes import procrustes
 from atlas_jax.translators._solution import Solution, solution, times
@@ -48,7 +48,8 @@ def procrustes_exact(
     Returns:
       ``matrix`` float32 ``[d_s, d_c]``, on the mesh of the statistics; ``certificate`` with solver, precision, rank,
       steps, stationarity, whether it converged, orthogonality, gap (to the global minimum at most, relative to
-      ``2 tr(T A_c^T A_s)``), the change of Eq. 2's loss from the polar factor, and whether it is accepted.
+      ``2 tr(T A_c^T A_s)``), the change of Eq. 2's loss from the polar factor, and whether it is within
+      tolerance.
 
     Raises:
       AtlasError: if a need is missing, there are no rows, an option is out of range, or the Gram matrix is too large.
@@ -75,25 +76,25 @@ def procrustes_exact(
 
 
 class Problem(NamedTuple):
-    """``|A_s - A_c T^T|^2 = |A_s|^2 + 2 peak (tr(T D T^T) / 2 - tr(T M^T))``, in the eigenbasis of ``A_c^T A_c``.
+    """``|A_s - A_c T^T|^2 = |A_s|^2 + 2 scale (tr(T D T^T) / 2 - tr(T M^T))``, in the eigenbasis of ``A_c^T A_c``.
 
     Attributes:
-      m: ``M = A_s^T A_c`` in that basis and over ``peak``; zero for dead atlas features.
-      alive: which of its rows are not zero.
-      values: eigenvalues over ``peak``, D; zero for dead features.
+      m: ``M = A_s^T A_c`` in that basis and over ``scale``; zero for dead atlas features.
+      nonzero_rows: which of its rows are not zero.
+      values: eigenvalues over ``scale``, D; zero for dead features.
       free: which of them belong to features that are not dead.
       vectors: their vectors, as rows.
-      living: which atlas features are not dead.
-      peak: the largest entry of the Gram matrix.
+      nonzero_columns: which atlas features are not dead.
+      scale: the largest entry of the Gram matrix.
     """
 
     m: Float[Array, "p q"]
-    alive: Bool[Array, "p 1"]
+    nonzero_rows: Bool[Array, "p 1"]
     values: Float[Array, "1 q"]
     free: Bool[Array, "1 q"]
     vectors: Float[Array, "q q"]
-    living: Bool[Array, "1 q"]
-    peak: Float[Array, ""]
+    nonzero_columns: Bool[Array, "1 q"]
+    scale: Float[Array, ""]
 
 
 class Facts(NamedTuple):
@@ -144,11 +145,12 @@ def minimise(
     Returns:
       ``T``, zero in dead rows and columns; and solver, precision, rank, steps, products with the Hessian, stationarity,
       whether it converged, orthogonality, the gap to the global minimum at most, relative to ``2 tr(T M^T)``, the
-      change of the loss from the polar factor, dead rows and columns, and whether all of this is accepted.
+      change of the loss from the polar factor, dead rows and columns, and whether all of this is
+      within tolerance.
 
     Example:
       >>> t, certificate = minimise(jnp.array([[0.0, 2.0]]), jnp.eye(2), tolerance=1e-6, max_steps=9)
-      >>> abs(t).round(3).tolist(), certificate["accepted"]
+      >>> abs(t).round(3).tolist(), certificate["within_tolerance"]
       ([[0.0, 1.0]], True)
     """
     problem = _problem(cross, gram)
@@ -167,7 +169,7 @@ def minimise(
         t = new if ratio > 0.1 and facts.change < 0 else t
         radius *= 0.25 if ratio < 0.25 else 2.0 if ratio > 0.75 and facts.edge else 1.0
     matrix, value, trace, orthogonality = _finish(problem, t)
-    rows, columns = int(jnp.sum(problem.alive)), int(jnp.sum(problem.living))
+    rows, columns = int(jnp.sum(problem.nonzero_rows)), int(jnp.sum(problem.nonzero_columns))
     certificate = {
         "solver": "stiefel_newton",
         "precision": str(cross.dtype),
@@ -178,24 +180,26 @@ def minimise(
         "converged": facts.stationarity <= tolerance,
         "orthogonality": float(orthogonality),
         "gap": 2 * rows * max(facts.excess, 0.0) / max(float(trace), eps),
-        "loss_change": 2 * float(problem.peak) * (float(value) - float(polar_value)),
+        "loss_change": 2 * float(problem.scale) * (float(value) - float(polar_value)),
         "dead_rows": cross.shape[0] - rows,
         "dead_columns": cross.shape[1] - columns,
     }
-    return matrix, certificate | {"accepted": certificate["converged"] and certificate["orthogonality"] <= 1e-5}
+    return matrix, certificate | {"within_tolerance": certificate["converged"] and certificate["orthogonality"] <= 1e-5}
 
 
 @jax.jit
 def _problem(cross: Float[Array, "p q"], gram: Float[Array, "q q"]) -> Problem:
     """Dead features get an eigenvalue that no Gram matrix has, and so mix with no null space."""
     diagonal = jnp.diagonal(gram)
-    living, peak = diagonal > 0, jnp.max(diagonal)
-    peak = jnp.where(peak > 0, peak, 1.0)
-    values, vectors = jnp.linalg.eigh(gram / peak + jnp.diag(jnp.where(living, 0.0, -1.0)))
+    nonzero_columns, scale = diagonal > 0, jnp.max(diagonal)
+    scale = jnp.where(scale > 0, scale, 1.0)
+    values, vectors = jnp.linalg.eigh(gram / scale + jnp.diag(jnp.where(nonzero_columns, 0.0, -1.0)))
     free = values > -0.5
-    values, free, living = (x[None, :] for x in (jnp.where(free, jnp.maximum(values, 0.0), 0.0), free, living))
-    m = jnp.where(free, times(cross / peak, vectors), 0.0)
-    return Problem(m, jnp.any(cross != 0, axis=1, keepdims=True), values, free, vectors.T, living, peak)
+    values, free, nonzero_columns = (
+        x[None, :] for x in (jnp.where(free, jnp.maximum(values, 0.0), 0.0), free, nonzero_columns)
+    )
+    m = jnp.where(free, times(cross / scale, vectors), 0.0)
+    return Problem(m, jnp.any(cross != 0, axis=1, keepdims=True), values, free, vectors.T, nonzero_columns, scale)
 
 
 @jax.jit
@@ -207,13 +211,13 @@ def _start(problem: Problem) -> tuple[Float[Array, "p q"], Float[Array, ""], Flo
     """
     m, d, free = problem.m, problem.values, problem.free
     noise = jax.random.normal(jax.random.key(0), m.shape, m.dtype)
-    polar = orthonormal(m, problem.alive)
-    count = jnp.sum(problem.alive.astype(m.dtype))
+    polar = orthonormal(m, problem.nonzero_rows)
+    count = jnp.sum(problem.nonzero_rows.astype(m.dtype))
     weight = jnp.linalg.norm(polar * d - m) / jnp.sqrt(jnp.maximum(count, 1.0))
     weight = jnp.where(weight > 0, weight, 1.0)
     mean = jnp.sum(d) / jnp.maximum(jnp.sum(free.astype(d.dtype)), 1.0)
     first = m / jnp.where(d + mean > 0, d + 0.01 * mean, 1.0)
-    noise = jnp.where(free & problem.alive, times(noise, problem.vectors.T), 0.0)
+    noise = jnp.where(free & problem.nonzero_rows, times(noise, problem.vectors.T), 0.0)
     first = first + noise * (1e-3 * jnp.linalg.norm(first) / jnp.linalg.norm(noise))
 
     def split(
@@ -221,10 +225,10 @@ def _start(problem: Problem) -> tuple[Float[Array, "p q"], Float[Array, ""], Flo
     ) -> tuple[Float[Array, "p q"], Float[Array, "p q"]]:
         z, u = state
         t = (m + weight * (z - u)) / (d + weight)
-        z = orthonormal(t + u, problem.alive)
+        z = orthonormal(t + u, problem.nonzero_rows)
         return z, u + t - z
 
-    z, _ = lax.fori_loop(0, SPLITTINGS, split, (orthonormal(first, problem.alive), jnp.zeros_like(m)))
+    z, _ = lax.fori_loop(0, SPLITTINGS, split, (orthonormal(first, problem.nonzero_rows), jnp.zeros_like(m)))
     value = _loss(problem, polar)
     whole_rank = _inner(polar, polar) > count - 0.5
     better = whole_rank & (value < _loss(problem, z))
@@ -253,7 +257,7 @@ def _newton(
     hessian, precondition = lambda x: tangent(x * d - s * x), lambda x: tangent(x / curvature)
     x, hx, edge, inner = _search(gradient, hessian, precondition, radius, goal)
     model = _inner(gradient, x) + _inner(x, hx) / 2
-    new = orthonormal(t + times(basis, x), problem.alive)
+    new = orthonormal(t + times(basis, x), problem.nonzero_rows)
     moved = times(basis.T, new - t)  # the change is exact between orthonormal rows; a difference of losses rounds
     change = _inner(gradient + (moved * d - s * moved) / 2, moved)
     excess = jnp.max(multipliers) - jnp.min(jnp.where(free, d, jnp.inf))
@@ -303,17 +307,17 @@ def _finish(
     problem: Problem, t: Float[Array, "p q"]
 ) -> tuple[Float[Array, "p q"], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """T in the basis of the features, its loss, ``tr(T M^T)`` and ``|T T^T - I|`` relative to ``|I|``."""
-    matrix = jnp.where(problem.alive & problem.living, times(t, problem.vectors), 0.0)
-    identity = jnp.diag(problem.alive[:, 0].astype(t.dtype))
+    matrix = jnp.where(problem.nonzero_rows & problem.nonzero_columns, times(t, problem.vectors), 0.0)
+    identity = jnp.diag(problem.nonzero_rows[:, 0].astype(t.dtype))
     off = jnp.linalg.norm(times(t, t.T) - identity) / jnp.maximum(jnp.linalg.norm(identity), 1.0)
     return matrix, _loss(problem, t), _inner(t, problem.m), off
 
 
-def orthonormal(x: Float[Array, "p q"], alive: Bool[Array, "p 1"]) -> Float[Array, "p q"]:
-    """``(X X^T)^(-1/2) X`` over the range of X; rows that are not alive are zero before and after."""
+def orthonormal(x: Float[Array, "p q"], nonzero_rows: Bool[Array, "p 1"]) -> Float[Array, "p q"]:
+    """``(X X^T)^(-1/2) X`` over the range of X; rows that are not nonzero_rows are zero before and after."""
     gram = _symmetric(times(x, x.T))
     top = jnp.max(jnp.diagonal(gram))
-    values, vectors = jnp.linalg.eigh(gram + jnp.diag(jnp.where(alive[:, 0], 0.0, -top)))
+    values, vectors = jnp.linalg.eigh(gram + jnp.diag(jnp.where(nonzero_rows[:, 0], 0.0, -top)))
     keep = values > len(gram) * jnp.finfo(x.dtype).eps * top
     scale = jnp.where(keep, lax.rsqrt(jnp.where(keep, values, 1.0)), 0.0)
     return times(vectors, scale[:, None] * times(vectors.T, x))

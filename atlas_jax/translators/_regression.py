@@ -10,7 +10,7 @@ from jax.scipy.linalg import cho_solve
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_number
-from atlas_jax.mesh import mesh_of
+from atlas_jax.sharding import mesh_of
 from atlas_jax.statistics import Statistics, cross_product, gram_matrix, gram_moments, on_one_device
 from atlas_jax.translators._solution import Solution, solution
 from atlas_jax.translators._spectrum import eigh, largest_eigenvalue
@@ -82,11 +82,11 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> 
     as_number(penalty, "the penalty", least=0)
     with jax.enable_x64(True):
         gram = gram_matrix(gram_moments(stats, "atlas", unit=False), centre=centre)
-        alive = (jnp.diagonal(gram) > 0).astype(gram.dtype)
+        nonzero = (jnp.diagonal(gram) > 0).astype(gram.dtype)
         scatter = on_one_device(jnp.asarray(stats.atlas.raw.scatter, jnp.float64))
-        shift = penalty * float(jnp.sum(scatter * alive) / jnp.maximum(jnp.sum(alive), 1.0))
+        shift = penalty * float(jnp.sum(scatter * nonzero) / jnp.maximum(jnp.sum(nonzero), 1.0))
         cross = cross_product(stats, unit=False, centre=centre, one_device=True)
-        t, certificate = _solve(cross, gram + jnp.diag(shift * alive), 0.0)
+        t, certificate = _solve(cross, gram + jnp.diag(shift * nonzero), 0.0)
     return solution(t, mesh_of(stats), **certificate, shift=shift, penalty=penalty)
 
 
@@ -114,8 +114,8 @@ def _cholesky(gram: Float[Array, "d_c d_c"]) -> tuple[Float[Array, "d_c d_c"], F
 
     That by inverse iteration: an upper bound, close when one eigenvalue is tiny. NaN where G is not positive definite.
     """
-    alive = jnp.diagonal(gram) > 0
-    root = jnp.linalg.cholesky(gram + jnp.diag(jnp.where(alive, 0.0, 1.0)))
+    nonzero = jnp.diagonal(gram) > 0
+    root = jnp.linalg.cholesky(gram + jnp.diag(jnp.where(nonzero, 0.0, 1.0)))
 
     def step(
         _: Int[Array, ""], state: tuple[Float[Array, " d_c"], Float[Array, ""]]
@@ -124,9 +124,9 @@ def _cholesky(gram: Float[Array, "d_c d_c"]) -> tuple[Float[Array, "d_c d_c"], F
         y = cho_solve((root, True), x)
         return y, 1.0 / (x @ y)
 
-    start = jnp.where(alive, jax.random.normal(jax.random.key(0), alive.shape, gram.dtype), 0.0)
+    start = jnp.where(nonzero, jax.random.normal(jax.random.key(0), nonzero.shape, gram.dtype), 0.0)
     _, smallest = lax.fori_loop(0, INVERSE_STEPS, step, (start, jnp.zeros((), gram.dtype)))
-    return root, jnp.where(jnp.any(alive), smallest, jnp.inf)
+    return root, jnp.where(jnp.any(nonzero), smallest, jnp.inf)
 
 
 @jax.jit

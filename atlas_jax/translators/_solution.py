@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from atlas_jax.mesh import place
+from atlas_jax.sharding import device_put
 from atlas_jax.statistics import Statistics
 
 times = partial(jnp.dot, precision=lax.Precision.HIGHEST)
@@ -50,4 +50,4 @@ def solution(matrix: Float[np.ndarray | Array, "d_s d_c"], mesh: Mesh | None = N
 def laid_out(x: Float[np.ndarray | Array, "n k"], mesh: Mesh | None, dtype: str = "float32") -> Float[Array, "n k"]:
     """A matrix from one device, in blocks over a mesh if there is one."""
     x = jnp.asarray(x, dtype)
-    return x if mesh is None else place(x, mesh, "data", "model")
+    return x if mesh is None else device_put(x, mesh, "data", "model")

@@ -31,7 +31,9 @@ class Spectrum(NamedTuple):
     dead: int
 
     @classmethod
-    def of(cls, stats: Statistics, side: str, *, normalize_rows: bool, centre: bool, cut: float) -> "Spectrum":
+    def from_statistics(
+        cls, stats: Statistics, side: str, *, normalize_rows: bool, centre: bool, cut: float
+    ) -> "Spectrum":
         """Diagonalise ``A^T A`` of one side, ``"subject"`` or ``"atlas"``.
 
         Eigenvalues up to ``cut`` times the largest of the *centred* Gram matrix are rounding of float32 statistics.
@@ -40,11 +42,11 @@ class Spectrum(NamedTuple):
             moments = gram_moments(stats, side, unit=normalize_rows)
             gram = gram_matrix(moments, centre=centre)
             found, vectors = eigh(gram)
-            values, alive = np.asarray(found), int(jnp.count_nonzero(jnp.diagonal(gram)))
+            values, nonzero = np.asarray(found), int(jnp.count_nonzero(jnp.diagonal(gram)))
             largest = values[-1] if centre else float(largest_eigenvalue(gram_matrix(moments, centre=True)))
-            rank = int(np.sum(values > max(cut * largest, np.finfo(float).eps * alive * values[-1])))
-            unit = float(jnp.trace(gram)) / max(alive, 1)
-            return cls(values[len(values) - rank :], vectors[:, len(values) - rank :], unit, len(values) - alive)
+            rank = int(np.sum(values > max(cut * largest, np.finfo(float).eps * nonzero * values[-1])))
+            unit = float(jnp.trace(gram)) / max(nonzero, 1)
+            return cls(values[len(values) - rank :], vectors[:, len(values) - rank :], unit, len(values) - nonzero)
 
     def apply_power(self, power: float | int, ridge: float | int, m: Float[Array, "d k"]) -> Float[Array, "d k"]:
         """Return ``(G + ridge unit)^-power M`` over the range of G."""

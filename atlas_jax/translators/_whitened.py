@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from atlas_jax.checks import as_number
 from atlas_jax.errors import AtlasError
-from atlas_jax.mesh import mesh_of
+from atlas_jax.sharding import mesh_of
 from atlas_jax.statistics import Statistics, cross_product
 from atlas_jax.translators._solution import Solution, laid_out, solution, times
 from atlas_jax.translators._spectrum import Spectrum
@@ -83,7 +83,7 @@ def whitened(
       [[5.0]]
     """
     member = Member(alpha, beta, normalize_rows, centre, ridge)
-    return Whitening.of(stats, [member], cut=cut).solve(member)
+    return Whitening.from_statistics(stats, [member], cut=cut).solve(member)
 
 
 def whitened_family(
@@ -97,7 +97,7 @@ def whitened_family(
 ) -> dict[tuple[float | int, float | int], Solution]:
     """:func:`whitened` for many ``(alpha, beta)`` from one eigendecomposition a side."""
     members = [Member(a, b, normalize_rows, centre, ridge) for a, b in powers]
-    whitening = Whitening.of(stats, members, cut=cut)
+    whitening = Whitening.from_statistics(stats, members, cut=cut)
     return {(m.alpha, m.beta): whitening.solve(m) for m in members}
 
 
@@ -121,7 +121,7 @@ class Whitening(NamedTuple):
     mesh: Mesh | None
 
     @classmethod
-    def of(
+    def from_statistics(
         cls,
         stats: Statistics,
         members: Iterable[Member],
@@ -152,7 +152,7 @@ class Whitening(NamedTuple):
             raise AtlasError(f"members of one view are diagonalised together, got {len(views)} views")
         ((unit, centre),) = views
         cross = cross_product(stats, unit=unit, centre=centre, one_device=True)
-        spectrum = lambda side: Spectrum.of(stats, side, normalize_rows=unit, centre=centre, cut=cut)
+        spectrum = lambda side: Spectrum.from_statistics(stats, side, normalize_rows=unit, centre=centre, cut=cut)
         subject = spectrum("subject") if any(m.alpha for m in members) else None
         if atlas is None and any(m.beta for m in members):
             atlas = spectrum("atlas")

@@ -26,11 +26,11 @@ def align(process: int, port: int, folder: Path) -> None:
     """The command, and which texts this process tokenized."""
     from atlas_jax.cli import _app
     from atlas_jax.models import Tokenizer
-    from atlas_jax.pipeline import _pass
+    from atlas_jax.pipeline import _stream
 
     read, encode = [], Tokenizer.encode
     Tokenizer.encode = lambda self, texts, limit=None: read.extend(texts) or encode(self, texts, limit)
-    _pass.SAMPLE = SAMPLE
+    _stream.SAMPLE = SAMPLE
     joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process-id", process]
     _app.app([str(a) for a in [*command(folder, folder / "two"), *joined]], standalone_mode=False)
     Tokenizer.encode = encode
@@ -49,10 +49,9 @@ def command(folder: Path, out: Path) -> list:
 
 def shares() -> list:
     """This process's share of the rows, by how many devices share the parameters."""
-    from atlas_jax.mesh import make_mesh
-    from atlas_jax.processes import Share
+    from atlas_jax.sharding import Share, make_mesh
 
-    return [list(Share.of(make_mesh(model=n))) for n in (1, 2, 4, 8)]
+    return [list(Share.from_mesh(make_mesh(model=n))) for n in (1, 2, 4, 8)]
 
 
 def loaded(folder: Path, process: int) -> dict:
@@ -60,8 +59,8 @@ def loaded(folder: Path, process: int) -> dict:
     import numpy as np
 
     from atlas_jax.bundled import SUBJECT
-    from atlas_jax.mesh import make_mesh, to_host
     from atlas_jax.models import LanguageModel, _weights, run
+    from atlas_jax.sharding import make_mesh, to_host
 
     sizes, safe_open = [], _weights.safe_open
     _weights.safe_open = lambda *a, **k: Counted(safe_open(*a, **k), sizes)
@@ -121,12 +120,14 @@ def resumed(folder: Path) -> bool:
 
     from atlas_jax.bundled import SUBJECT
     from atlas_jax.corpus import Corpus
-    from atlas_jax.mesh import make_mesh, to_host
-    from atlas_jax.pipeline import AlignSettings, Checkpoints, Pass, fit_statistics, load_pair
+    from atlas_jax.pipeline import AlignSettings, Checkpoints, SentenceStream, fit_statistics, load_pair
+    from atlas_jax.sharding import make_mesh, to_host
     from helpers.logged import logged
 
     pair = load_pair(SUBJECT, folder / "atlas", AlignSettings(SITES, METHODS), make_mesh(model=2))
-    stream = Pass.of(pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=LENGTH)
+    stream = SentenceStream.from_texts(
+        pair[:2], Corpus.load(folder / "corpus").fit, token_budget=BUDGET, max_length=LENGTH
+    )
     fit = lambda **options: fit_statistics(stream, ["cross", "top_k"], **options)
     calls = []
 

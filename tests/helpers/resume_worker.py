@@ -25,8 +25,8 @@ import numpy as np
 from atlas_jax.bundled import SUBJECT
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import Tokenizer
-from atlas_jax.pipeline import Checkpoints, Pass, _pass, fit_lenses, fit_statistics
-from atlas_jax.pooling import POOLINGS, norm_sum, spoil
+from atlas_jax.pipeline import Checkpoints, SentenceStream, _stream, fit_lenses, fit_statistics
+from atlas_jax.pooling import POOLINGS, norm_sum, propagate_nonfinite
 from atlas_jax.types import Site
 from helpers.logged import logged
 
@@ -56,7 +56,7 @@ class Table:
 
     def pooled(self, tokens):
         acts = self.rows[tokens.ids]
-        return {self.site: spoil(POOLINGS["max"](acts, tokens.mask), acts, tokens.mask)}
+        return {self.site: propagate_nonfinite(POOLINGS["max"](acts, tokens.mask), acts, tokens.mask)}
 
     def encode_norms(self, tokens):
         return self.encode(tokens), {self.site: norm_sum(self.rows[tokens.ids], tokens.mask)}
@@ -96,10 +96,10 @@ def spaces():
 
 def run(state: Path, out: Path, every: float, step=lambda: None) -> list[str]:
     """Both passes with checkpoints; the final state goes into ``out``. Returns what was logged."""
-    _pass.BLOCK = 700
+    _stream.BLOCK = 700
     saved = Checkpoints(state, every=every)
     saved.fingerprint = {"test": 1}
-    stream = Pass.of(spaces(), Sentences(2000), token_budget=256)
+    stream = SentenceStream.from_texts(spaces(), Sentences(2000), token_budget=256)
     report = lambda *_: step()
     with logged() as said:
         fitted = fit_statistics(stream, NEEDS, top_k=5, progress=report, checkpoints=saved)
@@ -160,7 +160,7 @@ def memory(*counts: int) -> list[float]:
 
     The programs are compiled in a fork, for that takes more memory than the passes and would hide theirs.
     """
-    _pass.BLOCK, peaks = 2048, []
+    _stream.BLOCK, peaks = 2048, []
     tokenizer()
     if (child := os.fork()) == 0:
         _pass_over(5000)
@@ -175,7 +175,7 @@ def memory(*counts: int) -> list[float]:
 
 
 def _pass_over(count: int) -> None:
-    fit_statistics(Pass.of(spaces(), Sentences(count), max_length=16, token_budget=4096), NEEDS)
+    fit_statistics(SentenceStream.from_texts(spaces(), Sentences(count), max_length=16, token_budget=4096), NEEDS)
 
 
 def faulty() -> dict:
@@ -186,7 +186,9 @@ def faulty() -> dict:
     few = [i for i, text in enumerate(texts) if "cursor" in text][:5]
     texts = [text if i in few else text.replace("cursor", "batch") for i, text in enumerate(texts)]
     broken = dataclasses.replace(subject, rows=subject.rows.at[token, 3].set(jnp.nan))
-    fit = lambda space, texts, **more: fit_statistics(Pass.of((space, atlas), texts, token_budget=512), NEEDS, **more)
+    fit = lambda space, texts, **more: fit_statistics(
+        SentenceStream.from_texts((space, atlas), texts, token_budget=512), NEEDS, **more
+    )
     fitted, clean = fit(broken, texts), fit(subject, [text for i, text in enumerate(texts) if i not in few])
     crosses = [np.asarray(f.statistics.sums.crosses[subject.site].raw) for f in (fitted, clean)]
     done = []

@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import from_hub
 
 _ARCHIVES = tuple(suffix for _, suffixes, _ in shutil.get_unpack_formats() for suffix in suffixes)
 _SKIP = ["*examples*.safetensors"]
@@ -36,22 +37,11 @@ def locate(path: str | Path) -> Path:
     parts = str(path).split("/")
     if isinstance(path, Path) or len(parts) < 2 or parts[0] in ("", ".", "..", "~"):
         raise AtlasError(f"there is no SAE at {path}")
-    return _download("/".join(parts[:2]), "/".join(parts[2:]))
-
-
-def _download(repo: str, folder: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
+    repository, folder = "/".join(parts[:2]), "/".join(parts[2:])
     patterns = [folder, f"{folder}/*"] if folder else None
-    try:
-        root = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=_SKIP))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        name = f"{repo}/{folder}".rstrip("/")
-        raise AtlasError(f"there is no local path {name}, and the hub did not give it: {reason}") from None
+    root = from_hub(repository, allow_patterns=patterns, ignore_patterns=_SKIP)
     if not (root / folder).exists():
-        raise AtlasError(f"the repository {repo} has no folder '{folder}'")
+        raise AtlasError(f"the repository {repository} has no folder '{folder}'")
     return root / folder
 
 

@@ -1,21 +1,25 @@
-"""The loop of every pass that keeps a state."""
+"""The loop of every pass that keeps a state, and the compiled reading of a batch."""
 
 import contextlib
 from collections.abc import Callable
 from typing import TypeVar
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._pass import Cursor, Pass
+from atlas_jax.pipeline._stream import Cursor, SentenceStream
+from atlas_jax.pooling import Pooled
 from atlas_jax.progress import Progress, unreported
+from atlas_jax.types import FeatureSpace, NormedSpace, Site, Tokens
 
 State = TypeVar("State")
 
 
-def fold(
-    stream: Pass,
+def run_stream(
+    stream: SentenceStream,
     step: Callable[..., State],
     state: State,
     *,
@@ -49,3 +53,26 @@ def fold(
         if checkpoints is not None:
             checkpoints.save(name, at, state)
     return state
+
+
+@jax.jit
+def encode_batch(space: FeatureSpace, tokens: Tokens) -> dict[Site, Float[Array, "b _"]]:
+    """Pooled activations ``[b, d]`` of a batch by site; the residual streams they come from stay inside."""
+    return space.encode(tokens)
+
+
+@jax.jit
+def encode_norms(
+    space: FeatureSpace, tokens: Tokens
+) -> tuple[dict[Site, Float[Array, "b _"]], dict[Site, Float[Array, " b"]], Float[Array, " b"]]:
+    """The same with the sums of the token norms by site, nan where the space does not tell them, and the tokens."""
+    count = jnp.sum(tokens.mask, axis=1, dtype=jnp.float32)
+    if isinstance(space, NormedSpace):
+        return *space.encode_norms(tokens), count
+    return space.encode(tokens), {site: jnp.full_like(count, jnp.nan) for site in space.widths}, count
+
+
+@jax.jit
+def encode_peaks(space: FeatureSpace, tokens: Tokens) -> dict[Site, Pooled]:
+    """The same with the token of each peak."""
+    return space.pooled(tokens)

@@ -6,10 +6,9 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from atlas_jax.artifacts import RUN, differences
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._sae_train import Curves, Trained
-from atlas_jax.files import read_json, write_json
+from atlas_jax.files import RUN, differences, read_json, write_json
+from atlas_jax.sae_lab._train import Curves, Trained
 
 RESULT = "training.json"
 SAELENS = "saelens"
@@ -27,13 +26,13 @@ def finished_training(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | N
     """
     if not (out / RESULT).is_file():
         return None
-    found = read_json(out / RESULT)
-    if changed := differences(found["about"], about):
+    result = read_json(out / RESULT)
+    if changed := differences(result["about"], about):
         raise AtlasError(
             f"'{out}' holds an SAE trained with something else: {changed}; "
             "choose another place with --out, or replace it with --overwrite"
         )
-    return found
+    return result
 
 
 def write_result(directory: Path, trained: Trained, about: Mapping[str, Any]) -> dict[str, Any]:

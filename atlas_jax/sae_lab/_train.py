@@ -4,23 +4,22 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator
+from math import inf, isfinite
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._activations import ActivationStream, typical_norm
-from atlas_jax.experiments._held_out import HeldOut, held_out
-from atlas_jax.experiments._sae_settings import SAESettings
 from atlas_jax.interrupts import postponed_interrupts
 from atlas_jax.models import LanguageModel, check_site
-from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, Pass
+from atlas_jax.pipeline import Checkpoints, Cursor as PassCursor, SentenceStream, token_activations
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.sae import (
+    ARCHITECTURES,
     Cursor,
     Metrics,
     SAEConfig,
@@ -31,8 +30,143 @@ from atlas_jax.sae import (
     mixed_batches,
     to_sae,
     train_step,
-)  # fmt: skip
+)
+from atlas_jax.sae_lab._evaluate import HeldOut, held_out
 from atlas_jax.subject import Subject
+from atlas_jax.types import Site
+
+_LIMITS = {
+    "learning_rate": (1e-12, inf),
+    "sparsity_warmup": (0, 1),
+    "dead_after": (1, inf),
+    "norm_limit": (0, inf),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class SAESettings:
+    """The settings of a training run: all that determines it besides the model and the text.
+
+    Attributes:
+      site: where the activations are read.
+      features: of the SAE.
+      k: target mean number of active features a token (L0).
+      architecture: "batchtopk" or "jumprelu".
+      tokens: activations to train on; text is read again when there are fewer.
+      batch: activations of a step.
+      buffer: activations held for shuffling.
+      learning_rate: peak of Adam's; ``0.1 / sqrt(width)`` by default.
+      sparsity_warmup: share of the steps over which L0 falls to ``k``.
+      dead_after: activations without which a feature counts as dead.
+      norm_limit: activations longer than this many times the median are left out.
+      max_length: tokens at which sentences are cut.
+      held_out: sentences that are measured on.
+      seed: of everything random.
+    """
+
+    site: str
+    features: int
+    k: float
+    architecture: str = "batchtopk"
+    tokens: int = 4_000_000
+    batch: int = 1024
+    buffer: int = 1 << 17
+    learning_rate: float | None = None
+    sparsity_warmup: float = 0.2
+    dead_after: int = 50_000
+    norm_limit: float = 10.0
+    max_length: int = 128
+    held_out: int = 1000
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return dataclasses.asdict(self)
+
+    as_json = to_dict
+
+    def config(self) -> TrainConfig:
+        """The settings of the optimiser.
+
+        Raises:
+          AtlasError: for a value that cannot be.
+        """
+        if self.architecture not in ARCHITECTURES:
+            raise AtlasError(f"unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}")
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and least <= value <= most):
+                raise AtlasError(f"{name} is {value}; it must be a number from {least} to {most}")
+        if not 0 < self.k < self.features:
+            raise AtlasError(f"k is {self.k:g}; it must be above 0 and below the number of features, {self.features}")
+        if self.buffer < 4 * self.batch:
+            raise AtlasError(f"a buffer of {self.buffer} cannot mix batches of {self.batch}; use {4 * self.batch}")
+        if self.tokens < 10 * self.batch:
+            raise AtlasError(f"{self.tokens} tokens are too few for batches of {self.batch}; use {10 * self.batch}")
+        return TrainConfig(
+            self.features, self.k, self.tokens // self.batch, self.architecture, self.learning_rate, self.seed,
+            sparsity_warmup=self.sparsity_warmup, dead_after=max(1, self.dead_after // self.batch),
+        )  # fmt: skip
+
+
+GROUP = 2048  # sentences of a chunk; a cursor is meaningless under another value
+
+
+class ActivationStream(NamedTuple):
+    """The activations of the tokens of a pass that count, chunk by chunk, in another order each time around.
+
+    Attributes:
+      stream: a pass over one space, its sentences numbered from 0.
+      sentences: how many there are.
+      site: where the activations are read.
+      norm_limit: longer activations are left out.
+      seed: of the order.
+
+    Example:
+      >>> rows = ActivationStream(stream, 4000, Site("resid_post", 3), np.inf, 0)       # doctest: +SKIP
+      >>> batches = mixed_batches(rows, batch=1024, buffer=1 << 17)                     # doctest: +SKIP
+    """
+
+    stream: SentenceStream
+    sentences: int
+    site: Site
+    norm_limit: float
+    seed: int
+
+    @property
+    def chunks(self) -> int:
+        """Chunks in which every sentence occurs once."""
+        return -(-self.sentences // GROUP)
+
+    def __call__(self, number: int) -> Iterator[Float[np.ndarray, "n d"]]:
+        """The rows of a chunk, a batch of sentences at a time.
+
+        Raises:
+          AtlasError: if an activation is not finite.
+        """
+        around, part = divmod(number, self.chunks)
+        order = np.random.default_rng([self.seed, around]).permutation(self.sentences)
+        ids = order[part * GROUP : (part + 1) * GROUP].astype(np.int32)
+        for acts, mask in token_activations(self.stream.only(ids), self.site):
+            acts, mask = jax.device_get((acts, mask))
+            rows = acts[mask]
+            lengths = norms(rows)
+            if not np.isfinite(lengths).all():
+                raise AtlasError(f"the model gave an activation at {self.site} that is not finite; use float32")
+            yield rows[lengths <= self.norm_limit]
+
+
+def typical_norm(stream: SentenceStream, site: Site) -> float:
+    """The median norm of the activations of a few sentences."""
+    taken = stream.only(np.arange(GROUP, dtype=np.int32))
+    lengths = [norms(np.asarray(acts)[np.asarray(mask)]) for acts, mask in token_activations(taken, site)]
+    return float(np.median(np.concatenate(lengths)))
+
+
+def norms(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+    """Euclidean norms of rows of any float dtype."""
+    return np.linalg.norm(rows.astype(np.float32), axis=1)
+
 
 STAGE = "train"
 LOOKS, MEASUREMENTS = 200, 10  # rows of the two curves, about
@@ -41,7 +175,7 @@ _log = logging.getLogger(__name__)
 
 
 class Curves(NamedTuple):
-    """What training showed, a row of numbers for each step that was looked at.
+    """The course of a training run, a row of numbers for each step that was looked at.
 
     Attributes:
       training: ``step, fvu, l0, dead, learning_rate`` of single batches.
@@ -76,7 +210,7 @@ class _Run(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What came of a run.
+    """The result of a training run.
 
     Attributes:
       sae: the SAE, for raw activations; its ``advertised_l0`` is what was measured.
@@ -123,9 +257,9 @@ def train_sae(
       >>> train_sae(model, corpus, settings, name="my-model").measured.fvu       # doctest: +SKIP
     """
     config, site = settings.config(), check_site(model.config, settings.site)
-    space, cut = [Subject.of(model, [site])], {"max_length": settings.max_length}
-    fit = Pass.of(space, corpus.fit, **cut)
-    unseen = Pass.of(space, corpus.eval[: settings.held_out], token_budget=HELD_OUT_BUDGET, **cut)
+    space, cut = [Subject.from_model(model, [site])], {"max_length": settings.max_length}
+    fit = SentenceStream.from_texts(space, corpus.fit, **cut)
+    unseen = SentenceStream.from_texts(space, corpus.eval[: settings.held_out], token_budget=HELD_OUT_BUDGET, **cut)
     run = _begin(config, model.config.width(site.point))
     if checkpoints is not None:
         _, run = checkpoints.restore(STAGE, run, config.steps)

@@ -1,4 +1,4 @@
-"""Train the word vectors that come with the package: ``python -m atlas_jax.labels._make_words OUT TEXT...``.
+"""Train the word vectors that come with the package: ``python -m atlas_jax.bundled.make_words OUT TEXT...``.
 
 Each TEXT is a ``.jsonl.gz`` file of lines with a ``text`` field or a ``.txt.gz`` file of plain lines. ``OUT`` gets a
 directory for :meth:`StaticEmbedding.load` and ``training.json`` with the settings and the hash of every text.
@@ -6,12 +6,12 @@ directory for :meth:`StaticEmbedding.load` and ``training.json`` with the settin
 
 import argparse
 import gzip
-import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from atlas_jax.labels._train_static import train_static
+from atlas_jax.files import sha256
+from atlas_jax.labels import train_static
 
 SETTINGS = {"width": 128, "min_count": 8, "window": 8, "smoothing": 0.75}
 
@@ -24,7 +24,7 @@ def main() -> None:
     args = parser.parse_args()
     embedding = train_static((text for file in args.text for text in _texts(file)), **SETTINGS)
     embedding.save(args.out)
-    hashes = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in args.text}
+    hashes = {file.name: sha256(file) for file in args.text}
     record = {
         "settings": SETTINGS,
         "words": len(embedding.rows) - 1,

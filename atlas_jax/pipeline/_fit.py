@@ -1,0 +1,216 @@
+"""Fitting: both spaces read every batch, what is pooled goes into the statistics at once, and these are solved."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from atlas_jax.errors import AtlasError
+from atlas_jax.pipeline._checkpoint import Checkpoints
+from atlas_jax.pipeline._run import encode_batch, encode_norms, run_stream
+from atlas_jax.pipeline._stream import SentenceStream
+from atlas_jax.progress import Progress
+from atlas_jax.sharding import replicate
+from atlas_jax.statistics import (
+    Lens,
+    NormSums,
+    PassStatistics,
+    TokenNorms,
+    add_norms,
+    lens_init,
+    lens_update,
+    merge_norms,
+    merge_pass,
+    on_mesh,
+    selected_samples,
+    update_pass,
+)
+from atlas_jax.translation import Translation
+from atlas_jax.translators import METHODS
+from atlas_jax.types import Site, Tokens
+
+LEFT_OUT = 64  # more sentences than these that are not finite stop a run
+
+
+class Fitted(NamedTuple):
+    """What a fitting pass leaves behind.
+
+    Attributes:
+      statistics: of every subject site against the atlas.
+      active: sentences in which each atlas feature fired.
+      left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
+      norms: of the subject's activations at single tokens, by site.
+    """
+
+    statistics: PassStatistics
+    active: Int[Array, " d_c"]
+    left_out: Int[Array, " f"]
+    norms: TokenNorms
+
+    @property
+    def faulty(self) -> list[int]:
+        """The sentences left out, ascending."""
+        return sorted(i for i in self.left_out.tolist() if i >= 0)
+
+    def token_norm(self, site: Site) -> float | None:
+        """The mean norm of the subject's activations at a token; None where there was none, or none was told."""
+        mean = self.norms.mean(site)
+        return mean if math.isfinite(mean) else None
+
+
+def fit_statistics(
+    stream: SentenceStream,
+    needs: Iterable[str],
+    *,
+    top_k: int = 10,
+    name: str = "fit",
+    stage: str = "align",
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
+    """One pass over the fit half that serves every method that needs no second one.
+
+    No activation is kept but the pooled ones of a batch, until they are added. A few sentences with activations that
+    are not finite are left out and named; more of them stop the pass, for then it is the model and not the sentences.
+
+    Args:
+      stream: the fit half, through subject and atlas.
+      needs: names of statistics, see :data:`atlas_jax.statistics.NEEDS`.
+      top_k: how many activations per subject feature the need ``"top_k"`` keeps.
+      name: of the pass, among the checkpoints.
+      stage: its name for ``progress``.
+      progress: called after every batch.
+      checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
+
+    Raises:
+      AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
+        as :func:`run_stream`.
+    """
+    subject, atlas = stream.spaces
+
+    def empty() -> Fitted:
+        statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
+        active, left_out = jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
+        return Fitted(statistics, active, left_out, TokenNorms.init(subject.widths))
+
+    def step(state: Fitted, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
+        _check_finite(state)
+        a_s, *norms = encode_norms(subject, tokens_s)
+        a_c = encode_batch(atlas, tokens_c)[atlas.site]
+        return _fit_step(state, a_s, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
+
+    named = {"name": name, "stage": stage}
+    state = run_stream(stream, step, on_mesh(empty, stream.mesh), **named, progress=progress, checkpoints=checkpoints)
+    _check_finite(state)
+    return state
+
+
+def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
+    """What a pass over the sentences of both would have left, to rounding; without top-k where ``a`` has none.
+
+    Raises:
+      AtlasError: as :func:`fit_statistics`, for the sentences left out of both together.
+    """
+    faulty = np.array(a.faulty + b.faulty, np.int32)
+    left_out = np.full(max(LEFT_OUT, faulty.size), -1, np.int32)
+    left_out[: faulty.size] = np.sort(faulty)
+    statistics, norms = merge_pass(a.statistics, b.statistics), merge_norms(a.norms, b.norms)
+    merged = Fitted(statistics, a.active + b.active, jnp.asarray(left_out), norms)
+    _check_finite(merged)
+    return merged
+
+
+def _check_finite(state: Fitted) -> None:
+    if (rows := int(state.statistics.nonfinite.rows)) > LEFT_OUT:
+        first = ", ".join(map(str, state.faulty[:8]))
+        raise AtlasError(
+            f"{rows} sentences so far gave activations that are not finite, among them sentences {first}; "
+            "use float32, or check the model and the SAE"
+        )
+
+
+@partial(jax.jit, donate_argnames="state", static_argnames="mesh")
+def _fit_step(
+    state: Fitted,
+    a_s: dict[Site, Float[Array, "b _"]],
+    a_c: Float[Array, "b d_c"],
+    norms: NormSums,
+    index: Int[Array, " b"],
+    *,
+    mesh: Mesh | None,
+) -> Fitted:
+    real = index >= 0
+    statistics = update_pass(state.statistics, a_s, a_c, real.astype(jnp.float32), index, mesh=mesh)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
+    active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
+    faulty = real & ~finite
+    place = state.statistics.nonfinite.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
+    left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(index, mode="drop")
+    kept = jax.tree.map(lambda x: jnp.sum(jnp.where(real & finite, x, 0.0)), norms)
+    return Fitted(statistics, *replicate((state.active + active, left_out, add_norms(state.norms, kept)), mesh))
+
+
+def fit_lenses(
+    stream: SentenceStream,
+    statistics: PassStatistics,
+    *,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[Site, Lens]:
+    """SemanticLens' second pass (Eq. 9), over the selected sentences alone."""
+    tops = {site: statistics.statistics(site).top for site in statistics.sites}
+    atlas = stream.spaces[-1]
+    lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
+    selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
+    step = lambda lenses, tokens: _lens_step(
+        lenses, encode_batch(atlas, tokens)[atlas.site], tokens.index, mesh=stream.mesh
+    )
+    named = {"name": "second", "stage": "second pass"}
+    return run_stream(selected, step, lenses, **named, progress=progress, checkpoints=checkpoints)
+
+
+@partial(jax.jit, donate_argnames="lenses", static_argnames="mesh")
+def _lens_step(
+    lenses: dict[Site, Lens], a_c: Float[Array, "b d_c"], index: Int[Array, " b"], *, mesh: Mesh | None
+) -> dict[Site, Lens]:
+    return {site: lens_update(lens, index, a_c, mesh=mesh) for site, lens in lenses.items()}
+
+
+def solve(
+    stream: SentenceStream,
+    fitted: Fitted,
+    methods: Sequence[str],
+    *,
+    metadata: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> dict[tuple[Site, str], Translation]:
+    """Solve every method at every site, with SemanticLens' second pass where it is asked for.
+
+    Args:
+      stream: the pass the statistics are of.
+      fitted: its statistics.
+      methods: names in :data:`atlas_jax.translators.METHODS`.
+      metadata: plain values to keep with every translation.
+      progress: called after every batch of the second pass.
+      checkpoints: where the state of the second pass is saved now and then.
+
+    Raises:
+      AtlasError: for statistics that lack what a method needs; or as :func:`atlas_jax.pipeline.run_stream`.
+    """
+    lenses = {}
+    if any(METHODS[m].second_pass for m in methods):
+        lenses = fit_lenses(stream, fitted.statistics, progress=progress, checkpoints=checkpoints)
+    found = {}
+    for site in fitted.statistics.sites:
+        statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))
+        for method in methods:
+            options = {"site": site, "metadata": metadata, "token_norm": fitted.token_norm(site)}
+            found[site, method] = Translation.from_statistics(statistics, method, **options)
+    return found

@@ -1,0 +1,271 @@
+"""Labels for an SAE of one's own, by counting words or by asking a chat model, each with a detection score."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool
+
+from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.corpus import Corpus
+from atlas_jax.errors import AtlasError
+from atlas_jax.labels import (
+    AnswerBook,
+    ChatEndpoint,
+    Context,
+    Description,
+    Detection,
+    Label,
+    Labels,
+    WordTable,
+    characteristic_words,
+    description_in,
+    detected_in,
+    detection_prompt,
+    explanation_prompt,
+    words_at,
+    words_of,
+)
+from atlas_jax.metrics import auroc
+from atlas_jax.models import Tokenizer
+from atlas_jax.pipeline import SentenceStream, pooled_activations, top_sentences
+from atlas_jax.progress import Progress, unreported
+from atlas_jax.statistics import TopK
+
+STRONGEST, FIRING, SILENT = 50, 10, 10  # held-out sentences: looked for, and tested on of either kind
+QUIET_POOL = 500  # held-out sentences among which silent ones are looked for
+CHARACTERS_PER_TOKEN = 4
+ANSWER_TOKENS = 20  # of a description or a list of numbers, for the estimate
+
+
+class Evidence(NamedTuple):
+    """The evidence of one feature.
+
+    Attributes:
+      feature: its id.
+      contexts: sentences of the fit half that activate it most, strongest first.
+      sentences: held-out sentences, in random order.
+      fires: in which of these it is active.
+    """
+
+    feature: int
+    contexts: list[Context]
+    sentences: list[str]
+    fires: Bool[np.ndarray, " n"]
+
+    @property
+    def tests(self) -> bool:
+        """True if the sentences can test a description: some activate the feature and some do not."""
+        return bool(self.fires.any() and not self.fires.all())
+
+
+def gather_evidence(
+    atlas: ConceptAtlas,
+    corpus: Corpus,
+    *,
+    features: Sequence[int] | None = None,
+    contexts: int = 20,
+    max_length: int = 128,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> list[Evidence]:
+    """Top activating sentences of every feature that has any, and sentences to test a description on.
+
+    The test sentences are held out: up to ten spread over the fifty that activate the feature most, and ten
+    drawn at random among those in which it is silent.
+
+    Args:
+      atlas: the model, its SAE and their site; its labels are not read.
+      corpus: sentences to show are of its fit half, those to test on of the other.
+      features: ids; all of them by default.
+      contexts: sentences to show for each feature.
+      max_length: tokens at which sentences are cut.
+      seed: of the draws.
+      progress: called after every batch of each pass.
+
+    Raises:
+      AtlasError: for a feature the SAE does not have, or where none fires at all.
+    """
+    wanted = range(atlas.width) if features is None else features
+    if outside := [f for f in wanted if not 0 <= f < atlas.width]:
+        raise AtlasError(f"feature {outside[0]} does not exist; this SAE has 0 to {atlas.width - 1}")
+    fit, held = (
+        SentenceStream.from_texts([atlas], texts, max_length=max_length) for texts in (corpus.fit, corpus.eval)
+    )
+    shown, tested = (
+        jax.device_get(top_sentences(stream, top_k=k, stage=stage, progress=progress)[atlas.site])
+        for stream, k, stage in ((fit, contexts, "contexts"), (held, STRONGEST, "test sentences"))
+    )
+    pool = np.array(corpus.eval[:QUIET_POOL], object)
+    quiet = (
+        pooled_activations(SentenceStream.from_texts([atlas], pool.tolist(), max_length=max_length))[atlas.site] <= 0
+    )
+    evidence = []
+    for feature in wanted:
+        if examples := list(_contexts(shown, feature, corpus.fit, atlas.model.tokenizer)):
+            rng = np.random.default_rng([seed, feature])
+            test = _test(tested, feature, corpus.eval, pool[quiet[:, feature]], rng)
+            evidence.append(Evidence(feature, examples, *test))
+    if not evidence:
+        raise AtlasError(f"none of {len(wanted)} features fires on {len(corpus.fit)} sentences; give more text")
+    return evidence
+
+
+def _contexts(top: TopK, feature: int, texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Context]:
+    """The sentences in which a feature is most active, strongest first."""
+    for value, index, position in zip(*(x[feature].tolist() for x in top), strict=True):
+        if index >= 0 and value > 0:
+            text = texts[index]
+            start, end = tokenizer.span(text, position)
+            yield Context(value, text[:start], text[start:end], text[end:])
+
+
+def _test(
+    top: TopK, feature: int, texts: Sequence[str], quiet: np.ndarray, rng: np.random.Generator
+) -> tuple[list[str], Bool[np.ndarray, " n"]]:
+    """Sentences in which a feature fires and others, shuffled, and which is which."""
+    there = zip(top.values[feature].tolist(), top.index[feature].tolist(), strict=True)
+    fires = [texts[i] for value, i in there if i >= 0 and value > 0]
+    fires = [fires[i] for i in np.unique(np.linspace(0, len(fires) - 1, FIRING).astype(int))] if fires else []
+    others = rng.permutation(quiet)[:SILENT].tolist()
+    order = rng.permutation(len(fires) + len(others))
+    both = [*fires, *others]
+    return [both[i] for i in order], order < len(fires)
+
+
+class Estimate(NamedTuple):
+    """The cost of asking about some features; tokens are guessed from characters."""
+
+    features: int
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    def facts(self, price: tuple[float, float] = (0.0, 0.0)) -> dict[str, float | int]:
+        """As named values, with the cost at prices of a million prompt and a million answer tokens, if there are."""
+        cost = (self.prompt_tokens * price[0] + self.completion_tokens * price[1]) / 1e6
+        facts = {"features to ask about": self.features, "requests": self.requests}
+        facts |= {"prompt tokens, about": self.prompt_tokens, "answer tokens, about": self.completion_tokens}
+        return facts | ({"cost, about": round(cost, 4)} if any(price) else {})
+
+
+def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: int, *, count: int = 3) -> Labels:
+    """Offline labels: the words at the peaks that set a feature apart (see :func:`characteristic_words`).
+
+    A label's score is the AUROC with which the number of its words in a sentence tells whether the feature fires.
+
+    Args:
+      evidence: of some features.
+      texts: all sentences of the fit half.
+      width: features of the SAE.
+      count: words a label.
+
+    Raises:
+      AtlasError: where no feature has a word that sets it apart.
+    """
+    evidence = list(evidence)
+    bags = [[words_at(c.text, len(c.before + c.token) - 1) for c in e.contexts] for e in evidence]
+    rows = []
+    for e, chosen in zip(evidence, characteristic_words(WordTable.from_texts(texts), bags, count=count), strict=True):
+        words = {word for word, _ in chosen}
+        if words:
+            counts = [len(words & words_of(text)) for text in e.sentences]
+            score = float(auroc(np.array(counts), e.fires)) if e.tests else None
+            rows.append(Label(e.feature, ", ".join(w for w, _ in chosen), "log-odds", "statistical", score))
+    if not rows:
+        raise AtlasError(f"no word sets any of {len(evidence)} features apart; give more text or other features")
+    return Labels.from_rows(rows, width)
+
+
+def estimate_requests(evidence: Iterable[Evidence], endpoint: ChatEndpoint, book: AnswerBook) -> Estimate:
+    """Estimate what :func:`label_by_chat` would ask, less what the book already answers.
+
+    A description is taken to have sixty characters where there is none yet.
+    """
+    features = requests = characters = 0
+    describing, detecting = endpoint.answering(Description), endpoint.answering(Detection)
+    for e in evidence:
+        prompt = explanation_prompt(e.contexts)
+        answer = book.get(describing, prompt)
+        description = "x" * 60 if answer is None else description_in(answer.text)
+        open_ones = [prompt] if answer is None else []
+        if e.tests and description:
+            test = detection_prompt(description, e.sentences)
+            open_ones += [test] if book.get(detecting, test) is None else []
+        features, requests = features + bool(open_ones), requests + len(open_ones)
+        characters += sum(map(len, open_ones))
+    return Estimate(features, requests, characters // CHARACTERS_PER_TOKEN, requests * ANSWER_TOKENS)
+
+
+def label_by_chat(
+    evidence: Sequence[Evidence],
+    endpoint: ChatEndpoint,
+    book: AnswerBook,
+    width: int,
+    *,
+    workers: int = 8,
+    progress: Progress | None = None,
+) -> Labels:
+    """Labels by a chat model: it describes the contexts of each feature, then says which test sentences fit.
+
+    A label's score is the AUROC of these decisions. Answers are kept in the book as they come, and those that are
+    in it are not asked again. An answer that cannot be read is missing, and counted in ``book.unread``: a feature gets
+    no label, or its label no score.
+
+    Args:
+      evidence: of some features.
+      endpoint: the chat model.
+      book: where answers are kept.
+      width: features of the SAE.
+      workers: questions asked at the same time.
+      progress: called after every answer, to the descriptions and then to the tests, with features and tokens spent.
+
+    Raises:
+      AtlasError: if the endpoint refuses or stays silent; the answers before that are in the book.
+    """
+    ask = lambda form, prompts, stage: _asked(prompts, endpoint.answering(form), book, workers, stage, progress)
+    answers = ask(Description, [explanation_prompt(e.contexts) for e in evidence], "describe")
+    named = [(e, said) for e, answer in zip(evidence, answers, strict=True) if (said := description_in(answer))]
+    book.unread += len(evidence) - len(named)
+    if not named:
+        raise AtlasError(f"{endpoint.model} gave no description of any of {len(evidence)} features")
+    tested = [detection_prompt(said, e.sentences) for e, said in named if e.tests]
+    answers, rows = iter(ask(Detection, tested, "test")), []
+    for e, said in named:
+        votes = detected_in(next(answers), len(e.sentences)) if e.tests else None
+        book.unread += bool(e.tests and votes is None)
+        score = None if votes is None else float(auroc(np.array(votes, np.float64), e.fires))
+        rows.append(Label(e.feature, said, endpoint.model, "chat", score))
+    return Labels.from_rows(rows, width)
+
+
+def _asked(
+    prompts: Sequence[str],
+    endpoint: ChatEndpoint,
+    book: AnswerBook,
+    workers: int,
+    stage: str,
+    progress: Progress | None,
+) -> list[str]:
+    """The answers to some questions, in their order; new ones are in the book as soon as they come."""
+    report = progress or unreported
+    report(stage, 0, len(prompts), sum(book.spent))
+    answers = []
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for answer in pool.map(lambda prompt: book.ask(endpoint, prompt), prompts):
+                answers.append(answer.text)
+                report(stage, len(answers), len(prompts), sum(book.spent))
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return answers
+
+
+def label_facts(labels: Labels) -> dict[str, float | int]:
+    """Count the features that have a label, and average how well labels detect."""
+    chosen = [labels.chosen(i) for i in labels.described()]
+    scores = np.array([label.score for label in chosen if label.score is not None])
+    mean = float(scores.mean()) if len(scores) else float("nan")
+    return {"labelled": len(chosen), "coverage": labels.coverage, "mean detection AUROC": mean}

@@ -1,0 +1,124 @@
+"""The one form of a result that is shown: on a terminal, and in whatever else comes to render tables."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked:
+    """A cell with a part that stands out: the largest number of a column, or a token within its sentence."""
+
+    value: Any
+    before: str = ""
+    after: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+      name: its heading.
+      format: of its numbers, as for :func:`format`; a column without one is text.
+      unit: what follows a number.
+      left: aligned as text is, although it has numbers.
+      group: rows that agree in all such columns belong together, and the value is shown once for them.
+
+    Example:
+      >>> Column("AUROC", ".3f").text((0.8124, 0.7899, 0.8333))
+      '0.812 [0.790, 0.833]'
+    """
+
+    name: str = ""
+    format: str = ""
+    unit: str = ""
+    left: bool = False
+    group: bool = False
+
+    @property
+    def right(self) -> bool:
+        """Whether it is aligned to the right, as numbers are."""
+        return bool(self.format) and not self.left
+
+    def text(self, value: Any) -> str:
+        """Format the value of a cell: None is blank, three numbers are a mean and its interval, a list is a range."""
+        if value is None or isinstance(value, str):
+            return value or ""
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, Integral):
+            return format(value, "," if self.format == "," else "d") + self.unit
+        if isinstance(value, Real):
+            return format(value, self.format) + self.unit
+        if isinstance(value, list):
+            return " to ".join(map(self.text, value))
+        if isinstance(value, tuple) and len(value) == 3:
+            mean, low, high = map(self.text, value)
+            return f"{mean} [{low}, {high}]"
+        return str(value)
+
+    def parts(self, value: Any) -> tuple[str, str, str]:
+        """Format a cell in three: what stands before its marked part, that part, and what stands after it."""
+        if isinstance(value, Marked):
+            return value.before, self.text(value.value), value.after
+        return self.text(value), "", ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A result to show. Cells hold values; how they look is a matter of the columns and of what renders them.
+
+    Attributes:
+      title: above it.
+      columns: with names and formats.
+      rows: cells: None, text, numbers, means with intervals, lists or :class:`Marked` ones, as many as columns.
+      caption: below it.
+      best: the rows that stand out.
+
+    Example:
+      >>> table = Table("Quality", (Column("method"), Column("AP", ".2f")), [("ridge", 0.314)], "chance is 0.02")
+      >>> [cells for cells in table.texts()]
+      [['ridge', '0.31']]
+      >>> table.to_dict()["rows"]
+      [['ridge', 0.314]]
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: list[tuple[Any, ...]]
+    caption: str | None = None
+    best: frozenset[int] = frozenset()
+
+    def texts(self) -> Iterator[list[str]]:
+        """Every row as plain text, nothing marked."""
+        for row in self.rows:
+            yield ["".join(c.parts(value)) for c, value in zip(self.columns, row, strict=True)]
+
+    def group(self, row: int) -> tuple[Any, ...]:
+        """The values of a row by which rows belong together."""
+        return tuple(value for c, value in zip(self.columns, self.rows[row], strict=True) if c.group)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        rows = [list(map(_plain, row)) for row in self.rows]
+        return {"title": self.title, "columns": [c.name for c in self.columns], "rows": rows, "caption": self.caption}
+
+
+def facts_table(title: str, facts: Mapping[str, Any], caption: str | None = None) -> Table:
+    """Return a table of names and values.
+
+    Example:
+      >>> list(facts_table("SAE", {"features": 1536, "FVU": 0.123456, "seen": [1, 2]}).texts())
+      [['features', '1536'], ['FVU', '0.1235'], ['seen', '1 to 2']]
+    """
+    return Table(title, (Column(), Column(format=".4g", left=True)), list(facts.items()), caption)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Marked):
+        return f"{value.before}{value.value}{value.after}" if isinstance(value.value, str) else value.value
+    if isinstance(value, tuple) and len(value) == 3:
+        return dict(zip(("mean", "low", "high"), value, strict=True))
+    return value
