@@ -26,7 +26,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Given out first and in this order, so that no worker is left with one of them when the others are done.
 SLOWEST = ["quickstart", "resume", "choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "notebooks"]
 SLOWEST += ["sae_command", "run_files", "atlas_build", "sae_check", "interrupts", "procrustes", "translators"]
-# Whole runs, most of whose programs run a few times: compiled quickly rather than well. All else is compiled as for users.
+# Whole runs, most of whose programs run a few times: compiled quickly rather than well, all else as for users.
 QUICKLY = {"choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "run_files", "resume", "notebooks"}
 QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests"}
 
@@ -45,7 +45,7 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request):
-    """Choose how a module's programs are compiled, and free them: each takes some of the 65,530 memory maps of a process."""
+    """Choose how programs are compiled, and free them: each takes some of the 65,530 memory maps of a process."""
     jax.config.update("jax_disable_most_optimizations", request.path.stem.removeprefix("test_") in QUICKLY)
     yield
     jax.clear_caches()
