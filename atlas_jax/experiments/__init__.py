@@ -8,6 +8,15 @@ from atlas_jax.experiments._choose import (
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
 )
+from atlas_jax.experiments._diagnosis import (
+    Coverage as Coverage,
+    beyond_sense as beyond_sense,
+    coverage as coverage,
+    diagnose as diagnose,
+    median_perplexities as median_perplexities,
+    stored_ap as stored_ap,
+    weak_sites as weak_sites,
+)
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
     Identified as Identified,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._diagnosis import coverage
 from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
@@ -167,6 +168,8 @@ class Measured(NamedTuple):
     def save(self, directory: Path, *, dtype: str = "float32") -> None:
         """Write the run and its quality table; arguments as of :meth:`Alignment.save`."""
         self.alignment.save(directory, dtype=dtype)
+        if is_first():
+            coverage(self.alignment).save(directory)
         if is_first() and self.quality is not None:
             write_json(directory / "tables" / "quality.json", self.quality.to_dict())
 
