@@ -8,6 +8,13 @@ from atlas_jax.experiments._choose import (
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
 )
+from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
+from atlas_jax.experiments._concepts import (
+    ConceptSet as ConceptSet,
+    read_concepts as read_concepts,
+    unwritten as unwritten,
+    write_sequences as write_sequences,
+)
 from atlas_jax.experiments._diagnosis import (
     Coverage as Coverage,
     beyond_sense as beyond_sense,
@@ -34,7 +41,12 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
-from atlas_jax.experiments._paper import Paper as Paper, paper as paper
+from atlas_jax.experiments._paper import (
+    Paper as Paper,
+    paper as paper,
+    quality_beside_paper as quality_beside_paper,
+    retrieval_beside_paper as retrieval_beside_paper,
+)
 from atlas_jax.experiments._quality import (
     Measured as Measured,
     Quality as Quality,
@@ -51,6 +63,7 @@ from atlas_jax.experiments._quickstart import (
     run_concept as run_concept,
 )
 from atlas_jax.experiments._retrieval import (
+    Filtered as Filtered,
     Retrieval as Retrieval,
     RetrievalRow as RetrievalRow,
     semantic_retrieval as semantic_retrieval,

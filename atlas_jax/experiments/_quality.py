@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._diagnosis import coverage
+from atlas_jax.experiments._paper import is_papers, paper
 from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
@@ -40,14 +41,14 @@ class Quality(NamedTuple):
     Attributes:
       rows: one a site and method.
       features: the atlas features that were translated.
-      band: the positive rates, on the fit half, between which they were drawn.
+      band: the positive rates, on the fit half, between which they were drawn; None where they are the paper's.
       chance: the AP of chance, the mean positive rate on the evaluation half.
       sentences: how many sentences were ranked.
     """
 
     rows: list[QualityRow]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
     chance: float
     sentences: int
 
@@ -63,10 +64,12 @@ class Quality(NamedTuple):
 
     def table(self) -> Table:
         """Table 3: AUROC and AP of every method at every site, the best AP of a site standing out."""
+        drawn = "of the paper (A.6.1)"
+        if self.band is not None:
+            drawn = f"that fire in {self.band[0]:.1%} to {self.band[1]:.0%} of the sentences"
         caption = (
-            f"mean over {len(self.features)} atlas features that fire in {self.band[0]:.1%} to {self.band[1]:.0%} "
-            f"of the sentences, 95% bootstrap interval over features; {self.sentences} held-out sentences; "
-            f"AP of chance {self.chance:.3f}"
+            f"mean over {len(self.features)} atlas features {drawn}, 95% bootstrap interval over features; "
+            f"{self.sentences} held-out sentences; AP of chance {self.chance:.3f}"
         )
         columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
         rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
@@ -96,7 +99,7 @@ def translation_quality(
     translations: Mapping[tuple[Site, str], Translation],
     features: Int[np.ndarray, " q"],
     *,
-    band: tuple[float, float],
+    band: tuple[float, float] | None,
     progress: Progress | None = None,
 ) -> tuple[Quality, Scored]:
     """Table 3 for every site and method, and the pass it was computed from.
@@ -138,16 +141,26 @@ def best_method(quality: Quality) -> str:
 
 
 def evaluate_quality(
-    alignment: Alignment, *, features: int = FEATURES, progress: Progress | None = None
+    alignment: Alignment, *, features: int | None = None, progress: Progress | None = None
 ) -> tuple[Alignment, Quality]:
     """The quality table of an alignment, and the alignment with its maximally activating held-out sentences.
+
+    Args:
+      alignment: fitted.
+      features: how many atlas features to draw; None for the hundred of the paper where the atlas is the paper's, and
+        for a hundred that are drawn where it is another.
+      progress: called after every batch.
 
     Raises:
       AtlasError: if the text is too little to measure on.
     """
-    chosen = choose_features(alignment.rate, count=features, band=BAND, seed=alignment.settings.seed)
+    band = None if features is None and is_papers(alignment.atlas.sae.config) else BAND
+    if band is None:
+        chosen = np.array(paper().features)
+    else:
+        chosen = choose_features(alignment.rate, count=features or FEATURES, band=band, seed=alignment.settings.seed)
     quality, scored = translation_quality(
-        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=progress
+        alignment.stream("eval"), alignment.translations, chosen, band=band, progress=progress
     )
     return dataclasses.replace(alignment, top=scored.top), quality
 
