@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from atlas_jax.files import read_json
 from atlas_jax.sae import SAEConfig
@@ -146,6 +146,7 @@ def papers_subject(name: str) -> str:
     return "Llama-IT" if re.search("instruct", name, re.IGNORECASE) else "Llama-Base"
 
 
+@runtime_checkable
 class Measurement(Protocol):
     """A result with a row a site and method, as :class:`Quality` and :class:`Retrieval` are."""
 

@@ -17,6 +17,7 @@ from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
 from atlas_jax.progress import Progress
+from atlas_jax.sae import SAEConfig
 from atlas_jax.sharding import is_first
 from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
@@ -94,6 +95,15 @@ def choose_features(
     return np.sort(np.random.default_rng(seed).choice(usable, min(count, len(usable)), replace=False))
 
 
+def evaluated_features(
+    sae: SAEConfig, rate: Float[np.ndarray, " d_c"], *, count: int | None, seed: int
+) -> tuple[Int[np.ndarray, " q"], tuple[float, float] | None]:
+    """The atlas features of Table 3, and the band they were drawn from; the paper's own where its atlas is used."""
+    if count is None and is_papers(sae):
+        return np.array(paper().features), None
+    return choose_features(rate, count=count or FEATURES, band=BAND, seed=seed), BAND
+
+
 def translation_quality(
     stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
@@ -154,11 +164,8 @@ def evaluate_quality(
     Raises:
       AtlasError: if the text is too little to measure on.
     """
-    band = None if features is None and is_papers(alignment.atlas.sae.config) else BAND
-    if band is None:
-        chosen = np.array(paper().features)
-    else:
-        chosen = choose_features(alignment.rate, count=features or FEATURES, band=band, seed=alignment.settings.seed)
+    sae, seed = alignment.atlas.sae.config, alignment.settings.seed
+    chosen, band = evaluated_features(sae, alignment.rate, count=features, seed=seed)
     quality, scored = translation_quality(
         alignment.stream("eval"), alignment.translations, chosen, band=band, progress=progress
     )
