@@ -76,7 +76,10 @@ def read_concepts(path: str | Path, widths: Mapping[Site, int]) -> list[ConceptS
         given twice, or a set of sequences that is empty or has a blank one; naming the line.
 
     Example:
-      >>> file = tmp / "concepts.jsonl"
+      >>> import pathlib, tempfile
+      >>> from atlas_jax.experiments import read_concepts
+      >>> from atlas_jax.types import Site
+      >>> file = pathlib.Path(tempfile.mkdtemp(), "concepts.jsonl")
       >>> _ = file.write_text('{"site": "mlp_act.1", "feature": 3, "sequences": ["A dog barks."]}')
       >>> read_concepts(file, {Site("mlp_act", 1): 384})[0].sequences
       ('A dog barks.',)
@@ -186,7 +189,16 @@ def sequences_in(answer: str) -> tuple[str, ...]:
 
 
 def unwritten(concepts: Sequence[ConceptSet], endpoint: ChatEndpoint, count: int) -> list[tuple[ChatEndpoint, str]]:
-    """The questions that :func:`write_sequences` asks."""
+    """List the questions that :func:`write_sequences` asks.
+
+    Example:
+      >>> from atlas_jax.experiments import ConceptSet, unwritten
+      >>> from atlas_jax.labels import ChatEndpoint
+      >>> from atlas_jax.types import Site
+      >>> concept = ConceptSet(Site("mlp_act", 1), 3, (), "words for time")
+      >>> len(unwritten([concept], ChatEndpoint("m", "http://localhost"), 20))
+      1
+    """
     asked = endpoint.answering(Sequences)
     return [(asked, sequences_prompt(c.description, count)) for c in concepts if not c.sequences]
 
@@ -215,6 +227,13 @@ def write_sequences(
 
     Raises:
       AtlasError: if the endpoint refuses or stays silent; the answers before that are in the book.
+
+    Example:
+      >>> from atlas_jax.experiments import read_concepts, write_sequences
+      >>> from atlas_jax.labels import AnswerBook, ChatEndpoint
+      >>> concepts = read_concepts("described.jsonl", run.subject.widths)          # doctest: +SKIP
+      >>> endpoint = ChatEndpoint.connect("gpt-4o-mini")                           # doctest: +SKIP
+      >>> write_sequences(concepts, endpoint, AnswerBook("answers.jsonl"))         # doctest: +SKIP
     """
     questions = unwritten(concepts, endpoint, count)
     answers = iter(book.ask_all(questions, workers=workers, stage="sequences", progress=progress))

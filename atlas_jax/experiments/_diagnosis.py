@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.experiments._steering import Steered
-from atlas_jax.files import read_json, write_json
+from atlas_jax.files import read_json, reading, write_json
 from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
 
+AGAIN = "measure again with atlas-jax align --overwrite, or delete it"
 RARE = 10  # sentences below which a feature is hardly known
 UNCOVERED = 0.1  # share of such features from which it is said
 LOW_AP = 0.2
@@ -85,7 +86,7 @@ def sentences_aligned(alignment: Alignment) -> int:
 
 
 def coverage(alignment: Alignment, *, least: int = RARE) -> Coverage:
-    """How well the sentences aligned on cover the atlas.
+    """Measure how well the sentences aligned on cover the atlas.
 
     Args:
       alignment: fitted.
@@ -101,15 +102,22 @@ def coverage(alignment: Alignment, *, least: int = RARE) -> Coverage:
 
 
 def stored_ap(run: Path) -> dict[tuple[str, str], float]:
-    """The AP of every site and method in ``tables/quality.json`` of a run; empty where it was not measured.
+    """Read the AP of every site and method from ``tables/quality.json`` of a run; empty where it was not measured.
 
     Raises:
       DamagedError: if the table is damaged.
+
+    Example:
+      >>> from pathlib import Path
+      >>> from atlas_jax.experiments import stored_ap
+      >>> stored_ap(Path("runs/quickstart"))["mlp_act.2", "procrustes"]       # doctest: +SKIP
+      0.31
     """
     table = run / "tables" / "quality.json"
     if not table.is_file():
         return {}
-    return {(row["site"], row["method"]): row["ap"]["mean"] for row in read_json(table)["rows"]}
+    with reading(table, AGAIN):
+        return {(row["site"], row["method"]): float(row["ap"]["mean"]) for row in read_json(table)["rows"]}
 
 
 def diagnose(
@@ -166,7 +174,7 @@ def uncovered(
       >>> import numpy as np
       >>> from atlas_jax.experiments._diagnosis import uncovered
       >>> uncovered(np.array([1.0, 1.0, 0.0]), np.array([50, 3, 0]), 1000)[:70]
-      'of the 2 atlas features of this query 1 fires in fewer than 10 of the 1'
+      'of the 2 atlas features of this query 1 fires in fewer than 10 of the '
     """
     features = query_features(query)
     rare = features[counts[features] < least].tolist()
@@ -268,7 +276,13 @@ def beyond_sense(perplexities: Mapping[float, float | None], *, factor: float = 
 
 
 def median_perplexities(steered: Sequence[Steered]) -> dict[float, float | None]:
-    """The median perplexity over prompts by strength; None where no continuation has a token."""
+    """Take the median perplexity over prompts by strength; None where no continuation has a token.
+
+    Example:
+      >>> from atlas_jax.experiments import Steered, median_perplexities
+      >>> median_perplexities([Steered("A", 0.0, "dog", 1.0, 7.0), Steered("The", 0.0, "cat", 1.0, 9.0)])
+      {0.0: 8.0}
+    """
     found: dict[float, list[float]] = {s.strength: [] for s in steered}
     for s in steered:
         found[s.strength] += [] if s.perplexity is None else [s.perplexity]

@@ -160,7 +160,7 @@ class Measurement(Protocol):
 
 
 def quality_beside_paper(quality: Measurement, subject: str) -> tuple[dict[str, Any], Table]:
-    """Table 3 with the paper's figures beside it, where it has some for these layers and methods.
+    """Put the paper's figures beside Table 3, where it has some for these layers and methods.
 
     Args:
       quality: what was measured.
@@ -185,7 +185,7 @@ def quality_beside_paper(quality: Measurement, subject: str) -> tuple[dict[str, 
 
 
 def retrieval_beside_paper(retrieval: Measurement, atlas_width: int) -> tuple[dict[str, Any], Table]:
-    """Table 4 with the paper's figures beside it: those of Llama-IT, layer 19, by method.
+    """Put the paper's figures beside Table 4: those of Llama-IT, layer 19, by method.
 
     Args:
       retrieval: what was measured.
@@ -193,6 +193,14 @@ def retrieval_beside_paper(retrieval: Measurement, atlas_width: int) -> tuple[di
 
     Returns:
       Plain values whose rows have ``paper``, means and deviations or None, and the table.
+
+    Example:
+      >>> from atlas_jax.experiments import Retrieval, RetrievalRow, retrieval_beside_paper
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> from atlas_jax.types import Site
+      >>> row = RetrievalRow(Site("mlp_act", 19), "procrustes", bootstrap_mean([0.9]), bootstrap_mean([0.8]))
+      >>> retrieval_beside_paper(Retrieval([row], {row.site: 5}, False, 20, 9), 16384)[0]["rows"][0]["paper"]["mrr"]
+      0.97
     """
     figures = paper().retrieval["65k" if atlas_width == 65536 else "16k"]
     there = lambda site: site.point in POINTS and site.layer == RETRIEVED_LAYER
