@@ -126,9 +126,9 @@ class AtlasJudge:
             raise AtlasError(f"the parts of the atlas judge's score are {' and '.join(PARTS)}, not {self.parts!r}")
         if len(self.neutral) < FEWEST:
             raise AtlasError(f"{len(self.neutral)} neutral texts cannot set a threshold; give {FEWEST} or more")
-        for query in self.queries.values():
-            check_query(query)
-        queries = np.stack([np.asarray(query, np.float64) for query in self.queries.values()], axis=1)
+        if not self.queries:
+            raise AtlasError("the atlas judge needs a concept query; give one at least")
+        queries = np.stack([self._checked(*item) for item in self.queries.items()], axis=1)
         self._queries, self._place = queries / np.abs(queries).sum(axis=0), {c: i for i, c in enumerate(self.queries)}
         raw = self._raw(self.neutral)
         if not np.isfinite(raw).all():
@@ -165,6 +165,12 @@ class AtlasJudge:
     def threshold(self, concept: str) -> float:
         """Score above which a text has the concept."""
         return float(self._thresholds[self._column(concept)])
+
+    def _checked(self, concept: str, query: Any) -> Float[np.ndarray, " d_c"]:
+        check_query(query)
+        if np.shape(query) != (self.atlas.width,):
+            raise AtlasError(f"the query of '{concept}' should be {self.atlas.width} numbers, one an atlas feature")
+        return np.asarray(query, np.float64)
 
     def _column(self, concept: str) -> int:
         if concept not in self._place:

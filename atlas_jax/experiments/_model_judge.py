@@ -18,7 +18,7 @@ from atlas_jax.types import Site, Tokens
 
 LABELS = ("0", "1", "2")
 CELLS = 2**26  # numbers of an array that are held at a time
-MULTIPLE = 32  # of which lengths of rows are, and the most rows of a batch
+HEIGHT = 32  # most rows of a batch
 _OPENING = '{"0": '  # of an answer about one text, which its rating follows
 
 
@@ -159,8 +159,10 @@ def batches(
     """
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
     while order:
-        width = min(model.config.max_positions, MULTIPLE * max(1, -(-len(rows[order[0]]) // MULTIPLE)))
-        height = max(1, min(MULTIPLE, CELLS // cells(width), 1 << (len(order) - 1).bit_length()))
+        longest = max(1, len(rows[order[0]]))
+        step = 32 if longest <= 128 else 128
+        width = min(model.config.max_positions, -(-longest // step) * step)
+        height = max(1, min(HEIGHT, CELLS // cells(width), 1 << (len(order) - 1).bit_length()))
         some, order = order[:height], order[height:]
         filled = some + some[-1:] * (height - len(some))
         yield some, model.tokenizer.pad([rows[i] for i in filled], width, range(height))
