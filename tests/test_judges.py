@@ -371,16 +371,16 @@ def part_of_score(judge, part, concept, texts):
 def test_the_proxy_rates_by_what_nearly_all_neutral_text_stays_below(parts):
     texts = [*sentences(28, seed=1), "A random number generator draws random samples.", ""]
     judge = proxy(parts=parts)
-    for concept in judge.queries:
+    for at, concept in enumerate(judge.queries):
         expected = threshold = 0.0
         for part in parts:
             neutral = part_of_score(judge, part, concept, judge.neutral)
             score = lambda x, n=neutral: (x - n.mean()) / (n.std() or 1.0)
             expected = expected + score(part_of_score(judge, part, concept, texts))
             threshold = threshold + score(neutral)
-        np.testing.assert_allclose(judge.scores(concept, texts), expected, atol=2e-4)
-        assert judge.threshold(concept) == pytest.approx(np.quantile(threshold, 0.95), abs=2e-4)
-        above = judge.scores(concept, texts) > judge.threshold(concept)
+        np.testing.assert_allclose(judge.scores(texts)[:, at], expected, atol=2e-4)
+        assert judge.thresholds[at] == pytest.approx(np.quantile(threshold, 0.95), abs=2e-4)
+        above = judge.scores(texts)[:, at] > judge.thresholds[at]
         assert judge.judge(concept, texts) == (2 * above).tolist()
         assert judge.judge(concept, judge.neutral).count(2) <= 2  # 5% of 30
 

@@ -96,6 +96,7 @@ class AtlasJudge:
       quantile: share of the neutral texts that are rated 0 for each concept.
       parts: of the score: "activation", "embedding", or both.
       embedder: has ``encode(texts) -> [n, w]``; the package's own word vectors by default.
+      thresholds: score of each concept ``[c]`` above which a text has it.
       missing: texts so far whose activations were not finite.
 
     Example:
@@ -116,6 +117,7 @@ class AtlasJudge:
     quantile: float = 0.95
     parts: Sequence[str] = PARTS
     embedder: Any = dataclasses.field(default_factory=StaticEmbedding.default, repr=False)
+    thresholds: Float[np.ndarray, " c"] = dataclasses.field(init=False, repr=False)
     missing: int = dataclasses.field(default=0, init=False)
     name = "atlas-proxy"
     aspects = ("concept",)
@@ -135,7 +137,7 @@ class AtlasJudge:
             raise AtlasError("the atlas's activations of the neutral texts are not finite; load it as float32")
         self._mean, deviation = raw.mean(axis=1, keepdims=True), raw.std(axis=1, keepdims=True)
         self._deviation = np.where(deviation > 0, deviation, 1)
-        self._thresholds = np.quantile(self._standard(raw), self.quantile, axis=0)
+        self.thresholds = np.quantile(self._standard(raw), self.quantile, axis=0)
 
     def judge(
         self, concept: str, texts: Sequence[str], aspect: str = "concept", *, instruction: Sequence[str] | None = None
@@ -143,39 +145,33 @@ class AtlasJudge:
         """Rate texts 2 or 0, None where their activations are not finite.
 
         Raises:
-          AtlasError: as :meth:`scores`, and for another aspect than the concept.
+          AtlasError: for a concept the judge has no query for, another aspect than the concept, or what is no text.
         """
         del instruction
         check_aspect(self.name, self.aspects, aspect)
+        if concept not in self._place:
+            raise AtlasError(f"the atlas judge has no query for '{concept}'; it has {', '.join(self._place)}")
         if not len(texts):
             return []
-        scores, threshold = self.scores(concept, texts), self.threshold(concept)
-        ratings = [2 * int(score > threshold) if np.isfinite(score) else None for score in scores]
+        at = self._place[concept]
+        scores = self.scores(texts)[:, at]
+        ratings = [2 * int(score > self.thresholds[at]) if np.isfinite(score) else None for score in scores]
         self.missing += ratings.count(None)
         return ratings
 
-    def scores(self, concept: str, texts: Sequence[str]) -> Float[np.ndarray, " n"]:
-        """Score of each text, in sums of standard deviations of neutral text.
+    def scores(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
+        """Score of each text for every concept, in the order of the queries, in standard deviations of neutral text.
 
         Raises:
-          AtlasError: for a concept the judge was not built with, or what is no text.
+          AtlasError: for what is no text.
         """
-        return self._standard(self._raw(as_texts(texts)))[:, self._column(concept)]
-
-    def threshold(self, concept: str) -> float:
-        """Score above which a text has the concept."""
-        return float(self._thresholds[self._column(concept)])
+        return self._standard(self._raw(as_texts(texts)))
 
     def _checked(self, concept: str, query: Any) -> Float[np.ndarray, " d_c"]:
         check_query(query)
         if np.shape(query) != (self.atlas.width,):
             raise AtlasError(f"the query of '{concept}' should be {self.atlas.width} numbers, one an atlas feature")
         return np.asarray(query, np.float64)
-
-    def _column(self, concept: str) -> int:
-        if concept not in self._place:
-            raise AtlasError(f"the atlas judge has no query for '{concept}'; it has {', '.join(self._place)}")
-        return self._place[concept]
 
     def _standard(self, raw: Float[np.ndarray, "p n c"]) -> Float[np.ndarray, "n c"]:
         return ((raw - self._mean) / self._deviation).sum(axis=0)
