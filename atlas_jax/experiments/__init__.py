@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from atlas_jax.experiments._chat_judge import ChatJudge as ChatJudge
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
@@ -41,6 +42,8 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
+from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
+from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
 from atlas_jax.experiments._paper import (
     Paper as Paper,
     paper as paper,

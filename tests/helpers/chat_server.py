@@ -74,7 +74,7 @@ def chat_server(answer: Callable[[str], Any]) -> Iterator[ChatServer]:
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     does.url = f"http://127.0.0.1:{server.server_port}/v1"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield does
     finally:
