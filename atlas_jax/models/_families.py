@@ -1,7 +1,7 @@
-"""The table of decoder families: one row a ``model_type`` of transformers, with all that tells it from the others.
+"""The table of decoder families: one row a ``model_type`` of transformers, with all that sets it apart.
 
-Sizes and strengths come from a checkpoint's config (``_config.py``); the decoder branches on what a row says, never on
-the name of a family.
+Sizes and strengths come from a checkpoint's config (``_config.py``); the decoder branches on the columns of a row,
+never on the name of a family.
 """
 
 import dataclasses
@@ -37,7 +37,7 @@ class Fused:
     """Projections that a checkpoint stores as one.
 
     Attributes:
-      name: of the module that holds them.
+      name: name of the module that holds them.
       parts: the projections in their order.
       by_head: whether they follow one another for every head, instead of all heads of one before those of the next.
     """
@@ -49,7 +49,7 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What tells a family from the others.
+    """Row of a family in the table.
 
     Attributes:
       reads: the attributes of a config that the model class of transformers reads. Any other changes nothing there,
