@@ -162,7 +162,7 @@ def take_over() -> None:
 
 
 def take_back() -> None:
-    """After :func:`take_over`, undo a library's changes to the signals, such as those of JAX's distributed runtime.
+    """Undo a library's changes to the signals since :func:`take_over`, such as those of JAX's distributed runtime.
 
     Example:
       >>> from atlas_jax.interrupts import take_back

@@ -1,4 +1,4 @@
-"""From documents to a corpus (Appendix A.2): split, filter by length, drop what has no letters, deduplicate, halve."""
+"""Building of a corpus (Appendix A.2): split, filter by length, drop text without letters, deduplicate, halve."""
 
 import contextlib
 import errno

@@ -37,7 +37,7 @@ class Document(NamedTuple):
 
     Attributes:
       text: the text; blank lines separate paragraphs.
-      domain: what the text is about, the unit whose share is kept when a corpus is cut down.
+      domain: subject of the text, the unit whose share is kept when a corpus is cut down.
       source: a relative name of the file it came from.
 
     Example:

@@ -36,7 +36,7 @@ def read_dataset(
 ) -> Iterator[Document]:
     """Yield the documents of a dataset, one a row, streamed and in its order.
 
-    Only a hub name touches the network; nothing is downloaded ahead of what is read. The domain of a row without one
+    Only a hub name touches the network; nothing is downloaded before it is read. The domain of a row without one
     is the name of the dataset.
 
     Args:

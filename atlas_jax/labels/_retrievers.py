@@ -215,7 +215,7 @@ class Embedded:
 
     Attributes:
       documents: unit rows.
-      embedder: what made them.
+      embedder: the embedder.
     """
 
     documents: Float[np.ndarray, "n w"]

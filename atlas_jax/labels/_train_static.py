@@ -1,4 +1,4 @@
-"""Word vectors from one's own text: positive pointwise mutual information and a truncated SVD."""
+"""Word vectors from your own text: positive pointwise mutual information and a truncated SVD."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -43,7 +43,7 @@ def bootstrap_mean(
 
     Args:
       values: one value a feature; nan values (a feature of one class) are left out and counted.
-      seed: of the resampling; the same values and seed give the same interval.
+      seed: seed of the resampling; the same values and seed give the same interval.
       n_resamples: resamples drawn with replacement.
       level: coverage of the interval, between 0 and 1.
 

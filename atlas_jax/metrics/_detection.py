@@ -53,9 +53,9 @@ def auroc(scores: Any, labels: Any, weights: Any = None) -> Float[AnyArray, "*q"
       float32 jax array within 1e-6 on an accelerator or inside ``jit``.
 
     Raises:
-      AtlasError: for no samples, what is no array of real numbers, or shapes that do not broadcast; outside ``jit``
-        also for a score that counts and is NaN, other labels, and weights that are negative or not finite. Inside
-        ``jit`` a NaN score gives nan, and labels count as positive above 0.
+      AtlasError: for no samples, input that is no array of real numbers, or shapes that do not broadcast; outside
+        ``jit`` also for a score that counts and is NaN, other labels, and weights that are negative or not finite.
+        Inside ``jit`` a NaN score gives nan, and labels count as positive above 0.
 
     Example:
       >>> import numpy as np

@@ -103,7 +103,7 @@ def _predicted_probability(similarity: Float[Array, "*q d"], target: Int[Array, 
 
 
 def _checked(similarity: Any, target: Any) -> tuple[Float[Array, "*q d"], Int[Array, "*q"]]:
-    """Both as arrays whose shapes fit, similarities at least float32."""
+    """Return both as arrays whose shapes fit, similarities at least float32."""
     similarity, target = as_numbers(similarity, "the similarity"), as_numbers(target, "the target")
     if similarity.ndim == 0 or target.shape != similarity.shape[:-1]:
         raise AtlasError(f"targets of shape {target.shape} do not fit similarities of shape {similarity.shape}")

@@ -1,4 +1,4 @@
-"""Key-value caches: blocks of consecutive times, so that room is added without copying what is there."""
+"""Key-value caches: blocks of consecutive times, so that room is added without copying."""
 
 from typing import NamedTuple
 

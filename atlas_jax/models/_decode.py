@@ -98,7 +98,7 @@ class State(NamedTuple):
       ids: new tokens, the first ``step`` of each row filled.
       step: tokens generated so far.
       token: the last one of each row; an end-of-text token stays.
-      done: whether a row has ended.
+      done: true for rows that have ended.
       caches: keys and values of every layer.
     """
 

@@ -39,7 +39,7 @@ def run(
       edits: a mapping of each site to its edit (``Steer``, ``Add``, ... or any callable pytree
         ``edit(x, where) -> x``), or to a sequence of them applied in order. Changing the values inside an edit does
         not retrace.
-      logits: whether to compute logits; without, the pass stops after the last captured layer.
+      logits: compute logits; without, the pass stops after the last captured layer.
       pool: a function ``[b, t, d] -> anything`` applied to each captured array inside the pass. It is static: pass the
         same function object each time, or the pass is traced again.
 

@@ -38,7 +38,7 @@ class LanguageModel:
     """A decoder with its tokenizer. A pytree whose leaves are the parameters, so it passes through ``jax.jit``.
 
     Attributes:
-      config: what the decoder computes with.
+      config: description of the decoder.
       tokenizer: text to ids and back.
       decoder: the Flax NNX module, a pytree that may be passed to jitted functions.
       hf_config: the content of the checkpoint's ``config.json``; of the text part alone where there are others.

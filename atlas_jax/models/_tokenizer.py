@@ -26,7 +26,7 @@ class Tokenizer:
       hf: the tokenizer of transformers.
       backend: its ``tokenizers.Tokenizer``, which encodes.
       bos_id: the id that every encoded text begins with, None where there is none.
-      pad_id: the id that fills rows up. It is masked, so any will do.
+      pad_id: the id of padding; any id serves, since padding is masked.
       special_ids: ids that pooling leaves out.
       limit: rows of the model's embedding; ids from there on are refused. None for no model.
 

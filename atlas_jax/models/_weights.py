@@ -40,7 +40,7 @@ class Place(NamedTuple):
     Attributes:
       tensor: name of the tensor, without the prefix that a whole checkpoint has.
       shape: shape of the tensor, in the parameter's layout.
-      transposed: whether it is stored ``[out, in]``.
+      transposed: true where it is stored ``[out, in]``.
       columns: the tensor's columns that are this parameter; all where it is None.
     """
 

@@ -19,6 +19,12 @@ class QualityState(NamedTuple):
       residual: mean over rows of the squared reconstruction error.
       l0: mean number of active features.
       fired: rows on which each feature was active.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import QualityState
+      >>> QualityState(jnp.int32(0), jnp.zeros(2), *jnp.zeros(3), jnp.zeros(4, jnp.int32)).fired.tolist()
+      [0, 0, 0, 0]
     """
 
     count: Int[Array, ""]
@@ -38,6 +44,12 @@ class Quality(NamedTuple):
       dead: share of features that were never active.
       frequency: share of rows on which each feature was active.
       count: rows seen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import Quality
+      >>> Quality(*jnp.array([0.25, 10.0, 0.0]), frequency=jnp.ones(4), count=jnp.int32(100)).fvu.item()
+      0.25
     """
 
     fvu: Float[Array, ""]

@@ -127,6 +127,14 @@ class TrainState(NamedTuple):
       log_penalty: logarithm of the weight of the sparsity penalty (jumprelu).
       scale: activations are multiplied by this before anything else.
       silent: batches since each feature last fired.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import TrainConfig, TrainState, init_state
+      >>> rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> state = init_state(TrainConfig(d_sae=16, k=4, steps=100), rows)
+      >>> isinstance(state, TrainState), state.silent.shape
+      (True, (16,))
     """
 
     step: Int[Array, ""]

@@ -72,7 +72,7 @@ class SAESettings:
 
     site: str
     features: int
-    k: float
+    k: float | int
     architecture: str = "batchtopk"
     tokens: int = 4_000_000
     batch: int = 1024
@@ -281,8 +281,9 @@ def train_sae(
       >>> from atlas_jax.corpus import build_corpus, installed_documentation
       >>> from atlas_jax.models import LanguageModel
       >>> from atlas_jax.sae_lab import SAESettings, train_sae
-      >>> model, settings = LanguageModel.from_pretrained(SUBJECT), SAESettings("resid_post.2", features=1024, k=8)
-      >>> corpus = build_corpus(installed_documentation(max_bytes=2_000_000))  # doctest: +SKIP
+      >>> model = LanguageModel.from_pretrained(SUBJECT)
+      >>> settings = SAESettings("resid_post.2", features=512, k=8, tokens=100_000, buffer=8192)
+      >>> corpus = build_corpus(installed_documentation(max_bytes=500_000))  # doctest: +SKIP
       >>> train_sae(model, corpus, settings, name="my-model").measured.fvu < 0.3  # doctest: +SKIP
       True
     """

@@ -31,7 +31,7 @@ _KINDS = {
 }
 _B_ENC = {"GatedAutoEncoder": "mag_bias", "JumpReluAutoEncoder": "b_enc", "MatryoshkaBatchTopKSAE": "b_enc"}
 _B_DEC = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
-# The ``config`` of every trainer; the classes themselves read nothing of it but what is used here.
+# The ``config`` of every trainer; the classes themselves read only the fields that are used here.
 _FIELDS = {"dict_class": TEXT, "lm_name": TEXT, "submodule_name": TEXT}
 _FIELDS |= dict.fromkeys(("activation_dim", "dict_size", "layer", "k"), WHOLE)
 _FIELDS |= ignored(
