@@ -77,11 +77,10 @@ def sharding_for(shape: tuple[int, ...], mesh: Mesh | None, *axes: str | None) -
     A dimension that its axis does not divide evenly, or past the last axis, is kept whole.
 
     Example:
-      >>> from jax.sharding import AbstractMesh
+      >>> from atlas_jax import make_mesh
       >>> from atlas_jax.sharding import sharding_for
-      >>> mesh = AbstractMesh((4, 2), ("data", "model"))
-      >>> sharding_for((16, 3), mesh, "data", "model").spec, sharding_for((16, 4), mesh, None, "model").spec
-      (P('data',), P(None, 'model'))
+      >>> sharding_for((16, 3), make_mesh(), "data", "model").spec, sharding_for((16, 3), None, "data")
+      (P('data', 'model'), None)
     """
     if mesh is None:
         return None

@@ -192,7 +192,7 @@ def minimise(
 
 @jax.jit
 def _problem(cross: Float[Array, "p q"], gram: Float[Array, "q q"]) -> Problem:
-    """Change to the eigenbasis, where dead features get an eigenvalue that no Gram matrix has: so they mix with no other."""
+    """Change to the eigenbasis, where dead features get an eigenvalue of their own: so they mix with no other."""
     diagonal = jnp.diagonal(gram)
     nonzero_columns, scale = diagonal > 0, jnp.max(diagonal)
     scale = jnp.where(scale > 0, scale, 1.0)
