@@ -171,12 +171,6 @@ class ConceptAtlas:
 
         Raises:
           AtlasError: for a blank text, k below 1, an unknown retriever, or an atlas without labels.
-
-        Example:
-          >>> from atlas_jax import ConceptAtlas
-          >>> from atlas_jax.bundled import ATLAS
-          >>> ConceptAtlas.from_pretrained(ATLAS).search("font", k=1)[0].label
-          'font'
         """
         index = _index(self.labels, self.home)
         return (index if embedder is None else _embedded(index, embedder)).search(text, k, method)
