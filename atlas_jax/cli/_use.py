@@ -1,4 +1,4 @@
-"""Commands that use an alignment: ``info``, ``identify``, ``name``, ``steer``, ``inspect`` and ``evaluate``."""
+"""Commands that use an alignment: ``info``, ``identify``, ``name``, ``steer`` and ``inspect``."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, out, progress_bars
+from atlas_jax.cli._console import emit, err, note, out
 from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import check_place, new_file
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-evaluate = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
 STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
 
 
@@ -188,52 +187,6 @@ def inspect(
     data = {"atlas_features": [h._asdict() for h in query.features], "atlas": seen.to_dict()}
     data |= {"sites": list(norms), "token_norms": norms, "subject": along.to_dict()}
     emit(as_json, data, query.table(), seen.table(), along.table())
-
-
-@evaluate.command()
-def quality(
-    run: RunArgument,
-    features: Annotated[int, typer.Option(help="Atlas features to translate.", min=1)] = 100,
-    as_json: AsJson = False,
-) -> None:
-    """AUROC and AP of every translation on the run's held-out sentences (Table 3).
-
-    Example: atlas-jax evaluate quality runs/quickstart
-    """
-    from atlas_jax import experiments
-
-    with progress_bars() as progress:
-        _, quality = experiments.measure(load_run(run), progress=progress, features=features)
-    emit(as_json, quality.to_dict(), quality.table())
-
-
-@evaluate.command()
-def retrieval(
-    run: RunArgument,
-    sentences: Annotated[int, typer.Option(help="Sentences that a query is averaged over.", min=1)] = 20,
-    centre: Annotated[bool, typer.Option(help="Subtract the mean atlas activations from queries.")] = True,
-    as_json: AsJson = False,
-) -> None:
-    """MRR and MPP of every translation with queries averaged over held-out sentences (Table 4).
-
-    Example: atlas-jax evaluate retrieval runs/quickstart --no-centre
-    """
-    from atlas_jax import experiments
-
-    alignment = load_run(run)
-    with progress_bars() as progress:
-        retrieval = experiments.semantic_retrieval(
-            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, progress=progress
-        )
-    if retrieval.sentences < sentences:
-        fewer = f"queries are averaged over {retrieval.sentences} sentences, not over {sentences}"
-        note(f"{fewer}: over at most half of the {retrieval.held_out} held out")
-    emit(as_json, retrieval.to_dict(), retrieval.table())
-
-
-@evaluate.callback()
-def _group() -> None:
-    """Measure an alignment as the paper does."""
 
 
 def load_run(run: Path) -> "Alignment":

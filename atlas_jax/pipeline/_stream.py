@@ -48,7 +48,7 @@ class SentenceStream(NamedTuple):
       first: sentence id of the first of them.
       rows: positions of the sentences to visit, ascending; None for all.
       max_length: tokens at which sentences are cut.
-      grid: the shapes of the batches.
+      shapes: the shapes of the batches.
     """
 
     spaces: tuple[FeatureSpace, ...]
@@ -56,7 +56,7 @@ class SentenceStream(NamedTuple):
     first: int
     rows: Int[np.ndarray, " n"] | None
     max_length: int
-    grid: BatchShapes
+    shapes: BatchShapes
 
     @classmethod
     def from_texts(
