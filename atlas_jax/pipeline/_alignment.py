@@ -60,7 +60,9 @@ class Alignment:
     Example:
       >>> from atlas_jax import Alignment  # doctest: +SKIP
       >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
-      >>> run.translation("mlp_act.1", "procrustes").top_features(run.atlas.query_text("dogs"))  # doctest: +SKIP
+      >>> query = run.atlas.query_text("dictionary")  # doctest: +SKIP
+      >>> run.translation("mlp_act.1", "procrustes").top_features(query).features.shape  # doctest: +SKIP
+      (10,)
     """
 
     subject: Subject
@@ -296,7 +298,9 @@ def align(
       >>> from atlas_jax.corpus import Document  # doctest: +SKIP
       >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))  # doctest: +SKIP
       >>> pair = load_pair(SUBJECT, ATLAS, settings)  # doctest: +SKIP
-      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."  # doctest: +SKIP
+      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero."  # doctest: +SKIP
+      >>> text += " The trace is nil. All entries are real."  # doctest: +SKIP
+      >>> text += " The trace is nil. All entries are real."  # doctest: +SKIP
       >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))  # doctest: +SKIP
       >>> align(pair, corpus, settings).translation("mlp_act.1", "covariance").matrix.shape  # doctest: +SKIP
       (384, 1536)
