@@ -98,7 +98,8 @@ def run_concept(
       >>> from atlas_jax.experiments import run_concept  # doctest: +SKIP
       >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
       >>> options = {"prompts": ["The"], "strengths": [0.0, 1.0], "unit": "norm"}  # doctest: +SKIP
-      >>> run_concept(run, "dictionary", "procrustes", steer_sites=run.subject.sites, **options).method  # doctest: +SKIP
+      >>> concept = run_concept(run, "font", "procrustes", steer_sites=run.subject.sites, **options)  # doctest: +SKIP
+      >>> concept.method  # doctest: +SKIP
       'procrustes'
     """
     query, hits, _ = concept_query(alignment.atlas, concept=text, k=atlas_features)
