@@ -12,6 +12,7 @@ from atlas_jax.experiments._choose import (
 from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
 from atlas_jax.experiments._concepts import (
     ConceptSet as ConceptSet,
+    Filtered as Filtered,
     read_concepts as read_concepts,
     unwritten as unwritten,
     write_sequences as write_sequences,
@@ -66,7 +67,6 @@ from atlas_jax.experiments._quickstart import (
     run_concept as run_concept,
 )
 from atlas_jax.experiments._retrieval import (
-    Filtered as Filtered,
     Retrieval as Retrieval,
     RetrievalRow as RetrievalRow,
     semantic_retrieval as semantic_retrieval,

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 
 from atlas_jax.checks import as_number
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._concepts import ConceptSet, reliability
-from atlas_jax.experiments._retrieval import Filtered, Retrieval, activates_most, retrieval_row
+from atlas_jax.experiments._concepts import ConceptSet, Filtered, reliability
+from atlas_jax.experiments._retrieval import Retrieval, activates_most, retrieval_row
 from atlas_jax.metrics import auroc
 from atlas_jax.pipeline import SentenceStream, encode_batch, pooled_activations
 from atlas_jax.progress import Progress
@@ -22,7 +22,7 @@ RELIABLE = 0.75
 
 
 class Expressed(NamedTuple):
-    """How the sequences of ``q`` concepts activate both models.
+    """Activations of both models on the sequences of ``q`` concepts.
 
     Attributes:
       subject: mean pooled activations of the subject's site on the sequences of each concept ``[q, d_s]``.
@@ -44,7 +44,7 @@ def concept_retrieval(
     centre: bool = False,
     progress: Progress | None = None,
 ) -> Retrieval:
-    """Table 4 with given sequences: each feature's query is their mean pooled atlas activation.
+    """Compute Table 4 with given sequences: each feature's query is their mean pooled atlas activation.
 
     The features that pass two filters are ranked among themselves. (i) The concept is reliable: the harmonic mean of
     its FADE scores is above ``reliable``. Scores that the concept does not bring are not known, but clarity, which is

@@ -30,6 +30,12 @@ class ConceptSet(NamedTuple):
       sequences: texts that should activate it; none as long as there is only a description.
       description: in words, "" where unknown.
       fade: FADE scores (Puri et al., 2025) that the file gives: of clarity, responsiveness and purity.
+
+    Example:
+      >>> from atlas_jax.experiments import ConceptSet
+      >>> from atlas_jax.types import Site
+      >>> ConceptSet(Site("mlp_act", 1), 3, ("A dog barks.",)).description
+      ''
     """
 
     site: Site
@@ -37,6 +43,41 @@ class ConceptSet(NamedTuple):
     sequences: tuple[str, ...]
     description: str = ""
     fade: Mapping[str, float] = {}
+
+
+class Filtered(NamedTuple):
+    """Counts of the subject features of a site at the filters of section 4.3.2.
+
+    Attributes:
+      given: how many there were.
+      without: for which no sequence could be written.
+      unreliable: whose concept is not reliable.
+      elsewhere: of the reliable ones, those that their own sequences do not activate most.
+      kept: that were searched for.
+      reliable: the threshold of reliability.
+
+    Example:
+      >>> from atlas_jax.experiments import Filtered
+      >>> from atlas_jax.types import Site
+      >>> Filtered(9, without=0, unreliable=2, elsewhere=1, kept=6, reliable=0.75).sentence(Site("z", 1))[:28]
+      'of 9 features of z.1 2 have '
+    """
+
+    given: int
+    without: int
+    unreliable: int
+    elsewhere: int
+    kept: int
+    reliable: float
+
+    def sentence(self, site: Site) -> str:
+        """Say it in a sentence."""
+        without = f"{self.without} have no sequences, " if self.without else ""
+        return (
+            f"of {self.given} features of {site} {without}{self.unreliable} have no reliable concept (FADE of "
+            f"{self.reliable:g} or less), {self.elsewhere} are not what their sequences activate most, and {self.kept} "
+            "are left"
+        )
 
 
 class _Line(pydantic.BaseModel):
@@ -168,7 +209,7 @@ def _site(line: _Line, widths: Mapping[Site, int], where: str) -> Site | None:
 
 
 def sequences_prompt(description: str, count: int) -> str:
-    """The request to write texts that a description fits.
+    """Return the request to write texts that a description fits.
 
     Example:
       >>> "Write 20 short texts" in sequences_prompt("words for time", 20)
@@ -178,7 +219,7 @@ def sequences_prompt(description: str, count: int) -> str:
 
 
 def sequences_in(answer: str) -> tuple[str, ...]:
-    """The texts in an answer; none where it cannot be read.
+    """Return the texts in an answer; none where it cannot be read.
 
     Example:
       >>> sequences_in('{"sequences": ["A clock.", " "]}'), sequences_in("I cannot do that")
@@ -243,7 +284,7 @@ def write_sequences(
 
 
 def reliability(clarity: float, fade: Mapping[str, float]) -> float:
-    """The harmonic mean of FADE's activation-based scores; 0 where one of them is not above 0.
+    """Compute the harmonic mean of FADE's activation-based scores; 0 where one of them is not above 0.
 
     Args:
       clarity: as measured; what ``fade`` says of it comes first.

@@ -1,4 +1,4 @@
-"""Diagnosis: why a result may be worth little, in sentences, each only where it applies."""
+"""Diagnosis: sentences that say what speaks against a result, each only where it applies."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ LISTED = 5
 
 
 class Coverage(NamedTuple):
-    """How well the sentences aligned on cover the features of the atlas.
+    """Coverage of the atlas features by the sentences aligned on.
 
     Attributes:
       sentences: how many were aligned on.
@@ -31,6 +31,11 @@ class Coverage(NamedTuple):
       features: of the atlas.
       rare: how many fire in fewer sentences than that.
       never: how many of these fire in none.
+
+    Example:
+      >>> from atlas_jax.experiments import Coverage
+      >>> Coverage(sentences=1000, least=10, features=4, rare=1, never=0).share
+      0.25
     """
 
     sentences: int
@@ -76,12 +81,12 @@ class Coverage(NamedTuple):
 
 
 def firing_counts(alignment: Alignment) -> Int[np.ndarray, " d_c"]:
-    """The number of sentences of the fit half in which each atlas feature fires."""
+    """Count the sentences of the fit half in which each atlas feature fires."""
     return np.rint(np.asarray(alignment.rate, np.float64) * sentences_aligned(alignment)).astype(np.int64)
 
 
 def sentences_aligned(alignment: Alignment) -> int:
-    """How many sentences are in the statistics of an alignment."""
+    """Count the sentences in the statistics of an alignment."""
     return len(alignment.corpus.fit) - len(alignment.left_out)
 
 
@@ -160,7 +165,7 @@ def diagnose(
 
 
 def query_features(query: Float[Array | np.ndarray, " d_c"]) -> Int[np.ndarray, " f"]:
-    """The features a query is made of: those that weigh at least a tenth of the largest weight."""
+    """Find the features a query is made of: those that weigh at least a tenth of the largest weight."""
     size = np.abs(np.asarray(query, np.float64))
     return np.flatnonzero((size > 0) & (size >= NEGLIGIBLE * size.max()))
 

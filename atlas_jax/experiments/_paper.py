@@ -1,4 +1,4 @@
-"""What the paper measured on and what it reports, as data."""
+"""Settings and figures of the paper, as data."""
 
 import dataclasses
 import re
@@ -55,7 +55,7 @@ class Chance(NamedTuple):
 
 
 class Paper(NamedTuple):
-    """What the paper measured on and what it reports; methods have our names, layers are numbers.
+    """Settings and figures of the paper; methods have our names, layers are numbers.
 
     Every feature is one of the Gemma Scope 16k SAE at layer 20 of Gemma 2 2B.
 
@@ -70,6 +70,11 @@ class Paper(NamedTuple):
       prompts: the sixteen that generations start from (A.7).
       strengths: λ of Eq. 4.
       tokens: length of a generation.
+
+    Example:
+      >>> from atlas_jax.experiments import paper
+      >>> paper().retrieval["16k"]["procrustes"].mpp, len(paper().prompts), paper().tokens
+      (0.92, 16, 100)
     """
 
     features: tuple[int, ...]
@@ -85,7 +90,7 @@ class Paper(NamedTuple):
 
 
 def paper() -> Paper:
-    """Read what the paper measured on and what it reports.
+    """Read the settings and figures of the paper.
 
     Example:
       >>> from atlas_jax.experiments import paper
@@ -116,7 +121,7 @@ def _by_layer(rows: Mapping[str, Mapping[str, Any]], cell: type) -> dict[str, di
 
 
 def is_papers(sae: SAEConfig) -> bool:
-    """Whether an atlas's SAE is the one whose features the paper names: Gemma Scope 16k at layer 20, L0 71.
+    """Tell whether an atlas's SAE is the one whose features the paper names: Gemma Scope 16k at layer 20, L0 71.
 
     Example:
       >>> from atlas_jax.experiments._paper import is_papers
@@ -134,7 +139,7 @@ def is_papers(sae: SAEConfig) -> bool:
 
 
 def papers_subject(name: str) -> str:
-    """The subject of the paper that a model's name or path is closest to.
+    """Choose the subject of the paper that a model's name or path is closest to.
 
     Example:
       >>> from atlas_jax.experiments._paper import papers_subject

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._concepts import Filtered
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
 from atlas_jax.pipeline import SentenceStream, encode_batch, run_stream
 from atlas_jax.progress import Progress
@@ -74,35 +75,6 @@ class RetrievalRow(NamedTuple):
             for name, interval, std in zip(("mrr", "mpp"), (self.mrr, self.mpp), self.std, strict=True)
         }
         return {"site": str(self.site), "method": self.method} | measured
-
-
-class Filtered(NamedTuple):
-    """How many subject features of a site fell at each of the filters of section 4.3.2.
-
-    Attributes:
-      given: how many there were.
-      without: for which no sequence could be written.
-      unreliable: whose concept is not reliable.
-      elsewhere: of the reliable ones, those that their own sequences do not activate most.
-      kept: that were searched for.
-      reliable: the threshold of reliability.
-    """
-
-    given: int
-    without: int
-    unreliable: int
-    elsewhere: int
-    kept: int
-    reliable: float
-
-    def sentence(self, site: Site) -> str:
-        """Say it in a sentence."""
-        without = f"{self.without} have no sequences, " if self.without else ""
-        return (
-            f"of {self.given} features of {site} {without}{self.unreliable} have no reliable concept (FADE of "
-            f"{self.reliable:g} or less), {self.elsewhere} are not what their sequences activate most, and {self.kept} "
-            "are left"
-        )
 
 
 class Retrieval(NamedTuple):
