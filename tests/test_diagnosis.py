@@ -142,6 +142,18 @@ def test_commands_say_what_applies_and_no_more(command, alignment, bundled_run):
     assert quiet == ""
 
 
+@pytest.mark.parametrize("table", ["{", '{"rows": [{"site": "mlp_act.1"}]}', "[]"])
+def test_a_damaged_table_is_told_and_not_needed(alignment, tmp_path, monkeypatch, table):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "quality.json").write_text(table)
+    monkeypatch.setattr(Alignment, "load", lambda directory: alignment)
+    known = str(np.argmax(alignment.rate))
+    done = CliRunner().invoke(app, ["identify", str(tmp_path), "--site", "mlp_act.1", "--feature", known])
+    assert done.exit_code == 0, done.output
+    assert "quality.json' is damaged" in " ".join(done.stderr.split())
+    assert "delete it, or align again" in " ".join(done.stderr.split())
+
+
 def test_a_run_without_a_table_is_not_judged(alignment, tmp_path):
     assert stored_ap(tmp_path) == {}
     known = int(np.argmax(alignment.rate))

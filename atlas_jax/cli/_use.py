@@ -9,7 +9,7 @@ from rich.text import Text
 
 from atlas_jax.cli._console import emit, err, note, notes, out
 from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
-from atlas_jax.errors import AtlasError
+from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
@@ -59,9 +59,7 @@ def identify(
     alignment = load_run(run)
     translation = alignment.translation(site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
-    notes(
-        experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=experiments.stored_ap(run))
-    )
+    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=_stored_ap(run)))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
@@ -151,7 +149,7 @@ def steer(
     alignment = load_run(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = asked_query(alignment, concept, feature, like, unlike)
-    about = {"query": query.vector, "ap": experiments.stored_ap(run), "steered": True}
+    about = {"query": query.vector, "ap": _stored_ap(run), "steered": True}
     notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
@@ -200,6 +198,17 @@ def load_run(run: Path) -> "Alignment":
     from atlas_jax.pipeline import Alignment
 
     return Alignment.load(run)
+
+
+def _stored_ap(run: Path) -> dict[tuple[str, str], float]:
+    """Read the AP of a run's translations; a table that is damaged is told, and nothing needs it."""
+    from atlas_jax.experiments import stored_ap
+
+    try:
+        return stored_ap(run)
+    except DamagedError as e:
+        note(str(e))
+        return {}
 
 
 def _hits(named: "Named") -> "list[Hit]":

@@ -12,7 +12,7 @@ from atlas_jax.files import read_json, reading, write_json
 from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
 
-AGAIN = "measure again with atlas-jax align --overwrite, or delete it"
+AGAIN = "delete it, or align again with --overwrite"
 RARE = 10  # sentences below which a feature is hardly known
 UNCOVERED = 0.1  # share of such features from which it is said
 LOW_AP = 0.2
