@@ -13,7 +13,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inheri
     _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="atlas-jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # most programs run once: compiled quickly rather than well
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # in processes of their own, which compile more than they compute
 
 import jax  # noqa: E402
 from helpers.commands import QUICKSTART, command_line  # noqa: E402
@@ -26,6 +26,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Given out first and in this order, so that no worker is left with one of them when the others are done.
 SLOWEST = ["quickstart", "resume", "choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "notebooks"]
 SLOWEST += ["sae_command", "run_files", "atlas_build", "sae_check", "interrupts", "procrustes", "translators"]
+# Whole runs, most of whose programs run a few times: compiled quickly rather than well, all else as for users.
+QUICKLY = {"choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "run_files", "resume", "notebooks"}
+QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests"}
 
 
 def pytest_collection_modifyitems(items):
@@ -41,8 +44,9 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _forget_programs():
-    """Free the programs a module compiled: each takes several of the 65,530 memory maps that Linux gives a process."""
+def _programs(request):
+    """Choose how programs are compiled, and free them: each takes some of the 65,530 memory maps of a process."""
+    jax.config.update("jax_disable_most_optimizations", request.path.stem.removeprefix("test_") in QUICKLY)
     yield
     jax.clear_caches()
     gc.collect()

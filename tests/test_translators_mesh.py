@@ -10,8 +10,8 @@ from helpers.float64 import distance
 from atlas_jax import translators
 from atlas_jax.errors import AtlasError
 from atlas_jax.sharding import make_mesh
-from atlas_jax.statistics import Statistics, layout
-from atlas_jax.translators import Member, Whitening, _solution
+from atlas_jax.statistics import Statistics, _read, layout
+from atlas_jax.translators import Member, Whitening
 
 NEEDS = tuple(prefix + need for prefix in ("", "unit_") for need in ("cross", "subject_gram", "atlas_gram"))
 MESHES = [(4, 2), (8, 1), (1, 8)]
@@ -76,12 +76,12 @@ def test_where_every_feature_is_dead_all_is_zero(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_devices_without_float64_leave_it_to_the_host(stats, method, monkeypatch):
     one = METHODS[method](stats)
-    monkeypatch.setattr(_solution, "DOUBLE", ())
+    monkeypatch.setattr(_read, "DOUBLE", ())
     np.testing.assert_array_equal(METHODS[method](stats).matrix, one.matrix)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_gram_matrix_too_large_for_one_device_is_refused(stats, method, monkeypatch):
-    monkeypatch.setattr(_solution, "LARGEST", 32)
+    monkeypatch.setattr(_read, "LARGEST", 32)
     with pytest.raises(AtlasError, match=r"of (40 subject|56 atlas) features does not go on one device"):
         METHODS[method](stats)

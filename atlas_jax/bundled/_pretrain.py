@@ -1,7 +1,8 @@
 """Training a small decoder with optax: AdamW, a warm-up and a linear descent to zero."""
 
+import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +15,8 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.models import Decoder, ModelConfig, forward
 from atlas_jax.types import Tokens
+
+_log = logging.getLogger(__name__)
 
 
 class PretrainLog(NamedTuple):
@@ -45,7 +48,6 @@ def pretrain(
     batch: int,
     learning_rate: float,
     seed: int,
-    progress: Callable[[int, float], None],
 ) -> tuple[Decoder, PretrainLog]:
     """Train a decoder from scratch on rows of token ids; the same arguments give the same model on one machine."""
     decoder = Decoder(config, rngs=nnx.Rngs(seed))
@@ -63,7 +65,7 @@ def pretrain(
         if step % 50 == 0 or step == steps - 1:
             log[0].append(step)
             log[1].append(round(float(loss), 4))
-            progress(step, log[1][-1])
+            _log.info(f"step {step} of {steps}: loss {log[1][-1]}")
     seconds = time.monotonic() - start
     decoder = nnx.merge(graph, jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(x.dtype), params))
     return decoder, PretrainLog(

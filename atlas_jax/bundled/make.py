@@ -54,6 +54,7 @@ MODELS = {
 SAE = SAESettings("resid_post.3", 1536, 10.0, tokens=6000 * 1024, dead_after=50 * 1024, norm_limit=0.0, seed=3)
 LABEL_SENTENCES = 50
 MEASURED = 10000
+_log = logging.getLogger("atlas_jax.bundled.make")
 
 
 def make_model(name: str, out: Path, documents: Documents) -> None:
@@ -66,7 +67,7 @@ def make_model(name: str, out: Path, documents: Documents) -> None:
     tokenizer = Tokenizer.from_backend(backend, "<s>")
     rows, held_out = (token_rows(tokenizer, t, ROW) for t in (documents.train, documents.held_out))
     config = ModelConfig.from_hf(hf)
-    decoder, log = pretrain(config, rows, held_out, **options, progress=_say(name))
+    decoder, log = pretrain(config, rows, held_out, **options)
     LanguageModel(config, tokenizer, decoder, hf.to_dict()).save_pretrained(out / name, dtype="bfloat16")
     _record(out / name, {"options": options, "rows": len(rows), "log": log._asdict(), "text": describe(documents)})
 
@@ -81,7 +82,7 @@ def make_atlas(out: Path) -> None:
     labels = statistical_labels(WordTable.from_texts(corpus.fit), peak_words(top, corpus.fit, foundation.tokenizer))
     atlas = dataclasses.replace(unlabelled, labels=labels)
     facts = atlas_facts(atlas, corpus.eval[:MEASURED])
-    _say("atlas")("facts", facts)
+    _log.info(f"atlas: {facts}")
     with tempfile.TemporaryDirectory(dir=out) as directory:
         new = Path(directory) / "atlas"
         atlas.save_pretrained(new, {"measured": facts}, dtype="bfloat16")
@@ -110,10 +111,6 @@ def describe(documents: Documents) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "packages": dict(sorted(packages.items())),
     }
-
-
-def _say(name: str) -> Any:
-    return lambda step, loss: sys.stderr.write(f"{name} step {step} loss {loss}\n")
 
 
 def _record(directory: Path, content: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def statistics_of(a_s, a_c, needs=tuple(NEEDS)):
     crosses = [type(empty.cross)(*half) for half in zip(cross("raw"), cross("unit"), strict=True)]
     weight, atlas, subject = split(np.float64(len(s))), side(empty.atlas, 1), side(empty.subject, 0)
     low = (weight[1], atlas[1], subject[1], crosses[1])
-    stats = empty._replace(weight=weight[0], atlas=atlas[0], subject=subject[0], cross=crosses[0], low=low)
+    stats = empty._replace(weight=weight[0], atlas=atlas[0], subject=subject[0], cross=crosses[0], compensation=low)
     return with_top(stats, a_s, a_c) if "top_k" in needs else stats
 
 
