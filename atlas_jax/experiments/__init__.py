@@ -2,11 +2,30 @@
 
 from typing import Any
 
+from atlas_jax.experiments._causality import (
+    CausalCell as CausalCell,
+    Causality as Causality,
+    CausalRow as CausalRow,
+    causality as causality,
+    single_features as single_features,
+)
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
+)
+from atlas_jax.experiments._curve import (
+    Curve as Curve,
+    CurvePoint as CurvePoint,
+    Layers as Layers,
+    quality_by_layer as quality_by_layer,
+    quality_curve as quality_curve,
+)
+from atlas_jax.experiments._domains import (
+    DomainCell as DomainCell,
+    Domains as Domains,
+    quality_across_domains as quality_across_domains,
 )
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
