@@ -75,7 +75,7 @@ class ChatJudge:
 
     @property
     def name(self) -> str:
-        """ "chat:" and the model."""
+        """What it is called in tables and files, such as "chat:gpt-4o-mini"."""
         return f"chat:{self.endpoint.model}"
 
     @property

@@ -62,7 +62,7 @@ class ModelJudge:
 
     @property
     def name(self) -> str:
-        """ "model:" and the label."""
+        """What it is called in tables and files, such as "model:llama"."""
         return f"model:{self.label}"
 
     def judge(
@@ -91,14 +91,16 @@ class ModelJudge:
         """
         check_aspect(self.name, self.aspects, aspect)
         items = items_of(texts, aspect, instruction)
+        different = {item: i for i, item in enumerate(dict.fromkeys(items))}
         reads: dict[tuple[int, ...], list[_Target]] = {}
-        for i, item in enumerate(items):
+        for item, i in different.items():
             labelled = self._labelled(aspect, concept, item)
             start = len(os.path.commonprefix(labelled))
             for j, row in enumerate(labelled):
                 targets = [_Target(i, j, at - 1, row[at]) for at in range(start, len(row))]
                 reads.setdefault(tuple(row[:-1]), []).extend(targets)
-        return scipy.special.softmax(self._log_likelihoods(reads, len(items)), axis=1)
+        nats = self._log_likelihoods(reads, len(different))
+        return scipy.special.softmax(nats, axis=1)[[different[item] for item in items]]
 
     def _labelled(self, aspect: str, concept: str, item: str) -> list[list[int]]:
         """Ids of the prompt followed by each label, the end of the text left out where they would be too many."""
