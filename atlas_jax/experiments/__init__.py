@@ -61,7 +61,7 @@ explore, measure = run_concept, evaluate_quality  # their names before 0.1
 
 
 def __getattr__(name: str) -> Any:
-    """Find here too what moved to :mod:`atlas_jax.sae_lab`, until the next release."""
+    """Return names that moved to :mod:`atlas_jax.sae_lab`, until the next release."""
     if not name.startswith("_"):
         from atlas_jax import sae_lab
 

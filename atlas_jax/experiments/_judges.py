@@ -1,4 +1,4 @@
-"""What a judge of generated text is, an offline proxy of one, and how far judges agree (section 4.4)."""
+"""The protocol of judges of generated text, an offline proxy of one, and the agreement of two (section 4.4)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,11 +22,11 @@ FEWEST = 20  # neutral texts that a threshold can be set by
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything that rates texts.
+    """Protocol of judges of generated text.
 
     Attributes:
-      name: tells its ratings from those of any other judge.
-      aspects: what it rates, of "concept", "instruction" and "fluency".
+      name: a name that tells its ratings from those of any other judge.
+      aspects: the aspects it rates, of "concept", "instruction" and "fluency".
       missing: ratings that could not be had so far.
     """
 
@@ -47,7 +47,7 @@ class Judge(Protocol):
 def agreement(
     first: Sequence[int | None], second: Sequence[int | None], *, weights: Literal["quadratic"] | None = "quadratic"
 ) -> float:
-    r"""Cohen's kappa between two judges on the same texts: agreement beyond what chance gives.
+    r"""Compute Cohen's kappa of two judges on the same texts: their agreement beyond chance.
 
     :math:`1 - \sum_{ij} w_{ij} O_{ij} / \sum_{ij} w_{ij} E_{ij}` over pairs of ratings, with observed shares O, the
     product of both judges' own shares E, and :math:`w_{ij} = (i - j)^2`, or 1 for all pairs that differ where
@@ -80,7 +80,7 @@ def agreement(
 
 @dataclasses.dataclass(eq=False)
 class AtlasJudge:
-    """An offline proxy of a judge: a text has a concept where its score is above that of nearly all neutral texts.
+    """Offline proxy of a judge: a text has a concept where its score is above that of nearly all neutral texts.
 
     It understands nothing. The score is the sum of its parts, each less its mean over the neutral texts and divided by
     its standard deviation there (by 1 where that is 0): the activation of the query's atlas features,

@@ -33,7 +33,7 @@ class _Target(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class ModelJudge:
-    """A local language model as a judge: the label that it holds most likely after the rating prompt.
+    """Judge texts by a local language model: the rating is its most likely label after the rating prompt.
 
     Nothing is generated and nothing parsed. A prompt shows one text, in the model's own chat template where it has
     one; the log-likelihoods of the tokens of a label are summed. A text is cut where the prompt would not fit into the
@@ -41,7 +41,7 @@ class ModelJudge:
 
     Attributes:
       model: the judge; it should be tuned to follow instructions.
-      label: what it is called in tables.
+      label: its name in tables.
       examples: whether the prompt shows the paper's three examples, which take about 900 tokens.
       missing: texts for which the likelihoods were not finite.
 
@@ -62,7 +62,7 @@ class ModelJudge:
 
     @property
     def name(self) -> str:
-        """What it is called in tables and files, such as "model:llama"."""
+        """Name in tables and files, such as "model:llama"."""
         return f"model:{self.label}"
 
     def judge(

@@ -1,4 +1,4 @@
-"""Semantic retrieval, the protocol of Table 4: is a subject feature found from the sentences that activate it?"""
+"""Semantic retrieval, the protocol of Table 4: retrieval of a subject feature from the sentences that activate it."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -47,7 +47,18 @@ class Averaged(NamedTuple):
 
 
 class RetrievalRow(NamedTuple):
-    """MRR and MPP of one method at one site, with 95% bootstrap intervals over the features."""
+    """MRR and MPP of one method at one site, with 95% bootstrap intervals over the features.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import RetrievalRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.2, 0.4]))
+      >>> row = RetrievalRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> round(row.mrr.mean, 2)
+      0.3
+    """
 
     site: Site
     method: str
@@ -60,10 +71,21 @@ class Retrieval(NamedTuple):
 
     Attributes:
       rows: one a site and method.
-      candidates: by site, the subject features searched for and ranked.
+      candidates: by site, number of subject features ranked.
       centred: whether the mean atlas activations were subtracted from the queries.
       sentences: how many a query is averaged over.
       held_out: how many sentences these were taken from.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import Retrieval, RetrievalRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.2, 0.4]))
+      >>> row = RetrievalRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> retrieval = Retrieval([row], {row.site: 2}, centred=True, sentences=20, held_out=100)
+      >>> retrieval.to_dict()["candidates"]
+      {'mlp_act.1': {'candidates': 2, 'mrr': 0.75, 'mpp': 0.5}}
     """
 
     rows: list[RetrievalRow]
@@ -83,7 +105,7 @@ class Retrieval(NamedTuple):
     as_json = to_dict
 
     def table(self) -> Table:
-        """Table 4: MRR and MPP of every method at every site."""
+        """Tabulate MRR and MPP of every method at every site as in Table 4."""
         chance = ", ".join(
             f"{site} {n} features, chance MRR {chance_mrr(n):.3f} and MPP {1 / n:.4f}"
             for site, n in self.candidates.items()
@@ -99,9 +121,10 @@ class Retrieval(NamedTuple):
 
 
 def chance_mrr(n: int) -> float:
-    """The mean reciprocal rank of a random order of ``n`` features.
+    """Return the mean reciprocal rank of a random order of ``n`` features.
 
     Example:
+      >>> from atlas_jax.experiments._retrieval import chance_mrr
       >>> f"{chance_mrr(454):.4f}"
       '0.0147'
     """
@@ -116,7 +139,7 @@ def semantic_retrieval(
     centre: bool = True,
     progress: Progress | None = None,
 ) -> Retrieval:
-    """Table 4 for every site and method, on the held-out sentences of a pass.
+    """Compute Table 4 for every site and method, on the held-out sentences of a pass.
 
     Each subject feature's query is averaged over the sentences that activate it most, where the paper has twenty
     written for it. As in the paper, features that their own sentences do not activate most are left out (activations
@@ -128,13 +151,20 @@ def semantic_retrieval(
       translations: by site and method.
       sentences: how many a query is averaged over; at most half of those there are, for queries over all of them are
         all the same, and fewer where memory for the strongest of every feature would not do (:data:`CELLS`). The
-        result says how many it was.
+        result holds the number used.
       centre: subtract the mean atlas activations of the fitting corpus from the queries, which the paper does not.
       progress: called after every batch of each pass.
 
     Raises:
       AtlasError: if no feature of a site is activated most by its own sentences, or ``sentences`` is no whole number
         from 1 up.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import semantic_retrieval  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> semantic_retrieval(run.stream("eval"), run.translations, sentences=5).sentences  # doctest: +SKIP
+      5
     """
     most = min(stream.size // 2, CELLS // max(stream.spaces[0].widths.values()))
     sentences = min(as_count(sentences, "sentences of a query"), max(1, most))
@@ -150,7 +180,7 @@ def semantic_retrieval(
 def _retrieved(
     t: Translation, queries: Float[Array, "d_s d_c"], valid: Int[np.ndarray, " v"], mean: Float[Array, " d_c"]
 ) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
-    """:func:`ranked` of the centred queries of the valid features, some at a time."""
+    """Apply :func:`ranked` to the centred queries of the valid features, some at a time."""
     scores = []
     for start in range(0, len(valid), QUERIES):
         own = valid[start : start + QUERIES]
@@ -164,7 +194,7 @@ def _retrieved(
 def ranked(
     similarity: Float[Array, "d_s d_s"], valid: Int[np.ndarray, " v"]
 ) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
-    """Reciprocal rank and predicted probability (Eqs. 10 and 11) of each feature's own query among the valid ones."""
+    """Return reciprocal rank and predicted probability (Eqs. 10 and 11) of each valid feature's own query."""
     among, target = similarity[jnp.asarray(valid)][:, jnp.asarray(valid)], jnp.arange(len(valid))
     return np.asarray(reciprocal_rank(among, target)), np.asarray(predicted_probability(among, target))
 
@@ -172,7 +202,7 @@ def ranked(
 def averaged_queries(
     stream: SentenceStream, statistics: PassStatistics, sentences: int, *, progress: Progress | None = None
 ) -> dict[Site, Averaged]:
-    """The averaged queries of every subject feature, and the features they are valid for.
+    """Compute the averaged queries of every subject feature, and the features they are valid for.
 
     Args:
       stream: a pass over subject and atlas.
@@ -197,7 +227,7 @@ def averaged_queries(
 
 
 def _strongest(stream: SentenceStream, sentences: int, progress: Progress | None) -> PassStatistics:
-    """Statistics of the subject's features alone, with the sentences that activate each most."""
+    """Compute statistics of the subject's features alone, with the sentences that activate each most."""
     subject = stream.spaces[0]
     state = PassStatistics.init(["top_k"], subject.widths, 1, top_k=sentences)
     step = lambda state, tokens: _strongest_step(state, encode_batch(subject, tokens), tokens.index)

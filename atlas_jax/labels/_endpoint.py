@@ -21,11 +21,16 @@ _PASSING = (408, 409, 429)  # statuses after which the client tries again, besid
 
 
 class Retry(NamedTuple):
-    """How patient a client is; the pauses between two tries are the ``openai`` client's own.
+    """Patience of a client; the pauses between two tries are the ``openai`` client's own.
 
     Attributes:
-      tries: of each request.
+      tries: number of tries of each request.
       timeout: seconds of one try.
+
+    Example:
+      >>> from atlas_jax.labels import Retry
+      >>> Retry(tries=2).timeout
+      120.0
     """
 
     tries: int = 8
@@ -36,7 +41,7 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
     """Post a JSON body and return the JSON that the server answers.
 
     Args:
-      url: where to.
+      url: address of the service.
       body: plain values.
       api_key: sent as a bearer token; None for none.
       retry: patience with overloaded, failing or unreachable servers.
@@ -45,7 +50,8 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
       AtlasError: if the server refuses the request, or does not answer it in as many tries.
 
     Example:
-      >>> post_json("http://localhost:8000/v1/chat/completions", {"model": "m"})        # doctest: +SKIP
+      >>> from atlas_jax.labels import post_json
+      >>> post_json("http://localhost:8000/v1/embeddings", {"model": "m", "input": ["a"]})  # doctest: +SKIP
     """
     import openai
 
@@ -70,14 +76,14 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
 
 @functools.lru_cache
 def _client(retry: Retry) -> "openai.OpenAI":
-    """One client for all threads, because it keeps its connections open; keys go with the requests."""
+    """Return one client for all threads, because it keeps its connections open; keys go with the requests."""
     import openai
 
     return openai.OpenAI(api_key="none", max_retries=retry.tries - 1, timeout=retry.timeout)
 
 
 def _message(error: "openai.APIStatusError") -> str:
-    """What the server says about an error, on one line."""
+    """Return the server's message about an error, on one line."""
     body = error.body.get("message") if isinstance(error.body, dict) else error.body
     return " ".join(str(body or "").split())[:200] or error.response.reason_phrase
 
@@ -92,7 +98,7 @@ def _no_answer(url: str, reason: str, tries: int) -> AtlasError:
 
 
 def _check(url: str, api_key: str | None) -> None:
-    """Refuse what cannot be sent, before a library names the key in its error."""
+    """Refuse an address or key that cannot be sent, before a library names the key in its error."""
     try:
         _ = urllib.parse.urlsplit(url).port
     except ValueError as error:
@@ -105,7 +111,7 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
     """Return base URL and key of an OpenAI-compatible API: those given, or else OPENAI_BASE_URL and OPENAI_API_KEY.
 
     Args:
-      kind: of the endpoint, for the error.
+      kind: kind of the endpoint, for the error.
       base_url: without the name of the service; a slash at its end is dropped.
       api_key: the bearer token.
 
@@ -130,9 +136,17 @@ class EndpointEmbedder:
 
     Attributes:
       model: its name there.
-      base_url: of the API, without ``/embeddings``.
+      base_url: address of the API, without ``/embeddings``.
       api_key: the bearer token, None for none.
       retry: patience with the server.
+
+    Example:
+      >>> from atlas_jax.labels import EndpointEmbedder
+      >>> embedder = EndpointEmbedder.connect("m", base_url="http://localhost:8000/v1/")
+      >>> embedder.name
+      'endpoint:m at http://localhost:8000/v1'
+      >>> embedder.encode(["a dog", "a cat"]).shape  # doctest: +SKIP
+      (2, 768)
     """
 
     model: str
