@@ -9,6 +9,7 @@ from atlas_jax.experiments._causality import (
     causality as causality,
     single_features as single_features,
 )
+from atlas_jax.experiments._chat_judge import ChatJudge as ChatJudge
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
@@ -44,6 +45,8 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
+from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
+from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
 from atlas_jax.experiments._quality import (
     Measured as Measured,
     Quality as Quality,
