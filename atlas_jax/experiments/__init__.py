@@ -2,12 +2,31 @@
 
 from typing import Any
 
+from atlas_jax.experiments._causality import (
+    CausalCell as CausalCell,
+    Causality as Causality,
+    CausalRow as CausalRow,
+    causality as causality,
+    single_features as single_features,
+)
 from atlas_jax.experiments._chat_judge import ChatJudge as ChatJudge
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
+)
+from atlas_jax.experiments._curve import (
+    Curve as Curve,
+    CurvePoint as CurvePoint,
+    Layers as Layers,
+    quality_by_layer as quality_by_layer,
+    quality_curve as quality_curve,
+)
+from atlas_jax.experiments._domains import (
+    DomainCell as DomainCell,
+    Domains as Domains,
+    quality_across_domains as quality_across_domains,
 )
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
@@ -55,6 +74,26 @@ from atlas_jax.experiments._steering import (
     perplexities as perplexities,
     steer as steer,
     steered_table as steered_table,
+)
+from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as steering_cost
+from atlas_jax.experiments._steering_evaluation import (
+    Score as Score,
+    SteeringEvaluation as SteeringEvaluation,
+    distinct as distinct,
+    repetition as repetition,
+    steering_evaluation as steering_evaluation,
+)
+from atlas_jax.experiments._steering_rows import (
+    CONTROLS as CONTROLS,
+    Cell as Cell,
+    SteeringConcept as SteeringConcept,
+    SteeringSettings as SteeringSettings,
+    concept_queries as concept_queries,
+    difference_of_means as difference_of_means,
+    directions as directions,
+    file_name as file_name,
+    plan as plan,
+    read_steering_concepts as read_steering_concepts,
 )
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1

@@ -21,6 +21,7 @@ from atlas_jax.experiments._steering_rows import (
     SteeringSettings,
     decode,
     directions,
+    file_name,
     json_lines,
 )
 from atlas_jax.files import differences, read_json, write_json
@@ -102,6 +103,19 @@ class SteeringEvaluation(NamedTuple):
             "settings": self.settings.to_dict(), "judge": self.judge, "baseline": plain(self.baseline),
             "scores": scores, "costs": [c._asdict() for c in self.costs], "counts": self.counts,
         }  # fmt: skip
+
+    def warnings(self) -> list[str]:
+        """Say in a sentence each where the table is not to be trusted."""
+        found = []
+        chance = {s.sites: s.faithfulness.mean for s in self.scores if s.method.startswith("random")}
+        own = [s for s in self.scores if s.method in self.settings.methods]
+        if weak := [f"{s.method} at {s.sites}" for s in own if s.faithfulness.mean <= chance.get(s.sites, -1.0)]:
+            found.append(f"no better than a random direction: {', '.join(weak)}")
+        if lost := [f"{s.method} at {s.sites}" for s in own if (s.perplexity or 0.0) > 2]:
+            found.append(f"best at a strength that more than doubles perplexity: {', '.join(lost)}")
+        if single := sum(len(c.features) == 1 for c in self.settings.concepts):
+            found.append(f"{single} of {len(self.settings.concepts)} concepts are a single atlas feature")
+        return found
 
     def tables(self) -> list[Table]:
         """Return Table 5, and what steering costs."""
@@ -225,8 +239,7 @@ def _rated(
     progress: Progress | None,
 ) -> list[Rated]:
     """Ratings of all texts, those kept on disk and those that the judge is asked for now."""
-    slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in judge.name)
-    path = directory / f"ratings-{slug}.jsonl"
+    path = directory / f"ratings-{file_name(judge.name)}.jsonl"
     lines = [Rated(**content) for content in json_lines(path) if content]
     there = {r[:5]: r for r in lines}
     path.write_text("".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8")
