@@ -117,9 +117,9 @@ def curve(
     from atlas_jax import experiments
 
     with result_file(run, "curve", out_file, overwrite) as store, progress_bars() as progress:
-        found = experiments.quality_curve(load_run(run), size, methods=method, features=features, progress=progress)
-        store(found.to_dict())
-    emit(as_json, found.to_dict(), found.table())
+        result = experiments.quality_curve(load_run(run), size, methods=method, features=features, progress=progress)
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), result.table())
 
 
 @app.command()
@@ -146,11 +146,11 @@ def domains(
     from atlas_jax import experiments
 
     with result_file(run, "domains", out_file, overwrite) as store, progress_bars() as progress:
-        found = experiments.quality_across_domains(
+        result = experiments.quality_across_domains(
             load_run(run), domain, methods=method, least=least, most=most, features=features, progress=progress
         )
-        store(found.to_dict())
-    emit(as_json, found.to_dict(), *found.tables())
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), *result.tables())
 
 
 @app.command()
@@ -171,11 +171,11 @@ def layers(
     from atlas_jax import experiments
 
     with result_file(run, "layers", out_file, overwrite) as store, progress_bars() as progress:
-        found = experiments.quality_by_layer(
+        result = experiments.quality_by_layer(
             load_run(run), site or point, methods=method, features=features, progress=progress
         )
-        store(found.to_dict())
-    emit(as_json, found.to_dict(), found.table())
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), result.table())
 
 
 @app.command()
@@ -216,16 +216,16 @@ def causality(
         alignment = load_run(run)
         queries = {text: experiments.concept_query(alignment.atlas, concept=text).vector for text in concept or ()}
         sites = alignment.subject.sites
-        found = experiments.causality(
+        result = experiments.causality(
             alignment, queries or experiments.single_features(alignment, features), prompt or PROMPTS,
             site=site or next((s for s in sites if s.point.startswith("resid")), sites[0]), later=later or None,
             method=method, strength=strength, samples=samples, max_new_tokens=tokens, temperature=temperature,
             seed=seed, progress=progress,
         )  # fmt: skip
-        store(found.to_dict())
-    if not found.later:
-        note(f"the run has no site behind {found.site}; name some by --later to project the concept out there too")
-    emit(as_json, found.to_dict(), found.table())
+        store(result.to_dict())
+    if not result.later:
+        note(f"the run has no site behind {result.site}; name some by --later to project the concept out there too")
+    emit(as_json, result.to_dict(), result.table())
 
 
 @app.callback()

@@ -89,7 +89,7 @@ def update_quality(
     mask: Bool[Array, "*b"] | None = None,
     target: Float[Array, "*b o"] | None = None,
 ) -> QualityState:
-    """Add a batch of activations to the statistics; :func:`init_quality` has an example.
+    """Add a batch of activations to the statistics.
 
     Args:
       state: statistics of the batches before.
@@ -97,6 +97,15 @@ def update_quality(
       x: activations of any float dtype.
       mask: the rows that count; all of them when None. Masked rows may hold anything, NaN included.
       target: the activations to reconstruct, for transcoders; ``x`` itself when None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae import SparseAutoencoder, init_quality, update_quality
+      >>> sae = SparseAutoencoder.from_pretrained(ATLAS / "sae")
+      >>> state = update_quality(init_quality(sae), sae, jnp.ones((4, 160)), mask=jnp.array([True, True, True, False]))
+      >>> int(state.count)
+      3
     """
     weight = jnp.ones(x.shape[:-1], bool) if mask is None else mask
     target = x if target is None else target
@@ -148,7 +157,16 @@ def merge_quality(a: QualityState, b: QualityState) -> QualityState:
 
 @jax.jit
 def finish_quality(state: QualityState) -> Quality:
-    """Compute the quality from the statistics; :func:`init_quality` has an example."""
+    """Compute the quality from the statistics.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import QualityState, finish_quality
+      >>> means = jnp.array([4.0, 1.0, 1.5])  # variance, residual and L0
+      >>> state = QualityState(jnp.int32(2), jnp.zeros(2), *means, fired=jnp.array([2, 1, 0]))
+      >>> float(finish_quality(state).fvu), finish_quality(state).frequency.tolist()
+      (0.25, [1.0, 0.5, 0.0])
+    """
     rows = jnp.maximum(state.count, 1).astype(jnp.float32)
     fvu = jnp.where(state.variance > 0, state.residual / jnp.where(state.variance > 0, state.variance, 1.0), jnp.nan)
     dead = jnp.mean((state.fired == 0).astype(jnp.float32))
