@@ -1,4 +1,4 @@
-"""``atlas-jax evaluate``: what an alignment is worth."""
+"""``atlas-jax evaluate``: measure an alignment."""
 
 from typing import Annotated
 

@@ -190,14 +190,14 @@ def inspect(
 
 
 def load_run(run: Path) -> "Alignment":
-    """The alignment of a run directory."""
+    """Load the alignment of a run directory."""
     from atlas_jax.pipeline import Alignment
 
     return Alignment.load(run)
 
 
 def _hits(named: "Named") -> "list[Hit]":
-    """The atlas features that weigh anything in a subject feature's row."""
+    """Return the atlas features of positive weight in a subject feature's row."""
     from atlas_jax.labels import Hit
 
     rows = zip(named.features.tolist(), named.labels, named.scores.tolist(), strict=True)
@@ -205,7 +205,7 @@ def _hits(named: "Named") -> "list[Hit]":
 
 
 def _write_names(path: Path, translation: "Translation", names: "list[list[Hit]]") -> int:
-    """One JSON object a subject feature; the file appears when it is complete."""
+    """Write one JSON object a subject feature; the file appears when it is complete."""
     with new_file(path) as place, place.open("w", encoding="utf-8", newline="\n") as file:
         for i, hits in enumerate(names):
             row = {"feature": i, "site": str(translation.site), "method": translation.method}
@@ -215,7 +215,7 @@ def _write_names(path: Path, translation: "Translation", names: "list[list[Hit]]
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file that hold something.
+    """Read the lines of a file that are not blank.
 
     Raises:
       AtlasError: if it cannot be read, or holds nothing.

@@ -21,7 +21,7 @@ from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
-Unit = Literal["norm", "raw"]
+Unit = Literal["norm", "raw", "length"]
 UNITS = get_args(Unit)
 
 
@@ -78,7 +78,7 @@ def steer(
       seed: of sampling.
       unit: what a strength of 1 is. "raw" is λ of Eq. 4 along the similarity vector ``s_c`` of Eq. 3, unnormalised as
         in the paper. "norm" is one mean token norm of the site along ``s_c`` of unit length, which means the same at
-        every site of every model.
+        every site of every model. "length" is one unit of the activation along ``s_c``.
       chat: each prompt is a user's message in the model's own chat template.
 
     Returns:
@@ -104,7 +104,7 @@ def steer(
         raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
     grid = [(p, s) for p in prompts for s in strengths]
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
-    along = {site: t.similarity(query) if unit == "raw" else t.direction(query) for site, t in translations.items()}
+    along = {site: steering_direction(t, query, unit) for site, t in translations.items()}
     edits = {site: Steer(vector, strength) for site, vector in along.items()}
     seeds = [seed + prompts.index(p) for p, _ in grid]
     ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
@@ -115,6 +115,14 @@ def steer(
         Steered(p, float(s), text, concept, perplexity)
         for (p, s), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
     ]
+
+
+def steering_direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
+    """Return what steering at strength 1 adds to an activation ``[d_s]``; units as in :func:`steer`."""
+    if unit == "norm":
+        return translation.direction(query)
+    similarity = translation.similarity(query)
+    return similarity if unit == "raw" else similarity / jnp.maximum(jnp.linalg.norm(similarity), 1e-30)
 
 
 def _as_chat(model: LanguageModel, prompt: str) -> list[int]:

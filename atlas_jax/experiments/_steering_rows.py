@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +15,18 @@ from jaxtyping import Array, Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._steering import Unit, perplexities
+from atlas_jax.experiments._steering import Unit, perplexities, steering_direction
 from atlas_jax.models import LanguageModel, generate
 from atlas_jax.pipeline import Alignment, SentenceStream, encode_batch
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.steering import Steer
 from atlas_jax.subject import Subject
-from atlas_jax.translation import Translation
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
 UNSTEERED, PROMPTED, NATIVE = "unsteered", "prompt", "native"
 CONTROLS = ("random", "other concept", "diffmean", PROMPTED, NATIVE)
 ROW_BYTES = 2**31  # of keys, values and logits that decode at once
+SENTENCES = 4096  # that differences of means are over
 BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
 
@@ -253,7 +253,7 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
         translations = {m: alignment.translation(site, m) for m in settings.methods}
         for method, translation in translations.items():
             for name, query in queries.items():
-                along[method, site, name] = _direction(translation, query, settings.unit)
+                along[method, site, name] = np.asarray(steering_direction(translation, query, settings.unit))
         for number, name in enumerate(names):
             own = along[settings.methods[0], site, name]
             size = float(np.linalg.norm(own))
@@ -267,13 +267,6 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     if NATIVE in settings.controls:
         native = _native(alignment, settings, sites[-1], queries, along)
     return Directions(along, native)
-
-
-def _direction(translation: Translation, query: Float[np.ndarray, " d_c"], unit: Unit) -> Float[np.ndarray, " d"]:
-    if unit == "norm":
-        return np.asarray(translation.direction(query))
-    similarity = np.asarray(translation.similarity(query))
-    return similarity if unit == "raw" else _of_length(similarity, 1.0)
 
 
 def _of_length(x: Float[np.ndarray, " d"], size: float) -> Float[np.ndarray, " d"]:
@@ -316,6 +309,7 @@ def difference_of_means(
     queries: Mapping[str, Float[np.ndarray, " d_c"]],
     sites: Sequence[Site],
     *,
+    sentences: int = SENTENCES,
     progress: Progress | None = None,
 ) -> dict[tuple[Site, str], Float[np.ndarray, " d"]]:
     """Subtract mean subject activations of fit sentences without a concept from those of sentences with it (DiffMean).
@@ -327,6 +321,7 @@ def difference_of_means(
       alignment: the run.
       queries: atlas queries by concept.
       sites: where.
+      sentences: how many at most, evenly spread over the fit half.
       progress: called after every batch.
 
     Returns:
@@ -334,8 +329,10 @@ def difference_of_means(
     """
     subject = Subject.from_model(alignment.subject.model, sites, "mean")
     atlas, options = alignment.atlas, alignment.settings
+    fit = alignment.corpus.fit
+    texts = [fit[i] for i in np.unique(np.linspace(0, len(fit) - 1, sentences).astype(int)).tolist()]
     stream = SentenceStream.from_texts(
-        [subject, atlas], alignment.corpus.fit, max_length=options.max_length, token_budget=options.token_budget
+        [subject, atlas], texts, max_length=options.max_length, token_budget=options.token_budget
     )
     weights = jnp.asarray(np.stack(list(queries.values())) != 0, jnp.float32)
     zero = lambda: {s: jnp.zeros((len(queries), d), jnp.float32) for s, d in subject.widths.items()}
@@ -374,12 +371,16 @@ class Decoder:
     Args:
       alignment: the run.
       settings: what is decoded.
-      along: of :func:`directions`.
+      along: returns :func:`directions`; called once something is decoded.
       row_bytes: memory for keys, values and logits of the rows that decode at once.
     """
 
     def __init__(
-        self, alignment: Alignment, settings: SteeringSettings, along: Directions, row_bytes: int = ROW_BYTES
+        self,
+        alignment: Alignment,
+        settings: SteeringSettings,
+        along: Callable[[], Directions],
+        row_bytes: int = ROW_BYTES,
     ) -> None:
         self.settings, self.along, self.atlas, self.model = settings, along, alignment.atlas, alignment.subject.model
         self.queries = queries_of(alignment.atlas, settings.concepts)
@@ -436,7 +437,7 @@ class Decoder:
         count = len(self.settings.prompts)
         if cells[0].method == NATIVE:
             zero = np.zeros(self.atlas.model.config.width(self.atlas.site.point), np.float32)
-            vectors = {self.atlas.site: [self.along.native.get(c.concept, zero) for c in cells]}
+            vectors = {self.atlas.site: [self.along().native.get(c.concept, zero) for c in cells]}
         else:
             vectors = {site: [self._vector(c, site) for c in cells] for site in self.widths}
         strengths = jnp.asarray(np.repeat([c.strength for c in cells], count), jnp.float32)
@@ -446,7 +447,7 @@ class Decoder:
         """The direction of a cell at a site, zero (which changes no bit) where it does not steer."""
         steered = str(site) in cell.sites.split("+")
         zero = np.zeros(self.widths[site], np.float32)
-        return self.along.subject[cell.method, site, cell.concept] if steered else zero
+        return self.along().subject[cell.method, site, cell.concept] if steered else zero
 
     def _activations(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
         """``a_c · q / sum |q|`` of pooled atlas activations, a column a concept."""

@@ -25,11 +25,16 @@ _PASSING = (408, 409, 429)  # statuses after which the client tries again, besid
 
 
 class Retry(NamedTuple):
-    """How patient a client is; the pauses between two tries are the ``openai`` client's own.
+    """Patience of a client; the pauses between two tries are the ``openai`` client's own.
 
     Attributes:
-      tries: of each request.
+      tries: number of tries of each request.
       timeout: seconds of one try.
+
+    Example:
+      >>> from atlas_jax.labels import Retry
+      >>> Retry(tries=2).timeout
+      120.0
     """
 
     tries: int = 8
@@ -40,7 +45,7 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
     """Post a JSON body and return the JSON that the server answers.
 
     Args:
-      url: where to.
+      url: address of the service.
       body: plain values.
       api_key: sent as a bearer token; None for none.
       retry: patience with overloaded, failing or unreachable servers.
@@ -49,7 +54,8 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
       AtlasError: if the server refuses the request, or does not answer it in as many tries.
 
     Example:
-      >>> post_json("http://localhost:8000/v1/chat/completions", {"model": "m"})        # doctest: +SKIP
+      >>> from atlas_jax.labels import post_json
+      >>> post_json("http://localhost:8000/v1/embeddings", {"model": "m", "input": ["a"]})  # doctest: +SKIP
     """
     import openai
 
@@ -74,14 +80,14 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
 
 @functools.lru_cache
 def _client(retry: Retry) -> "openai.OpenAI":
-    """One client for all threads, because it keeps its connections open; keys go with the requests."""
+    """Return one client for all threads, because it keeps its connections open; keys go with the requests."""
     import openai
 
     return openai.OpenAI(api_key="none", max_retries=retry.tries - 1, timeout=retry.timeout)
 
 
 def _message(error: "openai.APIStatusError") -> str:
-    """What the server says about an error, on one line."""
+    """Return the server's message about an error, on one line."""
     body = error.body.get("message") if isinstance(error.body, dict) else error.body
     return " ".join(str(body or "").split())[:200] or error.response.reason_phrase
 
@@ -96,7 +102,7 @@ def _no_answer(url: str, reason: str, tries: int) -> AtlasError:
 
 
 def _check(url: str, api_key: str | None) -> None:
-    """Refuse what cannot be sent, before a library names the key in its error."""
+    """Refuse an address or key that cannot be sent, before a library names the key in its error."""
     try:
         _ = urllib.parse.urlsplit(url).port
     except ValueError as error:
@@ -109,7 +115,7 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
     """Return base URL and key of an OpenAI-compatible API: those given, or else OPENAI_BASE_URL and OPENAI_API_KEY.
 
     Args:
-      kind: of the endpoint, for the error.
+      kind: kind of the endpoint, for the error.
       base_url: without the name of the service; a slash at its end is dropped.
       api_key: the bearer token.
 
@@ -129,7 +135,13 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
 
 
 class Answer(NamedTuple):
-    """What a chat model said, and what the server says it counted; 0 where it does not."""
+    """Answer of a chat model, and the tokens that the server counted; 0 where it does not report them.
+
+    Example:
+      >>> from atlas_jax.labels import Answer
+      >>> Answer("A cat", prompt_tokens=12).completion_tokens
+      0
+    """
 
     text: str
     prompt_tokens: int = 0
@@ -138,15 +150,25 @@ class Answer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ChatEndpoint:
-    """A chat model.
+    """A chat model behind an OpenAI-compatible API.
 
     Attributes:
       model: its name there.
-      base_url: of the API, without ``/chat/completions``.
+      base_url: address of the API, without ``/chat/completions``.
       api_key: the bearer token, None for none.
-      temperature: of sampling; the server's default where None.
+      temperature: temperature of sampling; the server's default where None.
       retry: patience with the server.
       schema: the form of its answers, None for free text.
+
+    Example:
+      >>> from atlas_jax.labels import ChatEndpoint, Description
+      >>> endpoint = ChatEndpoint.connect("m", base_url="http://localhost:8000/v1", temperature=0.0)
+      >>> endpoint.body("What is this?")["messages"]
+      [{'role': 'user', 'content': 'What is this?'}]
+      >>> endpoint.answering(Description).body("What is this?")["response_format"]["type"]
+      'json_schema'
+      >>> endpoint.ask("What is this?").text  # doctest: +SKIP
+      'A cat'
     """
 
     model: str
@@ -170,7 +192,7 @@ class ChatEndpoint:
         return dataclasses.replace(self, schema=schema)
 
     def body(self, prompt: str) -> dict[str, Any]:
-        """Return the request that asks a prompt."""
+        """Return the body of the request that asks a prompt."""
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
         if self.temperature is not None:
             body["temperature"] = self.temperature
@@ -204,19 +226,23 @@ class ChatEndpoint:
 class AnswerBook:
     """Answers on disk, a line each, so that no question is paid for twice.
 
-    A question is known by a hash of its request: another model or another prompt is another question. A last line
+    A question is identified by a hash of its request: another model or another prompt is another question. A last line
     that a crash cut off is dropped.
 
     Attributes:
       path: a JSONL file; it need not exist.
       spent: prompt and completion tokens of the answers that were not in the book before.
-      unread: answers, new or old, that were not of the form asked for; whoever reads them counts them.
+      unread: answers, new or old, that were not of the form asked for; the function that reads them counts them.
 
     Example:
-      >>> book, endpoint = AnswerBook(tmp / "answers.jsonl"), ChatEndpoint("m", "http://localhost")
-      >>> book.add(endpoint, "What is this?", Answer("A cat"))
-      >>> AnswerBook(tmp / "answers.jsonl").get(endpoint, "What is this?").text
-      'A cat'
+      >>> import tempfile
+      >>> from atlas_jax.labels import Answer, AnswerBook, ChatEndpoint
+      >>> endpoint = ChatEndpoint("m", "http://localhost")
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     AnswerBook(f"{directory}/answers.jsonl").add(endpoint, "What is this?", Answer("A cat"))
+      ...     book = AnswerBook(f"{directory}/answers.jsonl")
+      >>> book.ask(endpoint, "What is this?").text, book.get(endpoint, "And this?")
+      ('A cat', None)
     """
 
     def __init__(self, path: str | Path):
@@ -279,9 +305,17 @@ class EndpointEmbedder:
 
     Attributes:
       model: its name there.
-      base_url: of the API, without ``/embeddings``.
+      base_url: address of the API, without ``/embeddings``.
       api_key: the bearer token, None for none.
       retry: patience with the server.
+
+    Example:
+      >>> from atlas_jax.labels import EndpointEmbedder
+      >>> embedder = EndpointEmbedder.connect("m", base_url="http://localhost:8000/v1/")
+      >>> embedder.name
+      'endpoint:m at http://localhost:8000/v1'
+      >>> embedder.encode(["a dog", "a cat"]).shape  # doctest: +SKIP
+      (2, 768)
     """
 
     model: str
