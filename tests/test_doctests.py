@@ -14,6 +14,9 @@ import atlas_jax
 MODULES = [m.name for m in pkgutil.walk_packages(atlas_jax.__path__, "atlas_jax.") if not m.name.endswith("make")]
 FACES = [f"atlas_jax.{m.name}" for m in pkgutil.iter_modules(atlas_jax.__path__) if not m.name.startswith("_")]
 
+# The docstring of a pydantic model is part of the JSON schema that a chat server is given.
+EXCEPTIONS = {"atlas_jax.labels._explain.Description", "atlas_jax.labels._explain.Detection"}
+
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name, tmp_path, monkeypatch):
@@ -37,5 +40,6 @@ def _public(face):
 
 @pytest.mark.parametrize("face", FACES)
 def test_every_public_name_has_an_example(face):
-    lacking = [name for name, x in _public(face) if not doctest.DocTestParser().get_examples(x.__doc__ or "")]
-    assert not lacking, f"no example in the docstring of {', '.join(lacking)}"
+    parse = doctest.DocTestParser().get_examples
+    lacking = {name for name, x in _public(face) if not parse(x.__doc__ or "")} - EXCEPTIONS
+    assert not lacking, f"no example in the docstring of {', '.join(sorted(lacking))}"
