@@ -100,12 +100,14 @@ def update_quality(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from atlas_jax.bundled import ATLAS
-      >>> from atlas_jax.sae import SparseAutoencoder, init_quality, update_quality
-      >>> sae = SparseAutoencoder.from_pretrained(ATLAS / "sae")
-      >>> state = update_quality(init_quality(sae), sae, jnp.ones((4, 160)), mask=jnp.array([True, True, True, False]))
-      >>> int(state.count)
-      3
+      >>> import numpy as np
+      >>> from atlas_jax import SparseAutoencoder
+      >>> from atlas_jax.sae import SAEConfig, init_quality, update_quality
+      >>> config, zeros = SAEConfig("relu", d_in=2, d_sae=2), {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = update_quality(init_quality(sae), sae, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      >>> int(state.count), state.fired.tolist()
+      (2, [2, 1])
     """
     weight = jnp.ones(x.shape[:-1], bool) if mask is None else mask
     target = x if target is None else target
@@ -161,11 +163,14 @@ def finish_quality(state: QualityState) -> Quality:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from atlas_jax.sae import QualityState, finish_quality
-      >>> means = jnp.array([4.0, 1.0, 1.5])  # variance, residual and L0
-      >>> state = QualityState(jnp.int32(2), jnp.zeros(2), *means, fired=jnp.array([2, 1, 0]))
-      >>> float(finish_quality(state).fvu), finish_quality(state).frequency.tolist()
-      (0.25, [1.0, 0.5, 0.0])
+      >>> import numpy as np
+      >>> from atlas_jax import SparseAutoencoder
+      >>> from atlas_jax.sae import SAEConfig, finish_quality, init_quality, update_quality
+      >>> config, zeros = SAEConfig("relu", d_in=2, d_sae=2), {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = update_quality(init_quality(sae), sae, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      >>> float(finish_quality(state).l0)
+      1.5
     """
     rows = jnp.maximum(state.count, 1).astype(jnp.float32)
     fvu = jnp.where(state.variance > 0, state.residual / jnp.where(state.variance > 0, state.variance, 1.0), jnp.nan)
