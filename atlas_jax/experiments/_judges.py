@@ -90,7 +90,7 @@ class AtlasJudge:
     steering raises the very features that are measured, the first part is no independent evidence.
 
     On utterances labelled with intents (SNIPS and CLINC150; ``benchmarks/judges.py``, 2026-11-28) the bundled atlas
-    has an AUROC of 0.79 and 0.87, by activations alone 0.58 and 0.68, by embeddings alone 0.81 and 0.87; Cohen's kappa with
+    has an AUROC of 0.79 and 0.87, by activations alone 0.58 and 0.68, by embeddings alone 0.81 and 0.87; its kappa with
     the labels of SNIPS is 0.37. It is a weak judge: report another beside it.
 
     Attributes:
