@@ -84,16 +84,20 @@ def test_a_snapshot_is_a_run_on_its_sentences(alignment):
 def test_statistics_of_domains_merge_into_those_of_the_whole(alignment, domains, quality):
     rows = {(r.fit, r.test, r.quality.method): r.quality for r in domains.rows}
     assert len(rows) == 3 * 3 * len(METHODS)
-    assert domains.domains == {"b": (266, 133), "a": (134, 67), "all": (400, 200)}
-    assert all(same(rows["all", "all", m], quality[rows["all", "all", m][:2]]) for m in METHODS)
+    assert domains.domains == {"b": (266, 133), "a": (134, 67), "all domains": (400, 200)}
+    assert all(
+        same(rows["all domains", "all domains", m], quality[rows["all domains", "all domains", m][:2]]) for m in METHODS
+    )
     ap, auroc = domains.tables()[:2]
-    assert [row[0] for row in ap.rows] == ["b", "a", "all", "chance"]
-    assert [row[0] for row in auroc.rows] == ["b", "a", "all"]
+    assert [row[0] for row in ap.rows] == ["b", "a", "all domains", "chance"]
+    assert [row[0] for row in auroc.rows] == ["b", "a", "all domains"]
 
 
 def test_a_cell_is_a_run_on_the_sentences_of_its_domain(alignment, domains):
     """And sentences that are given to the other domain change it."""
-    cell = lambda found: next(r.quality for r in found.rows if r[:2] == ("a", "all") and r.quality[1] == METHODS[0])
+    cell = lambda found: next(
+        r.quality for r in found.rows if r[:2] == ("a", "all domains") and r.quality[1] == METHODS[0]
+    )
     stream = alignment.stream("fit")
     fitted = fit_statistics(stream.only(np.arange(0, 400, 3)), ["unit_cross"])
     assert float(fitted.statistics.sums.weight) == 134
@@ -114,9 +118,9 @@ def test_small_domains_count_in_all_alone(alignment, domains):
     three = dataclasses.replace(three, corpus=Corpus.of_halves(*halves, three.corpus.statistics))
     found = quality_across_domains(three, least=20, methods=METHODS[:1], features=FEATURES)
     assert found.dropped == {"tiny": (2, 2)}
-    assert list(found.domains) == ["b", "a", "all"]
+    assert list(found.domains) == ["b", "a", "all domains"]
     assert "1 with fewer than 20 sentences in a half" in found.tables()[0].caption
-    whole = lambda d: next(r.quality for r in d.rows if r[:2] == ("all", "all"))
+    whole = lambda d: next(r.quality for r in d.rows if r[:2] == ("all domains", "all domains"))
     assert same(whole(found), whole(domains))
 
 

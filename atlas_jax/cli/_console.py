@@ -34,6 +34,7 @@ def plain(text: str) -> str:
     r"""Remove control characters, and put U+FFFD for halves of surrogate pairs, so that a terminal only shows a text.
 
     Example:
+      >>> from atlas_jax.cli._console import plain
       >>> plain("a \x1b[31mdog\x00")
       'a [31mdog'
     """
@@ -100,6 +101,13 @@ def keep_standard_output() -> None:
 def note(text: str) -> None:
     """Print a line about the progress of the work."""
     err.print(text, style="dim")
+
+
+def notes(texts: Iterable[str | None]) -> None:
+    """Several of them, a line each; None is nothing to say."""
+    for text in texts:
+        if text is not None:
+            note(text)
 
 
 def warn(text: str) -> None:

@@ -24,6 +24,7 @@ def finite(*, above: float | int = -math.inf, least: float | int = -math.inf) ->
     Typer's own ``min`` and ``max`` let nan pass, have no open end, and do not work for several numbers.
 
     Example:
+      >>> from atlas_jax.cli._options import finite
       >>> finite(above=0)(0.5)
       0.5
     """
@@ -111,6 +112,7 @@ def weights(features: list[str]) -> dict[int, float]:
       AtlasError: for anything else, a weight that is not finite, or a feature with two weights.
 
     Example:
+      >>> from atlas_jax.cli._options import weights
       >>> weights(["17:0.5", "40:-1", "3"])
       {17: 0.5, 40: -1.0, 3: 1.0}
     """

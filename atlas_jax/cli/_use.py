@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, out
+from atlas_jax.cli._console import emit, err, note, notes, out
 from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
-from atlas_jax.errors import AtlasError
+from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
@@ -59,6 +59,7 @@ def identify(
     alignment = load_run(run)
     translation = alignment.translation(site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
+    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=_stored_ap(run)))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
@@ -148,10 +149,13 @@ def steer(
     alignment = load_run(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = asked_query(alignment, concept, feature, like, unlike)
+    about = {"query": query.vector, "ap": _stored_ap(run), "steered": True}
+    notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
         max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat,
     )  # fmt: skip
+    notes([experiments.beyond_sense(experiments.median_perplexities(steered))])
     data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
     data["steered"] = [s._asdict() for s in steered]
     title = f"Steering at {', '.join(map(str, translations))} by {method}"
@@ -194,6 +198,17 @@ def load_run(run: Path) -> "Alignment":
     from atlas_jax.pipeline import Alignment
 
     return Alignment.load(run)
+
+
+def _stored_ap(run: Path) -> dict[tuple[str, str], float]:
+    """Read the AP of a run's translations; a table that is damaged is told, and nothing needs it."""
+    from atlas_jax.experiments import stored_ap
+
+    try:
+        return stored_ap(run)
+    except DamagedError as e:
+        note(str(e))
+        return {}
 
 
 def _hits(named: "Named") -> "list[Hit]":
