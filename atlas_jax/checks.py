@@ -1,6 +1,6 @@
-"""Checks of the numbers and texts a caller hands over: one sentence for what would otherwise end in quiet nonsense.
+"""Checks of numbers and texts from callers: one sentence for input that would otherwise give wrong results silently.
 
-Values are looked at only where there are any: never inside a ``jit`` trace, nor in arrays of several processes.
+Values are checked only where they are known: never inside a ``jit`` trace, nor in arrays of several processes.
 """
 
 import operator
@@ -18,12 +18,13 @@ AnyArray = Array | np.ndarray
 
 
 def as_numbers(value: Any, what: str) -> Shaped[AnyArray, "..."]:
-    """An array of real numbers: arrays as they are, numbers and lists of them in numpy.
+    """Return an array of real numbers: arrays as they are, numbers and lists of them in numpy.
 
     Raises:
       AtlasError: for text, complex numbers, lists of unequal length and anything else that is no array of real numbers.
 
     Example:
+      >>> from atlas_jax.checks import as_numbers
       >>> as_numbers([1, 2.5], "the direction").tolist()
       [1.0, 2.5]
     """
@@ -45,24 +46,40 @@ def _kind(value: Any) -> str:
 
 
 def known(array: Shaped[AnyArray, "..."]) -> bool:
-    """Whether the values of an array can be looked at here."""
+    """True if the values of an array can be read here.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.checks import known
+      >>> known(np.zeros(3))
+      True
+    """
     return not isinstance(array, jax.core.Tracer) and (isinstance(array, np.ndarray) or array.is_fully_addressable)
 
 
 def on_host(array: Shaped[AnyArray, "..."]) -> bool:
-    """Whether they can be looked at without waiting for an accelerator."""
+    """True if the values of an array can be read without waiting for an accelerator.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.checks import on_host
+      >>> on_host(np.zeros(3))
+      True
+    """
     if not known(array):
         return False
     return isinstance(array, np.ndarray) or all(device.platform == "cpu" for device in array.devices())
 
 
 def refuse(bad: Any, array: Shaped[AnyArray, "..."], what: str, wanted: str) -> None:
-    """Name the first value that is bad, if any is: ``bad`` has the array's shape, and is true where it is.
+    """Refuse an array with bad values: ``bad`` has the array's shape, and is true where a value is bad.
 
     Raises:
-      AtlasError: with the value, where it is, and what is wanted.
+      AtlasError: with the first bad value, its place, and the values wanted.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.checks import refuse
       >>> x = np.array([1.0, -2.0])
       >>> refuse(x < 0, x, "the weight", "numbers from 0 up")
       Traceback (most recent call last):
@@ -79,6 +96,13 @@ def check_finite(array: Shaped[AnyArray, "..."], what: str) -> None:
 
     Raises:
       AtlasError: naming the first.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.checks import check_finite
+      >>> check_finite(np.array([1.0, np.inf]), "the direction")
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: the direction is inf at [1]; give finite numbers
     """
     if known(array) and jnp.issubdtype(array.dtype, jnp.inexact):
         finite = np.isfinite(array) if isinstance(array, np.ndarray) else jnp.isfinite(array)
@@ -86,10 +110,15 @@ def check_finite(array: Shaped[AnyArray, "..."], what: str) -> None:
 
 
 def finite_numbers(value: Any, what: str) -> Shaped[AnyArray, "..."]:
-    """:func:`as_numbers`, all of them finite.
+    """Return an array of finite real numbers, as :func:`as_numbers` does.
 
     Raises:
       AtlasError: as :func:`as_numbers` and :func:`check_finite`.
+
+    Example:
+      >>> from atlas_jax.checks import finite_numbers
+      >>> finite_numbers([1, 2.5], "the direction").tolist()
+      [1.0, 2.5]
     """
     array = as_numbers(value, what)
     check_finite(array, what)
@@ -97,12 +126,13 @@ def finite_numbers(value: Any, what: str) -> Shaped[AnyArray, "..."]:
 
 
 def as_count(value: Any, what: str, *, least: int = 1, most: int | None = None) -> int:
-    """A whole number within bounds.
+    """Return a whole number within bounds.
 
     Raises:
       AtlasError: for anything else.
 
     Example:
+      >>> from atlas_jax.checks import as_count
       >>> as_count(2.5, "k")
       Traceback (most recent call last):
       atlas_jax.errors.AtlasError: k must be a whole number from 1 up, not 2.5
@@ -118,12 +148,13 @@ def as_count(value: Any, what: str, *, least: int = 1, most: int | None = None) 
 
 
 def as_number(value: Any, what: str, *, least: float | int = -np.inf, most: float | int = np.inf) -> float:
-    """A finite number within bounds.
+    """Return a finite number within bounds.
 
     Raises:
       AtlasError: for anything else.
 
     Example:
+      >>> from atlas_jax.checks import as_number
       >>> as_number(float("nan"), "the penalty", least=0)
       Traceback (most recent call last):
       atlas_jax.errors.AtlasError: the penalty must be a number from 0 up, not nan
@@ -140,12 +171,13 @@ def as_number(value: Any, what: str, *, least: float | int = -np.inf, most: floa
 
 
 def as_texts(texts: Any) -> list[str]:
-    """Texts as a list; one string is one text.
+    """Return texts as a list; one string is one text.
 
     Raises:
       AtlasError: if there is none, or something that is no string.
 
     Example:
+      >>> from atlas_jax.checks import as_texts
       >>> as_texts("a dog")
       ['a dog']
     """

@@ -1,4 +1,4 @@
-"""Files and directories: read in words when damaged, and written whole or not at all."""
+"""Files and directories: damage is reported in words, and all is written whole or not at all."""
 
 import contextlib
 import errno
@@ -31,10 +31,21 @@ _MODEL = ("model/*.json", "model/*.safetensors", "model/*.model", "model/*.jinja
 
 @contextlib.contextmanager
 def writable(path: str | Path) -> Iterator[None]:
-    """Say in a sentence why nothing can be written to ``path``, when that ends the block.
+    """Raise, in one sentence, the reason why nothing can be written to ``path``, when that ends the block.
 
     Raises:
       UnwritableError: for a full disk, a place that does not exist or may not be written to, and the like.
+
+    Example:
+      >>> import errno
+      >>> from atlas_jax.errors import UnwritableError
+      >>> from atlas_jax.files import writable
+      >>> try:
+      ...     with writable("/runs/llama"):
+      ...         raise OSError(errno.ENOSPC, "No space left on device")
+      ... except UnwritableError as e:
+      ...     print(e.reason)
+      No space left on device
     """
     try:
         yield
@@ -49,7 +60,7 @@ def writable(path: str | Path) -> Iterator[None]:
 
 
 def _is_elsewhere(error: Exception, place: Path) -> bool:
-    """Whether an error names files, and none of them is the place, above it, or begins with its name."""
+    """Return true if an error names files, and none of them is the place, above it, or begins with its name."""
     names = [getattr(error, name, None) for name in ("filename", "filename2")]
     files = [Path(name).resolve() for name in names if isinstance(name, str)]
     ours = lambda file: (
@@ -59,11 +70,12 @@ def _is_elsewhere(error: Exception, place: Path) -> bool:
 
 
 def why_unwritable(error: Exception) -> str | None:
-    """The system's words for what kept a file from being written, None for a fault of another kind.
+    """Return the system's words for what kept a file from being written, None for a fault of another kind.
 
     Libraries raise errors of their own, with the system's words or nothing but a count in them.
 
     Example:
+      >>> from atlas_jax.files import why_unwritable
       >>> why_unwritable(OSError("4096 requested and 512 written"))
       'No space left on device'
     """
@@ -77,7 +89,7 @@ def why_unwritable(error: Exception) -> str | None:
 
 @contextlib.contextmanager
 def reading(path: Path, remedy: str) -> Iterator[None]:
-    """Say in a sentence which file is damaged, when what it holds ends the block.
+    """Raise, in one sentence, which file is damaged, when its content ends the block.
 
     Args:
       path: the file; where the block names one itself, that is the one.
@@ -87,6 +99,9 @@ def reading(path: Path, remedy: str) -> Iterator[None]:
       DamagedError: for whatever a missing or damaged file makes its reader raise.
 
     Example:
+      >>> import numpy as np
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import reading
       >>> with reading(Path("rate.npy"), "align again"):
       ...     np.load("rate.npy")
       Traceback (most recent call last):
@@ -110,6 +125,8 @@ def read_json(path: Path, remedy: str = "run the command that writes it again") 
       DamagedError: if the file is missing or damaged, with the remedy.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.files import read_json
       >>> read_json(SUBJECT / "config.json")["model_type"]
       'llama'
     """
@@ -126,6 +143,8 @@ def read_object(
       DamagedError: if the file is not there and nothing stands for it, is damaged, or holds something else.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.files import read_object
       >>> read_object(SUBJECT / "nothing.json", missing={})
       {}
     """
@@ -141,7 +160,13 @@ def write_json(path: Path, content: Any, *, sort_keys: bool = True) -> None:
     """Write JSON, with sorted keys so that equal contents are equal files, unless they have an order of their own.
 
     Example:
-      >>> write_json(tmp / "generation_config.json", {"eos_token_id": 2}, sort_keys=False)
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import read_json, write_json
+      >>> tmp = Path(tempfile.mkdtemp())
+      >>> write_json(tmp / "config.json", {"b": 1, "a": 2})
+      >>> list(read_json(tmp / "config.json"))
+      ['a', 'b']
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False, default=str)
@@ -154,6 +179,11 @@ class Kind(NamedTuple):
     Attributes:
       marker: the file that only a finished one has.
       files: patterns of the files that are written into it; all others in there are someone else's.
+
+    Example:
+      >>> from atlas_jax.files import Kind
+      >>> Kind("run.json", ("run.json", "rate.npy")).marker
+      'run.json'
     """
 
     marker: str
@@ -181,11 +211,12 @@ KINDS = {  # a trained SAE has a run.json too, so it comes first
 
 
 def partial_directory(path: str | Path) -> Path:
-    """Where a directory is made before it is at ``path``: beside it, under its name with ``.partial`` at the end.
+    """Return the directory in which ``path`` is made: beside it, its name with ``.partial`` at the end.
 
     Checkpoints are kept there too. It is gone once the directory is complete.
 
     Example:
+      >>> from atlas_jax.files import partial_directory
       >>> partial_directory("/runs/llama").as_posix()
       '/runs/llama.partial'
     """
@@ -194,9 +225,13 @@ def partial_directory(path: str | Path) -> Path:
 
 
 def kind_at(path: str | Path) -> str | None:
-    """What finished directory is at ``path``, None where there is none.
+    """Return the kind of finished directory at ``path``, None where there is none.
 
     Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import kind_at
+      >>> tmp = Path(tempfile.mkdtemp())
       >>> _ = (tmp / "run.json").write_text("{}")
       >>> kind_at(tmp)
       'a run'
@@ -205,7 +240,7 @@ def kind_at(path: str | Path) -> str | None:
 
 
 def check_place(path: str | Path, kind: str | None = None, *, overwrite: bool = False) -> None:
-    """Refuse a place that cannot be written to, or where something else is; to be called before any work.
+    """Refuse a place that cannot be written to, or where something else is; call it before any work.
 
     Args:
       path: where something is to be written.
@@ -216,7 +251,14 @@ def check_place(path: str | Path, kind: str | None = None, *, overwrite: bool = 
       AtlasError: saying what is there, or why nothing can be written.
 
     Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import check_place
+      >>> tmp = Path(tempfile.mkdtemp())
       >>> check_place(tmp / "run", "a run")
+      >>> check_place("/", "a run")
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: '/' exists and is not a run; choose another place
     """
     path = Path(path)
     with writable(path):
@@ -235,12 +277,12 @@ def _check_file(path: Path, overwrite: bool) -> None:
 
 
 def _check_directory(path: Path, kind: str, overwrite: bool) -> None:
-    found = kind_at(path)
-    if found == kind and not overwrite:
+    present = kind_at(path)
+    if present == kind and not overwrite:
         raise AtlasError(f"'{path}' holds {kind} already; choose another place, or replace it with --overwrite")
-    if found not in (kind, None):
-        raise AtlasError(f"'{path}' holds {found}, not {kind}; choose another place")
-    if found is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if present not in (kind, None):
+        raise AtlasError(f"'{path}' holds {present}, not {kind}; choose another place")
+    if present is None and path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise AtlasError(f"'{path}' exists and is not {kind}; choose another place")
     if path.is_mount():
         raise AtlasError(f"'{path}' is where a disk is mounted; choose a directory in it")
@@ -261,7 +303,7 @@ def _probe(path: Path) -> None:
 
 @contextlib.contextmanager
 def new_directory(path: str | Path, kind: str = "a run", *, overwrite: bool = False) -> Iterator[Path]:
-    """A new directory to write into, moved to ``path`` when the block ends without an error.
+    """Make a new directory to write into, moved to ``path`` when the block ends without an error.
 
     A finished one already at ``path`` is replaced if ``overwrite``, and kept if the block fails; files in it that are
     not of its kind stay. Until the end everything lies in :func:`partial_directory`, which only one process at a time
@@ -277,6 +319,10 @@ def new_directory(path: str | Path, kind: str = "a run", *, overwrite: bool = Fa
         writing there.
 
     Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import RUN, new_directory
+      >>> tmp = Path(tempfile.mkdtemp())
       >>> with new_directory(tmp / "run") as directory:
       ...     _ = (directory / RUN).write_text("{}")
       >>> (tmp / "run" / RUN).is_file()
@@ -332,12 +378,16 @@ def _carry_over(old: Path, new: Path, ours: tuple[str, ...]) -> None:
 
 @contextlib.contextmanager
 def new_file(path: str | Path) -> Iterator[Path]:
-    """A name beside ``path`` to write a file under, which becomes ``path`` when the block ends without an error.
+    """Give a name beside ``path`` to write a file under, moved to ``path`` when the block ends without an error.
 
     Raises:
       AtlasError: if it cannot be written, or the disk is full.
 
     Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import new_file
+      >>> tmp = Path(tempfile.mkdtemp())
       >>> with new_file(tmp / "labels.jsonl") as file:
       ...     _ = file.write_text("{}")
       >>> (tmp / "labels.jsonl").read_text()
@@ -368,9 +418,10 @@ def _alone(directory: Path) -> Iterator[None]:
 
 
 def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """What differs between two descriptions of work, in words; nothing where they agree.
+    """Return in words how two descriptions of work differ; nothing where they agree.
 
     Example:
+      >>> from atlas_jax.files import differences
       >>> differences({"seed": 0, "methods": ["ridge"]}, {"seed": 5, "methods": ("ridge",)})
       'seed was 0 and is 5'
     """
@@ -384,6 +435,10 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file.
 
     Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import sha256
+      >>> tmp = Path(tempfile.mkdtemp())
       >>> (tmp / "empty").touch()
       >>> sha256(tmp / "empty")[:8]
       'e3b0c442'
@@ -396,8 +451,14 @@ def directory_hash(path: str | Path) -> str:
     """A digest of the names and contents of all files below a directory.
 
     Example:
-      >>> directory_hash(tmp) == directory_hash(tmp)
-      True
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.files import directory_hash
+      >>> tmp = Path(tempfile.mkdtemp())
+      >>> before = directory_hash(tmp)
+      >>> (tmp / "new").touch()
+      >>> before == directory_hash(tmp)
+      False
     """
     digest = hashlib.sha256()
     for file in sorted(p for p in Path(path).rglob("*") if p.is_file()):
@@ -406,7 +467,7 @@ def directory_hash(path: str | Path) -> str:
 
 
 def from_hub(repository: str, **options: Any) -> Path:
-    """The local directory of a Hugging Face repository, fetched where it is not there yet.
+    """Return the local directory of a Hugging Face repository, fetched where it is not there yet.
 
     Args:
       repository: ``owner/name``.
@@ -414,6 +475,11 @@ def from_hub(repository: str, **options: Any) -> Path:
 
     Raises:
       AtlasError: if the hub does not give it.
+
+    Example:
+      >>> from atlas_jax.files import from_hub  # doctest: +SKIP
+      >>> from_hub("Qwen/Qwen3-0.6B", allow_patterns=["*.json"]).is_dir()  # doctest: +SKIP
+      True
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

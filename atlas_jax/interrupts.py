@@ -1,9 +1,9 @@
-"""Ctrl-C and SIGTERM: what is at work is finished and saved where it can be, and the process ends in seconds.
+"""Ctrl-C and SIGTERM: work is saved where it can be, and the process ends in seconds.
 
-In Python both act as always, except that :func:`postponed_interrupts` lets a pass come to a point where its state is
-whole. The command line takes them over with :func:`take_over`. No exception is raised then wherever the main thread
-happens to be, for that may be inside a callback that swallows it, or a compilation of a minute: another thread waits
-for the signal and ends the process, at once outside of such a pass and after :data:`GRACE` seconds inside of one.
+In Python both act as always, except that :func:`postponed_interrupts` lets a pass reach a point where its state is
+complete. The command line takes them over with :func:`take_over`. No exception is raised then in the main thread,
+which may be inside a callback that swallows it, or a compilation of a minute: another thread waits for the signal
+and ends the process, at once outside of such a pass and after :data:`GRACE` seconds inside of one.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from functools import partial
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 10.0  # seconds a pass has to come to a point where its state is whole; saving it may take longer
+GRACE = 10.0  # seconds a pass has to reach a point where its state is complete; saving it may take longer
 
 _cleanups: list[Callable[[], None]] = []
 _passes: "list[_Postponed]" = []
@@ -32,7 +32,7 @@ class _Postponed:
         self.came, self.heeded, self.saving = threading.Event(), threading.Event(), False
 
     def stopped(self) -> bool:
-        """Whether a signal came; the block then saves its state, however long that takes."""
+        """Return True if a signal came; the block then saves its state, however long that takes."""
         if self.came.is_set():
             self.heeded.set()
         return self.came.is_set()
@@ -40,12 +40,19 @@ class _Postponed:
 
 @contextlib.contextmanager
 def postponed_interrupts() -> Iterator[Callable[[], bool]]:
-    """While the block runs, Ctrl-C and SIGTERM only make the function it gets return True; a second one acts at once.
+    """Postpone Ctrl-C and SIGTERM: the function given to the block then returns True; a second signal acts at once.
 
     Signals reach the main thread alone; in another one the function returns False.
 
     Raises:
       KeyboardInterrupt: at the end of the block, if a signal came and the block did not stop for it.
+
+    Example:
+      >>> from atlas_jax.interrupts import postponed_interrupts
+      >>> with postponed_interrupts() as stopped:
+      ...     steps = [step for step in range(3) if not stopped()]
+      >>> steps
+      [0, 1, 2]
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -89,7 +96,16 @@ def _handled(block: _Postponed) -> Iterator[None]:
 
 @contextlib.contextmanager
 def unhurried() -> Iterator[None]:
-    """While the block runs, it saves the state of the pass around it: a signal waits for its end."""
+    """Let a signal wait for the end of the block, which saves the state of the pass around it.
+
+    Example:
+      >>> from atlas_jax.interrupts import postponed_interrupts, unhurried
+      >>> with postponed_interrupts() as stopped:
+      ...     with unhurried():
+      ...         saved = not stopped()
+      >>> saved
+      True
+    """
     for block in _passes:
         block.saving = True
     try:
@@ -101,7 +117,14 @@ def unhurried() -> Iterator[None]:
 
 @contextlib.contextmanager
 def before_leaving(cleanup: Callable[[], None]) -> Iterator[None]:
-    """Call ``cleanup`` if a signal ends the process while the block runs."""
+    """Call ``cleanup`` if a signal ends the process while the block runs.
+
+    Example:
+      >>> from atlas_jax.interrupts import before_leaving
+      >>> with before_leaving(lambda: print("temporary files removed")):
+      ...     print("at work")
+      at work
+    """
     _cleanups.append(cleanup)
     try:
         yield
@@ -110,13 +133,23 @@ def before_leaving(cleanup: Callable[[], None]) -> Iterator[None]:
 
 
 def say_at_end(farewell: Callable[[], str]) -> None:
-    """Set the sentence that is printed when a signal ends the process."""
+    """Set the sentence that is printed when a signal ends the process.
+
+    Example:
+      >>> from atlas_jax.interrupts import say_at_end
+      >>> say_at_end(lambda: "interrupted")
+    """
     global _farewell
     _farewell = farewell
 
 
 def take_over() -> None:
-    """Let a thread of its own wait for signals and end the process; to be called once, before anything slow."""
+    """Start a thread that waits for signals and ends the process; call it once, before anything slow.
+
+    Example:
+      >>> from atlas_jax.interrupts import take_over
+      >>> take_over()  # doctest: +SKIP
+    """
     global _taken_over
     reads, writes = os.pipe()
     os.set_blocking(writes, False)
@@ -129,13 +162,18 @@ def take_over() -> None:
 
 
 def take_back() -> None:
-    """After :func:`take_over`, undo what a library has done to the signals since; JAX's distributed runtime does."""
+    """Undo a library's changes to the signals since :func:`take_over`, such as those of JAX's distributed runtime.
+
+    Example:
+      >>> from atlas_jax.interrupts import take_back
+      >>> take_back()  # does nothing in a process whose signals were not taken over
+    """
     for s in SIGNALS if _taken_over else ():
         signal.signal(s, lambda number, frame: None)
 
 
 def _give_back() -> None:
-    """In a forked process, whose signals must not end its parent."""
+    """Restore signals in a forked process, where they must not end the parent."""
     global _taken_over
     _taken_over = False
     signal.set_wakeup_fd(-1)
@@ -166,8 +204,12 @@ def _leave_late(block: _Postponed) -> None:
 def leave() -> None:
     """End the process as after a signal: helpers stopped, temporary files removed, a sentence on standard error.
 
-    The interpreter is not shut down, for that could wait for what is at work. Does nothing unless signals were taken
-    over: a process that is not the command line's own goes on.
+    The interpreter is not shut down, for that could wait for work in progress. Does nothing unless signals were taken
+    over: only a process of the command line ends.
+
+    Example:
+      >>> from atlas_jax.interrupts import leave
+      >>> leave()  # does nothing in a process whose signals were not taken over
     """
     if not _taken_over:
         return

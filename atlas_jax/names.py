@@ -1,4 +1,10 @@
-"""Names that the command line lists before anything is imported that knows them; a test holds them against those."""
+"""Names that the command line lists without importing the modules that define them; a test compares the two.
+
+Example:
+  >>> from atlas_jax.names import METHOD_NAMES
+  >>> METHOD_NAMES[0]
+  'covariance'
+"""
 
 METHOD_NAMES = (
     "covariance",

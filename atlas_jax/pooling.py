@@ -1,4 +1,4 @@
-"""From activations at every position to one value a feature and sentence."""
+"""Pooling of activations at every position to one value a feature and sentence."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,6 +13,13 @@ class Pooled(NamedTuple):
     Attributes:
       values: one value a feature; 0 in rows without a single position that counts.
       argmax_position: the position the value was read at (for ``mean``: of the largest value), -1 in such rows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import Pooled
+      >>> pooled = Pooled(jnp.array([[2.0]]), jnp.array([[1]]))
+      >>> pooled.argmax_position.tolist()
+      [[1]]
     """
 
     values: Float[Array, "b d"]
@@ -26,6 +33,8 @@ def pool_max(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """The largest value over the positions that count, as in section 4.1 of the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import pool_max
       >>> x = jnp.array([[[9.0], [1.0], [2.0]]])
       >>> pool_max(x, jnp.array([[False, True, True]]))
       Pooled(values=Array([[2.]], dtype=float32), argmax_position=Array([[2]], dtype=int32))
@@ -35,19 +44,43 @@ def pool_max(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
 
 
 def pool_absmax(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
-    """The value of largest magnitude, with its sign."""
+    """The value of largest magnitude, with its sign.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import pool_absmax
+      >>> x = jnp.array([[[1.0], [-3.0], [2.0]]])
+      >>> pool_absmax(x, jnp.ones((1, 3), bool)).values.tolist()
+      [[-3.0]]
+    """
     return _at_peak(x, jnp.abs(x), mask)
 
 
 def pool_mean(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
-    """The mean over the positions that count."""
+    """The mean over the positions that count.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import pool_mean
+      >>> x = jnp.array([[[9.0], [1.0], [2.0]]])
+      >>> pool_mean(x, jnp.array([[False, True, True]])).values.tolist()
+      [[1.5]]
+    """
     count = jnp.maximum(jnp.sum(mask, axis=1, dtype=x.dtype)[:, None], 1)
     mean = jnp.sum(jnp.where(mask[:, :, None], x, 0), axis=1) / count
     return Pooled(mean, _at_peak(x, x, mask).argmax_position)
 
 
 def pool_last(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
-    """The value at the last position that counts."""
+    """The value at the last position that counts.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import pool_last
+      >>> x = jnp.array([[[1.0], [5.0], [9.0]]])
+      >>> pool_last(x, jnp.array([[True, True, False]])).values.tolist()
+      [[5.0]]
+    """
     place = jnp.arange(mask.shape[1])[None, :]
     return _at_peak(x, jnp.broadcast_to(place[:, :, None], x.shape).astype(jnp.float32), mask)
 
@@ -71,6 +104,8 @@ def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array,
     """The L2 norms of the activations at the positions that count, added up in float32.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import norm_sum
       >>> norm_sum(jnp.array([[[3.0, 4.0], [0.0, 2.0], [9.0, 9.0]]]), jnp.array([[True, True, False]])).tolist()
       [7.0]
     """
@@ -80,9 +115,11 @@ def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array,
 def propagate_nonfinite(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
 
-    Features alone do not tell: an SAE turns nan into features that are 0, and XLA's maximum on CPUs passes over some.
+    Features do not show it: an SAE turns nan into features that are 0, and XLA's maximum on CPUs passes over some.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import Pooled, propagate_nonfinite
       >>> x = jnp.array([[[1.0], [jnp.nan]]])
       >>> pooled, mask = Pooled(jnp.zeros((1, 2)), jnp.zeros((1, 2), jnp.int32)), jnp.array([[True, True]])
       >>> propagate_nonfinite(pooled, x, mask).values.tolist()

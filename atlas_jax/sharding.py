@@ -1,4 +1,4 @@
-"""One mesh, two axes (rows of data, columns of parameters), what lies on it, and the processes that share it."""
+"""One mesh of two axes (rows of data, columns of parameters), arrays on it, and the processes that share it."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Num, Shaped
 from atlas_jax.errors import AtlasError
 
 BLOCK_BYTES = 64 * 2**20
-_TASKS = {  # what a launcher of several processes sets, and where it says how many
+_TASKS = {  # the number of processes that a launcher sets, and variables beside it
     "SLURM_NTASKS": ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"),
     "OMPI_COMM_WORLD_SIZE": ("OMPI_MCA_orte_hnp_uri", "OMPI_COMM_WORLD_RANK"),
     "TPU_WORKER_HOSTNAMES": ("TPU_WORKER_ID",),
@@ -45,6 +45,7 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
       ValueError: if ``data * model`` is not the number of devices.
 
     Example:
+      >>> from atlas_jax import make_mesh
       >>> make_mesh().axis_names
       ('data', 'model')
     """
@@ -56,7 +57,16 @@ def make_mesh(data: int | None = None, model: int = 1) -> Mesh:
 
 
 def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the arrays of a pytree live on; None if they live on single devices."""
+    """The mesh that the arrays of a pytree live on; None if they live on single devices.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import make_mesh
+      >>> from atlas_jax.sharding import device_put, mesh_of
+      >>> mesh = make_mesh()
+      >>> mesh_of({"a": device_put(jnp.ones(3), mesh)}) == mesh, mesh_of(jnp.ones(3))
+      (True, None)
+    """
     shardings = [getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree)]
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
@@ -67,8 +77,10 @@ def sharding_for(shape: tuple[int, ...], mesh: Mesh | None, *axes: str | None) -
     A dimension that its axis does not divide evenly, or past the last axis, is kept whole.
 
     Example:
-      >>> sharding_for((16, 3), make_mesh(), "data", "model").spec, sharding_for((7,), make_mesh(), "data").spec
-      (P('data', 'model'), P())
+      >>> from atlas_jax import make_mesh
+      >>> from atlas_jax.sharding import sharding_for
+      >>> sharding_for((16, 3), make_mesh(), "data", "model").spec, sharding_for((16, 3), None, "data")
+      (P('data', 'model'), None)
     """
     if mesh is None:
         return None
@@ -79,9 +91,17 @@ def sharding_for(shape: tuple[int, ...], mesh: Mesh | None, *axes: str | None) -
 
 
 def device_put(x: Shaped[Array | np.ndarray, "..."], mesh: Mesh | None, *axes: str | None) -> Shaped[Array, "..."]:
-    """An array that every process holds whole, or that already lies on the mesh, laid out by :func:`sharding_for`.
+    """Lay an array out by :func:`sharding_for`; every process holds it whole, or it already lies on the mesh.
 
     Without a mesh it goes where JAX puts it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import make_mesh
+      >>> from atlas_jax.sharding import device_put
+      >>> x = device_put(jnp.ones((16, 3)), make_mesh(), "data")
+      >>> x.sharding.spec, device_put(jnp.ones(2), None).tolist()
+      (P('data',), [1.0, 1.0])
     """
     sharding = sharding_for(x.shape, mesh, *axes)
     if sharding is None or sharding.is_fully_addressable or mesh_of(x) is not None:
@@ -91,14 +111,25 @@ def device_put(x: Shaped[Array | np.ndarray, "..."], mesh: Mesh | None, *axes: s
 
 
 def replicate(tree: Any, mesh: Mesh | None) -> Any:
-    """Inside a jitted function: the same arrays, whole on every device, so that every process can read them."""
+    """Replicate arrays on every device, inside a jitted function, so that every process can read them.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import make_mesh
+      >>> from atlas_jax.sharding import device_put, replicate
+      >>> mesh = make_mesh()
+      >>> x = device_put(jnp.arange(16.0), mesh, "data")
+      >>> jax.jit(lambda x: replicate(x + 1, mesh))(x).sharding.is_fully_replicated
+      True
+    """
     return tree if mesh is None else jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, P()))
 
 
 def row_blocks(
     x: Shaped[Array | np.ndarray, "n *d"], block_bytes: int = BLOCK_BYTES
 ) -> Iterator[Shaped[np.ndarray, "_ *d"]]:
-    """The rows of an array in blocks on the host, wherever it lies; no device and no host ever holds it whole.
+    """Yield the rows of an array in blocks on the host; no device and no host ever holds it whole.
 
     Where the array spans several processes, all of them must take every block, and all get the same.
 
@@ -107,6 +138,8 @@ def row_blocks(
       block_bytes: about how large a block may be.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sharding import row_blocks
       >>> [block.tolist() for block in row_blocks(jnp.arange(5), block_bytes=8)]
       [[0, 1], [2, 3], [4]]
     """
@@ -120,6 +153,8 @@ def to_host(x: Shaped[Array | np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
     """An array as NumPy on every process; one that spans several is fetched block by block, and all must take part.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sharding import to_host
       >>> to_host(jnp.arange(3)).tolist()
       [0, 1, 2]
     """
@@ -148,21 +183,23 @@ def join_processes(
     *,
     launcher: bool = False,
 ) -> None:
-    """Join the other processes of the run, if there are any; to be called before anything is computed.
+    """Join the other processes of the run, if there are any, before anything is computed.
 
-    Under ``srun``, Open MPI and on TPUs of Kubernetes the environment says that there are others, and JAX finds them;
-    elsewhere say so by ``launcher`` (on a TPU pod) or by all three arguments. Without any of these, it does nothing.
+    Under ``srun``, Open MPI and on TPUs of Kubernetes the environment names the others, and JAX finds them;
+    elsewhere give ``launcher`` (on a TPU pod) or all three arguments. Without any of these, it does nothing.
 
     Args:
       coordinator: ``host:port`` of process 0, which every process can reach.
       processes: how many there are.
       process_id: which this one is, from 0.
-      launcher: let JAX find the others even where the environment does not say that there are any.
+      launcher: let JAX find the others even where the environment names none.
 
     Raises:
       AtlasError: if only some of the three are given, or the processes do not find each other.
 
     Example:
+      >>> import jax
+      >>> from atlas_jax.sharding import join_processes
       >>> join_processes()
       >>> jax.process_count()
       1
@@ -179,7 +216,7 @@ def join_processes(
 
 
 def _launched() -> bool:
-    """Whether a launcher started more than one process."""
+    """Return true if a launcher started more than one process."""
     for name, others in _TASKS.items():
         value = os.environ.get(name, "")
         count = int(value) if value.isdigit() else len(value.split(","))
@@ -189,14 +226,27 @@ def _launched() -> bool:
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone prints and writes files."""
+    """Return true on process 0, which alone prints and writes files.
+
+    Example:
+      >>> from atlas_jax.sharding import is_first
+      >>> is_first()
+      True
+    """
     return jax.process_index() == 0
 
 
 class Share(NamedTuple):
-    """Which of the rows of every batch this process provides: part ``index`` of ``count`` equal ones.
+    """The part of the rows of every batch that this process provides: part ``index`` of ``count`` equal ones.
 
     Processes whose devices hold the same rows, when "model" spans several of them, have the same share.
+
+    Example:
+      >>> from atlas_jax.sharding import Share
+      >>> rows = list(range(6))
+      >>> share = Share(index=1, count=3)
+      >>> rows[share.index :: share.count]
+      [1, 4]
     """
 
     index: int
@@ -210,6 +260,7 @@ class Share(NamedTuple):
           ValueError: if the devices of this process are no block of the mesh; make it with ``make_mesh``.
 
         Example:
+          >>> from atlas_jax.sharding import Share
           >>> Share.from_mesh(None)
           Share(index=0, count=1)
         """
@@ -227,6 +278,8 @@ def gather(x: Num[np.ndarray, "*n"]) -> Num[np.ndarray, "p *n"]:
     """A small array of every process, stacked in their order; all must call it.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sharding import gather
       >>> gather(np.array([3, 4])).tolist()
       [[3, 4]]
     """
@@ -234,12 +287,26 @@ def gather(x: Num[np.ndarray, "*n"]) -> Num[np.ndarray, "p *n"]:
 
 
 def wait_for_all(point: str) -> None:
-    """Go on when all processes have come to the point of this name."""
+    """Wait until all processes have come to the point of this name.
+
+    Example:
+      >>> from atlas_jax.sharding import wait_for_all
+      >>> wait_for_all("the files are written")
+    """
     multihost_utils.sync_global_devices(point)
 
 
 def global_rows(tree: Any, mesh: Mesh) -> Any:
-    """Arrays of which each process has its :class:`Share` of the rows, as arrays over "data" of the mesh."""
+    """Make arrays over "data" of the mesh from arrays of which each process has its :class:`Share` of the rows.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import make_mesh
+      >>> from atlas_jax.sharding import global_rows
+      >>> batch = global_rows({"x": np.arange(16)}, make_mesh())
+      >>> batch["x"].shape, batch["x"].sharding.spec
+      ((16,), P('data',))
+    """
     rows = NamedSharding(mesh, P("data"))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), tree)
 
@@ -248,6 +315,7 @@ def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> 
     """The sharding of one parameter; axes that do not divide evenly are kept whole.
 
     Example:
+      >>> from atlas_jax.sharding import parameter_sharding
       >>> parameter_sharding("layers.0.mlp.up_proj.weight", (8, 16), None).num_devices
       1
     """

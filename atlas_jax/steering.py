@@ -29,6 +29,8 @@ class Steer(NamedTuple):
       strength: ``λ`` in units of the raw activation, a scalar or ``[b]``.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Steer
       >>> edit = Steer(jnp.ones(4), 2.0)
       >>> float(jnp.linalg.norm(edit(jnp.ones((1, 1, 4)), None)))
       2.0
@@ -67,7 +69,14 @@ class Steer(NamedTuple):
 
 
 class Add(NamedTuple):
-    """``a + strength * direction``, with the norm left to grow. Shapes as in :class:`Steer`."""
+    """Addition of ``strength * direction``, after which the norm is larger. Shapes as in :class:`Steer`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Add
+      >>> Add(jnp.ones(2), 3.0)(jnp.zeros((1, 1, 2)), None).tolist()
+      [[[3.0, 3.0]]]
+    """
 
     direction: Any
     strength: Any = 1.0
@@ -96,7 +105,14 @@ class Add(NamedTuple):
 
 
 class Replace(NamedTuple):
-    """The activation becomes ``value``: ``[d]`` or ``[b, d]``."""
+    """Replacement of the activation by ``value``: ``[d]`` or ``[b, d]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Replace
+      >>> Replace(jnp.array([5.0, 6.0]))(jnp.zeros((1, 1, 2)), None).tolist()
+      [[[5.0, 6.0]]]
+    """
 
     value: Any
 
@@ -124,11 +140,17 @@ class Replace(NamedTuple):
 
 
 class Ablate(NamedTuple):
-    """Chosen features are set to ``value`` (zero, or their mean).
+    """Ablation: chosen features are set to ``value`` (zero, or their mean).
 
     Attributes:
       features: boolean ``[d]`` or ``[b, d]``, true where a feature is ablated.
       value: a scalar, ``[d]`` or ``[b, d]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Ablate
+      >>> Ablate(jnp.array([True, False]))(jnp.ones((1, 1, 2)), None).tolist()
+      [[[0.0, 1.0]]]
     """
 
     features: Any
@@ -165,7 +187,14 @@ class Ablate(NamedTuple):
 
 
 class ProjectOut(NamedTuple):
-    """The component along ``direction`` (``[d]`` or ``[b, d]``, any length) is removed."""
+    """Removal of the component along ``direction`` (``[d]`` or ``[b, d]``, any length).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import ProjectOut
+      >>> ProjectOut(jnp.array([0.0, 2.0]))(jnp.ones((1, 1, 2)), None).tolist()
+      [[[1.0, 0.0]]]
+    """
 
     direction: Any
 
@@ -204,6 +233,13 @@ class At(NamedTuple):
       first: first positions of ranges, ``[b or 1, ranges]``.
       last: their last positions, included.
       from_prompt_end: whether they count from the end of a row's prompt.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Add, at
+      >>> edit = at(Add(jnp.ones(4)), "generated")
+      >>> edit.width, bool(edit.from_prompt_end)
+      (4, True)
     """
 
     edit: Any
@@ -222,7 +258,7 @@ class At(NamedTuple):
 
     @property
     def width(self) -> int | None:
-        """Features of the sites the edit fits, None where it does not say."""
+        """Features of the sites the edit fits, None where it has no width."""
         return getattr(self.edit, "width", None)
 
     @property
@@ -256,6 +292,9 @@ def at(edit: Any, positions: "str | tuple[ArrayLike, ArrayLike] | ArrayLike | li
         begins, or an edit that is none.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Replace, at
+      >>> from atlas_jax.types import Where
       >>> x = jnp.ones((1, 4, 2))
       >>> where = Where(jnp.arange(4)[None, :], jnp.array([4]))
       >>> at(Replace(jnp.zeros(2)), (1, 2))(x, where)[0, :, 0].tolist()
@@ -319,8 +358,8 @@ def _check(edit: Any, **axes: int) -> None:
         if len(shape) > number:
             rows[name] = shape[0]
     if len(set(rows.values()) - {1}) > 1:
-        told = " and ".join(f"{name} {count}" for name, count in rows.items())
-        raise AtlasError(f"the fields of {type(edit).__name__} are for different rows: {told}")
+        counts = " and ".join(f"{name} {count}" for name, count in rows.items())
+        raise AtlasError(f"the fields of {type(edit).__name__} are for different rows: {counts}")
 
 
 def _row_count(*fields: tuple[ArrayLike, int]) -> int:
@@ -329,7 +368,7 @@ def _row_count(*fields: tuple[ArrayLike, int]) -> int:
 
 
 def _rows(value: ArrayLike, axes: int) -> Float[Array, "..."]:
-    """Float32 with ``[b?]`` in front of ``axes`` trailing axes turned into ``[b or 1, 1, d or 1]``."""
+    """Float32 with ``[b?]`` in front of ``axes`` trailing axes reshaped to ``[b or 1, 1, d or 1]``."""
     v = jnp.asarray(value, jnp.float32)
     v = v if v.ndim > axes else v[None]
     return v[:, None, :] if axes else v[:, None, None]

@@ -26,6 +26,8 @@ class Subject:
       pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
 
     Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
       >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
       >>> [a.shape for a in subject.encode(subject.tokenize(["some text"])).values()]
       [(1, 384)]
@@ -39,7 +41,7 @@ class Subject:
     def from_model(
         cls, model: LanguageModel, sites: Sequence[Site | str] | Site | str, pooling: str = "max"
     ) -> "Subject":
-        """Check the sites and the pooling.
+        """Make a subject of a model, checking the sites and the pooling.
 
         Raises:
           AtlasError: for no site, one the model does not have, or an unknown pooling.
@@ -59,7 +61,7 @@ class Subject:
         return {site: self.model.config.width(site.point) for site in self.sites}
 
     def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
-        """As :meth:`LanguageModel.tokenize`."""
+        """Tokenize texts, see :meth:`LanguageModel.tokenize`."""
         return self.model.tokenize(texts, **options)
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
@@ -74,8 +76,8 @@ class Subject:
     def encode_norms(self, tokens: Tokens) -> tuple[dict[Site, Float[Array, "b d"]], dict[Site, Float[Array, " b"]]]:
         """Pooled activations of every site, and the sums of its token norms over the tokens that count."""
         pool = lambda x: (self._pool(x, tokens.mask).values, norm_sum(x, tokens.mask))
-        found = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
-        return {site: values for site, (values, _) in found.items()}, {site: norm for site, (_, norm) in found.items()}
+        acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
+        return {site: values for site, (values, _) in acts.items()}, {site: norm for site, (_, norm) in acts.items()}
 
     def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
         return propagate_nonfinite(POOLINGS[self.pooling](x, mask), x, mask)

@@ -1,4 +1,4 @@
-"""The one form of a result that is shown: on a terminal, and in whatever else comes to render tables."""
+"""Tables, the common form of results for display, on a terminal or elsewhere."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,13 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """A cell with a part that stands out: the largest number of a column, or a token within its sentence."""
+    """A cell with a highlighted part: the largest number of a column, or a token within its sentence.
+
+    Example:
+      >>> from atlas_jax.table import Column, Marked
+      >>> Column().parts(Marked("cat", before="The ", after=" sat."))
+      ('The ', 'cat', ' sat.')
+    """
 
     value: Any
     before: str = ""
@@ -21,14 +27,16 @@ class Column:
 
     Attributes:
       name: its heading.
-      format: of its numbers, as for :func:`format`; a column without one is text.
-      unit: what follows a number.
+      format: format of its numbers, as for :func:`format`; a column without one is text.
+      unit: text after each number.
       left: aligned as text is, although it has numbers.
       group: rows that agree in all such columns belong together, and the value is shown once for them.
 
     Example:
-      >>> Column("AUROC", ".3f").text((0.8124, 0.7899, 0.8333))
-      '0.812 [0.790, 0.833]'
+      >>> from atlas_jax.table import Column
+      >>> column = Column("AUROC", ".3f")
+      >>> column.text((0.8124, 0.7899, 0.8333)), column.text([0.5, 1.0]), column.right
+      ('0.812 [0.790, 0.833]', '0.500 to 1.000', True)
     """
 
     name: str = ""
@@ -39,7 +47,7 @@ class Column:
 
     @property
     def right(self) -> bool:
-        """Whether it is aligned to the right, as numbers are."""
+        """True if it is aligned to the right, as numbers are."""
         return bool(self.format) and not self.left
 
     def text(self, value: Any) -> str:
@@ -60,7 +68,7 @@ class Column:
         return str(value)
 
     def parts(self, value: Any) -> tuple[str, str, str]:
-        """Format a cell in three: what stands before its marked part, that part, and what stands after it."""
+        """Format a cell as three texts: the one before its marked part, that part, and the one after it."""
         if isinstance(value, Marked):
             return value.before, self.text(value.value), value.after
         return self.text(value), "", ""
@@ -68,19 +76,20 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A result to show. Cells hold values; how they look is a matter of the columns and of what renders them.
+    """A result to show. Cells hold values; the columns and the renderer decide their look.
 
     Attributes:
-      title: above it.
-      columns: with names and formats.
+      title: text above it.
+      columns: names and formats.
       rows: cells: None, text, numbers, means with intervals, lists or :class:`Marked` ones, as many as columns.
-      caption: below it.
-      best: the rows that stand out.
+      caption: text below it.
+      best: the rows to highlight.
 
     Example:
+      >>> from atlas_jax.table import Column, Table
       >>> table = Table("Quality", (Column("method"), Column("AP", ".2f")), [("ridge", 0.314)], "chance is 0.02")
-      >>> [cells for cells in table.texts()]
-      [['ridge', '0.31']]
+      >>> list(table.texts()), table.group(0)
+      ([['ridge', '0.31']], ())
       >>> table.to_dict()["rows"]
       [['ridge', 0.314]]
     """
@@ -92,12 +101,12 @@ class Table:
     best: frozenset[int] = frozenset()
 
     def texts(self) -> Iterator[list[str]]:
-        """Every row as plain text, nothing marked."""
+        """Yield every row as plain text, without marks."""
         for row in self.rows:
             yield ["".join(c.parts(value)) for c, value in zip(self.columns, row, strict=True)]
 
     def group(self, row: int) -> tuple[Any, ...]:
-        """The values of a row by which rows belong together."""
+        """Return the values of a row by which rows are grouped."""
         return tuple(value for c, value in zip(self.columns, self.rows[row], strict=True) if c.group)
 
     def to_dict(self) -> dict[str, Any]:
@@ -110,6 +119,7 @@ def facts_table(title: str, facts: Mapping[str, Any], caption: str | None = None
     """Return a table of names and values.
 
     Example:
+      >>> from atlas_jax.table import facts_table
       >>> list(facts_table("SAE", {"features": 1536, "FVU": 0.123456, "seen": [1, 2]}).texts())
       [['features', '1536'], ['FVU', '0.1235'], ['seen', '1 to 2']]
     """

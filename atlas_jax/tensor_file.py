@@ -1,4 +1,4 @@
-"""Safetensors files of arrays that no host need hold whole."""
+"""Safetensors files of arrays that need not fit on one host."""
 
 import contextlib
 import json
@@ -28,7 +28,7 @@ def write_tensors(
     Args:
       path: the file; only process 0 needs to reach it.
       tensors: arrays by name.
-      metadata: what the file says of itself.
+      metadata: words about the file, stored in its header.
       block_bytes: about how much of an array is on a host at once.
 
     Raises:
@@ -36,7 +36,12 @@ def write_tensors(
       OSError: on process 0, if the file cannot be written.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> import tempfile
+      >>> from pathlib import Path
       >>> from safetensors.numpy import load_file
+      >>> from atlas_jax.tensor_file import write_tensors
+      >>> tmp = Path(tempfile.mkdtemp())
       >>> write_tensors(tmp / "a.safetensors", {"x": jnp.arange(3)})
       >>> load_file(tmp / "a.safetensors")["x"].tolist()
       [0, 1, 2]

@@ -30,14 +30,30 @@ _RENAMED = {"accepted": "within_tolerance"}  # in certificates of version 0.1
 
 
 class Ranked(NamedTuple):
-    """Feature ids and their scores, best first; ties to the lowest id."""
+    """Feature ids and their scores, best first; ties to the lowest id.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.translation import Ranked
+      >>> ranked = Ranked(jnp.array([7, 2]), jnp.array([0.9, 0.4]))
+      >>> int(ranked.features[0])
+      7
+    """
 
     features: Int[Array, "*q k"]
     scores: Float[Array, "*q k"]
 
 
 class Named(NamedTuple):
-    """Atlas feature ids, their scores and their labels ("" where there is none), best first."""
+    """Atlas feature ids, their scores and their labels ("" where there is none), best first.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.translation import Named
+      >>> named = Named(jnp.array([7]), jnp.array([0.5]), ["dogs"])
+      >>> list(zip(named.labels, named.scores.tolist()))
+      [('dogs', 0.5)]
+    """
 
     features: Int[Array, " k"]
     scores: Float[Array, " k"]
@@ -62,12 +78,14 @@ class Translation:
       mean_atlas: mean atlas activations of the fitting corpus ``[d_c]``; subtract it from averaged queries.
       method: name of the translator.
       site: the subject site, None where there is none.
-      certificate: how the matrix was found and how good it is.
+      certificate: how the matrix was computed and how good it is.
       metadata: anything else worth keeping, as plain JSON values.
       token_norm: mean L2 norm of the site's activation at a token of the fitting corpus (BOS, special tokens and
         padding left out), the unit of steering strengths; None where it is not known.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Translation
       >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
       >>> t.similarity(jnp.array([0.0, 2.0, 0.0])).tolist()
       [0.0, 1.0]
@@ -103,6 +121,14 @@ class Translation:
 
         Raises:
           AtlasError: for an unknown method, or statistics that lack what it needs.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from atlas_jax import Site, Statistics, Translation, update
+          >>> x = jnp.array([[1.0], [3.0]])
+          >>> stats = update(Statistics.init(["cross"], 1, 1), x, 2 * x)
+          >>> Translation.from_statistics(stats, "covariance", site=Site("mlp_act", 1)).matrix.tolist()
+          [[2.0]]
         """
         needs_of([method])
         matrix, certificate = METHODS[method].solve(stats, **options)
@@ -138,7 +164,7 @@ class Translation:
         return _similarity(self.matrix, jnp.asarray(q, jnp.float32))
 
     def direction(self, q: Any) -> Float[Array, "*q d_s"]:
-        """What :class:`Steer` at strength 1 should add: :meth:`similarity` scaled to one mean token norm of the site.
+        """Return what :class:`Steer` adds at strength 1: :meth:`similarity` scaled to one mean token norm of the site.
 
         A strength then means the same at every site of every model, ``s_c * token_norm / |s_c|``.
 
@@ -147,6 +173,8 @@ class Translation:
             direction here.
 
         Example:
+          >>> import jax.numpy as jnp
+          >>> from atlas_jax import Translation
           >>> t = Translation(jnp.eye(2), jnp.zeros(2), jnp.zeros(2), "covariance", token_norm=5.0)
           >>> t.direction(jnp.array([0.0, 2.0])).tolist()
           [0.0, 5.0]
@@ -169,6 +197,8 @@ class Translation:
           AtlasError: as :meth:`similarity`, or if k is no whole number between 1 and ``d_s``.
 
         Example:
+          >>> import jax.numpy as jnp
+          >>> from atlas_jax import Translation
           >>> t = Translation(jnp.eye(3), jnp.zeros(3), jnp.zeros(3), "covariance")
           >>> t.top_features(jnp.array([0.0, 2.0, 1.0]), k=2).features.tolist()
           [1, 2]
@@ -181,16 +211,18 @@ class Translation:
         Args:
           feature: the subject feature.
           k: atlas features to return.
-          labels: of the atlas; with them the result is :class:`Named`, which tells the labels too.
+          labels: of the atlas; with them the result is :class:`Named`, with the labels too.
 
         Raises:
           AtlasError: if there is no such feature, k is not between 1 and ``d_c``, or the labels are of another width.
 
         Example:
+          >>> import jax.numpy as jnp
+          >>> from atlas_jax import Labels, Translation
+          >>> from atlas_jax.labels import Label
           >>> t = Translation(jnp.array([[3.0, 0.0, 4.0]]), jnp.zeros(1), jnp.zeros(3), "covariance")
           >>> t.name_feature(0, k=1).features.tolist()
           [2]
-          >>> from atlas_jax.labels import Label
           >>> t.name_feature(0, k=1, labels=Labels.from_rows([Label(2, "dogs")])).labels
           ['dogs']
         """
@@ -200,12 +232,14 @@ class Translation:
         return ranked if labels is None else _named(ranked, self._fitting(labels))
 
     def name_features(self, k: int = 10, labels: Labels | None = None) -> Iterator[Named]:
-        """:meth:`name_feature` of every subject feature in order, a block of rows at a time.
+        """Yield :meth:`name_feature` of every subject feature in order, computed a block of rows at a time.
 
         Raises:
           AtlasError: if k is not between 1 and ``d_c``, or the labels are of another width.
 
         Example:
+          >>> import jax.numpy as jnp
+          >>> from atlas_jax import Translation
           >>> t = Translation(jnp.eye(2, 3), jnp.zeros(2), jnp.zeros(3), "covariance")
           >>> [named.features.tolist() for named in t.name_features(k=1)]
           [[0], [1]]
@@ -234,6 +268,16 @@ class Translation:
 
         Raises:
           AtlasError: if the directory cannot be written, or for another dtype.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import tempfile
+          >>> from pathlib import Path
+          >>> from atlas_jax import Translation
+          >>> tmp = Path(tempfile.mkdtemp())
+          >>> t = Translation(jnp.eye(2), jnp.zeros(2), jnp.zeros(2), "covariance")
+          >>> Translation.from_pretrained(t.save_pretrained(tmp / "translation")).matrix.tolist()
+          [[1.0, 0.0], [0.0, 1.0]]
         """
         check_stored_dtype(dtype)
         directory = Path(directory)
@@ -303,12 +347,14 @@ def fit(
       options: of the method, such as ``centre=True``.
 
     Returns:
-      The translation, without a site and token norm, which arrays do not tell.
+      The translation, without a site and token norm, which arrays do not hold.
 
     Raises:
       AtlasError: for an unknown method, or as :func:`atlas_jax.update`.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import fit
       >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
       >>> abs(fit(x, x[:, ::-1], "procrustes").matrix).round(4).tolist()
       [[0.0, 1.0], [1.0, 0.0]]
@@ -328,6 +374,13 @@ def check_stored_dtype(dtype: str) -> None:
 
     Raises:
       AtlasError: for any but "float32" and "bfloat16".
+
+    Example:
+      >>> from atlas_jax.translation import check_stored_dtype
+      >>> check_stored_dtype("bfloat16")
+      >>> check_stored_dtype("int8")
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: a translation is stored in float32 or bfloat16, not in 'int8'
     """
     if dtype not in ("float32", "bfloat16"):
         raise AtlasError(f"a translation is stored in float32 or bfloat16, not in '{dtype}'")

@@ -1,4 +1,4 @@
-"""The nouns that every layer shares: sites, token batches, and what a forward pass returns.
+"""The nouns that every layer shares: sites, token batches, and the result of a forward pass.
 
 Axis letters used throughout: ``b`` rows of a batch, ``t`` token positions, ``d`` width of a site,
 ``d_s`` subject features, ``d_c`` atlas features, ``n`` samples, ``q`` queries, ``v`` vocabulary.
@@ -54,6 +54,7 @@ class Site:
       AtlasError: for an unknown point, a layer that is no whole number from 0 up, or a malformed name.
 
     Example:
+      >>> from atlas_jax import Site
       >>> Site.parse("mlp_act.19")
       Site('mlp_act.19')
       >>> Site.parse("blocks.19.mlp.hook_post") == Site("mlp_act", 19)
@@ -99,6 +100,8 @@ def sites_of(names: Any) -> tuple[Site, ...]:
       AtlasError: as :meth:`Site.parse`.
 
     Example:
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.types import sites_of
       >>> sites_of("mlp_act.3"), sites_of(["mlp_act.3", Site("mlp_act", 3), "z.0"])
       ((Site('mlp_act.3'),), (Site('mlp_act.3'), Site('z.0')))
     """
@@ -110,25 +113,26 @@ def sites_of(names: Any) -> tuple[Site, ...]:
 
 
 def edits_by_site(edits: Any) -> dict[Site, Any]:
-    """Edits by site; several at one site are a list under one name.
+    """Return edits by site; several at one site are a list under one name.
 
     Raises:
       AtlasError: for anything but a mapping, a site that is named twice, or as :meth:`Site.parse`.
 
     Example:
+      >>> from atlas_jax.types import edits_by_site
       >>> edits_by_site({"mlp_act.3": "an edit"})
       {Site('mlp_act.3'): 'an edit'}
     """
     if not isinstance(edits, Mapping | None):
         kind = type(edits).__name__
         raise AtlasError(f"edits are a mapping from sites to edits, such as {{'mlp_act.3': edit}}, not a {kind}")
-    found: dict[Site, Any] = {}
+    by_site: dict[Site, Any] = {}
     for name, edit in (edits or {}).items():
         site = Site.parse(name)
-        if site in found:
+        if site in by_site:
             raise AtlasError(f"{site} is named twice among the edits; give its edits as one list, in their order")
-        found[site] = edit
-    return found
+        by_site[site] = edit
+    return by_site
 
 
 class Tokens(NamedTuple):
@@ -139,6 +143,14 @@ class Tokens(NamedTuple):
       mask: the positions that count when pooling: true for content, false for BOS, special tokens and padding.
       index: the sentence id of each row, -1 for rows that only fill the batch.
       attention_mask: true for every real token, BOS and special ones included; None when nothing is padded.
+
+    Example:
+      >>> from atlas_jax import LanguageModel
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> lm = LanguageModel.from_pretrained(SUBJECT)
+      >>> tokens = lm.tokenize(["a short text", "a"])
+      >>> tokens.mask.sum(axis=1).tolist(), tokens.index.tolist()
+      ([3, 1], [0, 1])
     """
 
     ids: Int[Array, "b t"]
@@ -148,11 +160,18 @@ class Tokens(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What a forward pass returns.
+    """The result of a forward pass.
 
     Attributes:
       logits: float32, None where the pass stopped at the last captured layer.
       acts: one array per captured site, ``[b, t, d]``, or ``[b, d]`` when pooled inside the pass.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Run, Site
+      >>> result = Run(logits=None, acts={Site("mlp_act", 1): jnp.zeros((2, 384))})
+      >>> [str(site) for site in result.acts]
+      ['mlp_act.1']
     """
 
     logits: Float[Array, "b t v"] | None
@@ -160,11 +179,18 @@ class Run(NamedTuple):
 
 
 class Where(NamedTuple):
-    """Where the rows handed to an edit stand in their texts.
+    """Positions, in their texts, of the rows handed to an edit.
 
     Attributes:
       position: 0-based position among the real tokens of a row, -1 on padding.
       prompt_length: real tokens of the row's prompt; positions from there on were generated.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.types import Where
+      >>> where = Where(position=jnp.array([[0, 1, 2]]), prompt_length=jnp.array([2]))
+      >>> (where.position >= where.prompt_length[:, None]).tolist()
+      [[False, False, True]]
     """
 
     position: Int[Array, "b t"]
@@ -173,11 +199,19 @@ class Where(NamedTuple):
 
 @runtime_checkable
 class FeatureSpace(Protocol):
-    """What an alignment needs of either side: text to tokens, and tokens to one row of features a sentence.
+    """One side of an alignment: text to tokens, and tokens to one row of features a sentence.
 
-    ``model`` has a ``config`` and a ``tokenizer``; ``widths`` says how many features each site has; ``pooled`` gives
+    ``model`` has a ``config`` and a ``tokenizer``; ``widths`` is the number of features of each site; ``pooled`` gives
     the features with the positions of their peaks, and ``encode`` the features alone, ``{site: [b, d]}``. Both are
     pure functions of the space's arrays, so they may be called inside ``jax.jit``.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.types import FeatureSpace
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> isinstance(subject, FeatureSpace)
+      True
     """
 
     model: Any
@@ -198,7 +232,16 @@ class FeatureSpace(Protocol):
 
 @runtime_checkable
 class NormedSpace(FeatureSpace, Protocol):
-    """A feature space that also tells how large its activations are, the unit of steering strengths."""
+    """A feature space that also measures the size of its activations, the unit of steering strengths.
+
+    Example:
+      >>> from atlas_jax import ConceptAtlas, LanguageModel, Subject
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.types import NormedSpace
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> isinstance(subject, NormedSpace), isinstance(ConceptAtlas.from_pretrained(ATLAS), NormedSpace)
+      (True, False)
+    """
 
     def encode_norms(self, tokens: Tokens) -> tuple[dict[Site, Float[Array, "b d"]], dict[Site, Float[Array, " b"]]]:
         """Pooled activations of every site, and the sums of its token norms over the tokens that count."""

@@ -12,7 +12,7 @@ from helpers import sae_files
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae import SparseAutoencoder
-from atlas_jax.sae._formats._read import told
+from atlas_jax.sae._formats._read import last_match
 
 pytest.importorskip("torch")
 
@@ -132,7 +132,7 @@ def test_an_archive_is_to_be_unpacked(tmp_path, name):
 
 
 def test_names_nearest_to_the_file_count(tmp_path):
-    assert told(r"/layer_(\d+)/", tmp_path / "layer_3" / "runs" / "layer_20" / "params.npz")[1] == "20"
+    assert last_match(r"/layer_(\d+)/", tmp_path / "layer_3" / "runs" / "layer_20" / "params.npz")[1] == "20"
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(AtlasError, match="there is no SAE"):
         SparseAutoencoder.from_pretrained(tmp_path / "loop")

@@ -27,7 +27,7 @@ from atlas_jax.types import Site, Tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ConceptAtlas:
-    """A feature space whose features have names, and the queries one can put to it (section 3.4).
+    """A feature space whose features have names, and the concept queries over it (section 3.4).
 
     A pytree whose leaves are the parameters of the model and of the SAE.
 
@@ -41,6 +41,8 @@ class ConceptAtlas:
       home: the directory it was loaded from.
 
     Example:
+      >>> from atlas_jax import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
       >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
       >>> atlas.query(features=[3, 5]).sum().item()
       2.0
@@ -127,7 +129,7 @@ class ConceptAtlas:
         return (self.site,)
 
     def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
-        """As :meth:`LanguageModel.tokenize`."""
+        """Tokenize texts, see :meth:`LanguageModel.tokenize`."""
         return self.model.tokenize(texts, **options)
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
@@ -178,6 +180,13 @@ class ConceptAtlas:
 
         Raises:
           AtlasError: for a query of another width, or with numbers that are not finite.
+
+        Example:
+          >>> from atlas_jax import ConceptAtlas
+          >>> from atlas_jax.bundled import ATLAS
+          >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
+          >>> [hit.index for hit in atlas.top_features(atlas.query([3, 5], [1.0, 2.0]))]
+          [5, 3]
         """
         weights = finite_vector(query, self.width, "a concept query")
         best = [i for i in np.argsort(-weights, kind="stable")[:k].tolist() if weights[i] > 0]
@@ -212,6 +221,13 @@ class ConceptAtlas:
         Raises:
           AtlasError: if there is no text, the mean is of another width or not finite, or the model's activations are
             not finite.
+
+        Example:
+          >>> from atlas_jax import ConceptAtlas
+          >>> from atlas_jax.bundled import ATLAS
+          >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
+          >>> atlas.query_from(["the font of a text"], ["a dictionary"]).shape
+          (1536,)
         """
         average = self._average(texts)
         if contrast is not None:
@@ -271,7 +287,7 @@ def _pooled(atlas: ConceptAtlas, tokens: Tokens) -> Float[Array, "b d_c"]:
 
 
 def write_parts(atlas: ConceptAtlas, directory: Path) -> str | None:
-    """Write all but the model and the manifest; the name of the file of the mean, if there is one."""
+    """Write all but the model and the manifest; return the name of the file of the mean, if there is one."""
     atlas.sae.save_pretrained(directory / "sae", format="native")
     atlas.labels.save(directory / "labels.jsonl")
     if atlas.mean is None:
@@ -305,6 +321,8 @@ def open_search(directory: str | Path) -> TextIndex:
       AtlasError: for a directory that is no atlas, damaged labels, or none.
 
     Example:
+      >>> from atlas_jax.atlas import open_search
+      >>> from atlas_jax.bundled import ATLAS
       >>> open_search(ATLAS).search("font")[0].label
       'font'
     """

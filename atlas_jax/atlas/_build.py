@@ -1,4 +1,4 @@
-"""Putting an atlas together from parts that come from different places."""
+"""Assembly of an atlas from parts that come from different places."""
 
 import dataclasses
 import shutil
@@ -27,7 +27,14 @@ class Parts(NamedTuple):
       atlas: its parts.
       model: where its model is.
       metadata: where its parts came from.
-      notes: what to know of them, a sentence each.
+      notes: cautions about them, a sentence each.
+
+    Example:
+      >>> from atlas_jax.atlas import assemble
+      >>> from atlas_jax.bundled import ATLAS
+      >>> parts = assemble(ATLAS / "model", ATLAS / "sae", ATLAS / "labels.jsonl", model_name=["foundation"])
+      >>> parts.metadata["model_name"], parts.notes
+      (['foundation'], ())
     """
 
     atlas: ConceptAtlas
@@ -54,10 +61,10 @@ def assemble(
     Args:
       model: directory or hub name of the foundation model.
       sae: directory, file or hub name of the SAE, in any known layout.
-      labels: what :meth:`Labels.load` reads; None for an atlas whose features have no names.
-      site: where the SAE reads the model; needed where its files do not say.
-      model_name: what the model is called, where its path and config do not say; more than one where the SAE and
-        the labels call it by different names.
+      labels: a file for :meth:`Labels.load`; None for an atlas whose features have no names.
+      site: where the SAE reads the model; needed where its files do not name it.
+      model_name: the name of the model, where its path and config hold none; several where the SAE and the labels
+        use different ones.
       pooling: over the tokens of a text.
       dtype: of the model.
       sae_options: further arguments of :meth:`SparseAutoencoder.from_pretrained`.
@@ -68,6 +75,8 @@ def assemble(
       AtlasError: for a part that cannot be read, or that by its own files is of another model, site, layer or width.
 
     Example:
+      >>> from atlas_jax.atlas import assemble
+      >>> from atlas_jax.bundled import ATLAS
       >>> parts = assemble(ATLAS / "model", ATLAS / "sae", ATLAS / "labels.jsonl", model_name=["foundation"])
       >>> parts.atlas.site, parts.atlas.width
       (Site('resid_post.3'), 1536)
@@ -109,6 +118,17 @@ def write_atlas(
 
     Raises:
       AtlasError: if the place is taken by something else or cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.atlas import assemble, write_atlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> tmp = Path(tempfile.mkdtemp())
+      >>> parts = assemble(ATLAS / "model", ATLAS / "sae", model_name=["foundation"])
+      >>> manifest = write_atlas(parts, tmp / "atlas", link=True)
+      >>> manifest.site, manifest.labels
+      ('resid_post.3', 'labels.jsonl')
     """
     atlas, source = parts.atlas, resolve(parts.model)
     if Path(directory).absolute() in (source.absolute(), *source.absolute().parents):

@@ -1,4 +1,4 @@
-"""Whether a model, a site, an SAE and labels belong together, by what their own files and names say."""
+"""Checks that a model, a site, an SAE and labels belong together, by their own files and names."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -24,21 +24,21 @@ _MILLIONS = {"m": 1.0, "b": 1e3, "t": 1e6}
 _GPT2 = {"small": 124, "medium": 355, "large": 774, "xl": 1558}
 _INSTRUCT, _BASE = {"it", "instruct", "chat", "sft", "rlhf", "dpo"}, {"pt", "base", "pretrained"}
 _KINDS = {"deduped", "coder", "code", "math", "vl", "vision", "distill", "r1", "guard", "embedding", "jpn", "reward"}
-# First generations whose names bear no number, told from later ones by their sizes (in millions of parameters).
+# First generations whose names bear no number, known from later ones by their sizes (in millions of parameters).
 _FIRST = {"gemma": (2e3, 7e3), "llama": (7e3, 13e3, 30e3, 33e3, 65e3), "qwen": (1.8e3, 14e3, 72e3)}
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20}
 _DENSE = 0.95
 
 
 class ModelName(NamedTuple):
-    """The parts of a model's name; None or empty where it does not tell.
+    """The parts of a model's name; None or empty where it has none.
 
     Attributes:
       family: such as gemma; a distilled model has its teacher's and its own.
       version: such as 2 or 3.1.
       size: parameters in millions.
-      kinds: what sets its weights apart from those of the plain model: deduped, coder, distill, ...
-      tuned: true for an instruction-tuned model, false for one that says base.
+      kinds: variants of the plain model: deduped, coder, distill, ...
+      tuned: true for an instruction-tuned model, false for one named base.
     """
 
     family: frozenset[str] = frozenset()
@@ -52,6 +52,7 @@ class ModelName(NamedTuple):
         """Read a name of the Hugging Face hub, TransformerLens, Neuronpedia or a folder; its owner is left out.
 
         Example:
+          >>> from atlas_jax.atlas._fit import ModelName
           >>> ModelName.parse("google/gemma-2-9b-it") == ModelName(frozenset({"gemma"}), "2", 9000.0, tuned=True)
           True
           >>> ModelName.parse("Llama3_1-8B-Base").version, ModelName.parse("gemma-2b").version
@@ -60,12 +61,12 @@ class ModelName(NamedTuple):
           True
         """
         name = short(name).lower().replace("gpt-2", "gpt2")
-        found = list(_FAMILY.finditer(name))
-        family = frozenset(match[1] for match in found)
+        families = list(_FAMILY.finditer(name))
+        family = frozenset(match[1] for match in families)
         words = set(re.split(r"[^a-z0-9]+", name))
         size = _size(name, family, words)
         tuned = True if words & _INSTRUCT else False if words & _BASE else None
-        return cls(family, _version(name, found, size), size, frozenset(words & _KINDS), tuned)
+        return cls(family, _version(name, families, size), size, frozenset(words & _KINDS), tuned)
 
     def __str__(self) -> str:
         size = None if self.size is None else f"{self.size / 1e3:g}B" if self.size >= 1e3 else f"{self.size:g}M"
@@ -74,12 +75,13 @@ class ModelName(NamedTuple):
 
 
 def difference(a: ModelName, b: ModelName) -> str | None:
-    """In which part two names contradict each other, None where they do not; what one does not tell fits everything.
+    """Return the part in which two names contradict each other, None where they do not; a missing part fits everything.
 
     Base and instruction-tuned models of one size do not contradict each other: the SAEs of the one are used on the
     other.
 
     Example:
+      >>> from atlas_jax.atlas._fit import ModelName, difference
       >>> parse = ModelName.parse
       >>> difference(parse("gemma-2-2b"), parse("google/gemma-2-9b-it")), difference(parse("gemma-2-2b"), parse("mine"))
       ('size', None)
@@ -96,9 +98,10 @@ def difference(a: ModelName, b: ModelName) -> str | None:
 
 
 def short(name: str) -> str:
-    """A name without owner or folders.
+    """Return a name without owner or folders.
 
     Example:
+      >>> from atlas_jax.atlas._fit import short
       >>> short("google/gemma-2-2b/")
       'gemma-2-2b'
     """
@@ -107,29 +110,32 @@ def short(name: str) -> str:
 
 def _size(name: str, family: frozenset[str], words: set[str]) -> float | None:
     if "gpt2" in family:
-        told = [size for word, size in _GPT2.items() if word in words]
-        return float(told[0] if told else _GPT2["small"])
+        named = [size for word, size in _GPT2.items() if word in words]
+        return float(named[0] if named else _GPT2["small"])
     sizes = [float(number) * _MILLIONS[unit] for number, unit in _SIZE.findall(name.replace("_", "-"))]
     return sizes[0] if sizes else None
 
 
-def _version(name: str, found: list[re.Match[str]], size: float | None) -> str | None:
-    if not found or found[-1][1] == "gpt2":
+def _version(name: str, families: list[re.Match[str]], size: float | None) -> str | None:
+    if not families or families[-1][1] == "gpt2":
         return None
-    match = re.match(_VERSION, name[found[-1].end() :]) or _LATER.search(name)
+    match = re.match(_VERSION, name[families[-1].end() :]) or _LATER.search(name)
     if match is not None:
         return re.sub(r"[_-]", ".", match[1]).removesuffix(".0")
-    first = len(found) == 1 and size in _FIRST.get(found[0][1], ())
+    first = len(families) == 1 and size in _FIRST.get(families[0][1], ())
     return "1" if first else None
 
 
 def names_of(model: LanguageModel, given: str, stated: Collection[str] = ()) -> dict[str, bool]:
-    """Names a model goes by: those the user states, or else those of its path and of its config.
+    """Return the names of a model: those the user states, or else those of its path and of its config.
 
     Returns:
-      By name, whether it is one the model was published under, and not a folder's, which may be called anything.
+      By name, true where the model was published under it, false for the name of a folder, which is arbitrary.
 
     Example:
+      >>> from atlas_jax import LanguageModel
+      >>> from atlas_jax.atlas._fit import names_of
+      >>> from atlas_jax.bundled import SUBJECT
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
       >>> names_of(lm, "google/gemma-2-2b"), names_of(lm, str(SUBJECT)), names_of(lm, "m", ["Qwen/Qwen3-8B"])
       ({'gemma-2-2b': True}, {'subject': False}, {'Qwen3-8B': True})
@@ -146,8 +152,8 @@ def names_of(model: LanguageModel, given: str, stated: Collection[str] = ()) -> 
 def check_model(source: str, expected: str | None, names: Mapping[str, bool]) -> None:
     """Refuse a model other than the one that the SAE or the labels name.
 
-    Names are compared by family, version, size and variant, where both tell them; base and instruction-tuned models
-    count as one. A name that tells no family is compared as a whole, and a folder's such name is taken for any model.
+    Names are compared by family, version, size and variant, where both have them; base and instruction-tuned models
+    count as one. A name without a family is compared as a whole, and a folder's such name is taken for any model.
 
     Raises:
       AtlasError: if they differ.
@@ -157,23 +163,24 @@ def check_model(source: str, expected: str | None, names: Mapping[str, bool]) ->
     verdicts = {name: _verdict(expected, name, published) for name, published in names.items()}
     if "" in verdicts.values() or not (differing := {name: v for name, v in verdicts.items() if v}):
         return
-    found = ", ".join(_described(name) for name in sorted(differing))
+    names_given = ", ".join(_described(name) for name in sorted(differing))
     raise AtlasError(
-        f"{source} of the model {_described(expected)}, and this model goes by {found}, of another "
+        f"{source} of the model {_described(expected)}, and this model goes by {names_given}, of another "
         f"{' and '.join(sorted(set(differing.values())))}; give the right model, or state its name with --model-name"
     )
 
 
 def tuning_note(expected: str | None, names: Mapping[str, bool]) -> str | None:
-    """What to know where an SAE was trained on a base model and is used on an instruction-tuned one, or the reverse.
+    """Describe the use of an SAE of a base model on an instruction-tuned one, or the reverse; None where it is neither.
 
     Example:
+      >>> from atlas_jax.atlas._fit import tuning_note
       >>> tuning_note("gemma-2-2b", {"gemma-2-2b-it": True})
       "the SAE is of the model 'gemma-2-2b' and is used on 'gemma-2-2b-it': only one of them is instruction-tuned"
     """
     for name in names:
-        told = [ModelName.parse(expected or ""), ModelName.parse(name)]
-        if all(one.family for one in told) and (told[0].tuned or False) != (told[1].tuned or False):
+        theirs, ours = ModelName.parse(expected or ""), ModelName.parse(name)
+        if theirs.family and ours.family and (theirs.tuned or False) != (ours.tuned or False):
             return (
                 f"the SAE is of the model '{expected}' and is used on '{name}': only one of them is instruction-tuned"
             )
@@ -181,7 +188,7 @@ def tuning_note(expected: str | None, names: Mapping[str, bool]) -> str | None:
 
 
 def _verdict(expected: str, name: str, published: bool) -> str | None:
-    """The part in which a name contradicts the one expected, "" where it agrees, None where nothing can be said."""
+    """Return the part in which a name contradicts the one expected, "" where it agrees, None where that is unknown."""
     a, b = ModelName.parse(expected), ModelName.parse(name)
     if _bare(short(expected)) == _bare(name):
         return ""
@@ -196,10 +203,10 @@ def _described(name: str) -> str:
 
 
 def choose_site(config: ModelConfig, sae: SAEConfig, given: Site | str | None) -> Site:
-    """The site the user names, or else the SAE's own; both must be the same place in the model.
+    """Return the site the user names, or else the SAE's own; both must be the same place in the model.
 
     Raises:
-      AtlasError: if neither says one, the model has no such site, or they differ.
+      AtlasError: if neither names one, the model has no such site, or they differ.
     """
     if given is None and sae.site is None:
         raise AtlasError("the SAE's files do not say where it reads the model; name the site, such as resid_post.12")
@@ -213,11 +220,11 @@ def choose_site(config: ModelConfig, sae: SAEConfig, given: Site | str | None) -
 def check_labels(
     labels: Labels, config: ModelConfig, site: Site, width: int, names: Mapping[str, bool], *, partial: bool = False
 ) -> None:
-    """Refuse labels of another model, layer, hook point or width, as far as their files or their indices tell.
+    """Refuse labels of another model, layer, hook point or width, as far as their files or their indices show it.
 
     Raises:
       AtlasError: if they differ, or describe features 0 to n - 1 of a far wider SAE nearly without gap, which labels
-        of an SAE with n features do, unless ``partial`` says that this is meant.
+        of an SAE with n features do, unless ``partial`` is true.
     """
     model, layer, hook, _ = labels.origin
     check_model("the labels are", model, names)
@@ -227,11 +234,11 @@ def check_labels(
     named = re.fullmatch(r"(\d+)(?:-.*?(?:-(\d+)([km]?))?)?", layer.lower())
     if named is not None and int(named[1]) != site.layer:
         raise AtlasError(f"the labels are of layer {named[1]} ('{layer}'), and the SAE reads {site}")
-    told = None if named is None or named[2] is None else int(named[2]) * _UNITS[named[3]]
-    if told is not None and not _same_width(told, width):
-        raise AtlasError(f"the labels are of an SAE with {told} features ('{layer}'), and this one has {width}")
+    stated = None if named is None or named[2] is None else int(named[2]) * _UNITS[named[3]]
+    if stated is not None and not _same_width(stated, width):
+        raise AtlasError(f"the labels are of an SAE with {stated} features ('{layer}'), and this one has {width}")
     highest = max(labels.entries, default=-1) + 1
-    if told is None and not partial and highest <= width / 2 and len(labels.entries) >= max(_DENSE * highest, 100):
+    if stated is None and not partial and highest <= width / 2 and len(labels.entries) >= max(_DENSE * highest, 100):
         raise AtlasError(
             f"the labels describe features 0 to {highest - 1} nearly without gap and none of the {width - highest} "
             f"others, as labels of an SAE with {highest} features do; say --partial-labels if they are of this one"
@@ -239,9 +246,12 @@ def check_labels(
 
 
 def same_place(config: ModelConfig, site: Site) -> Site:
-    """One name for sites that hold the same tensor in every model, or in this one.
+    """Return one name for sites that hold the same tensor in every model, or in this one.
 
     Example:
+      >>> from atlas_jax import LanguageModel, Site
+      >>> from atlas_jax.atlas import same_place
+      >>> from atlas_jax.bundled import SUBJECT
       >>> same_place(LanguageModel.from_pretrained(SUBJECT).config, Site("resid_pre", 2))
       Site('resid_post.1')
     """
@@ -250,9 +260,9 @@ def same_place(config: ModelConfig, site: Site) -> Site:
     return site if config.has_post_norms else Site(site.point.replace("_out_post", "_out"), site.layer)
 
 
-def _same_width(told: int, width: int) -> bool:
-    """Releases write 16k for 16384 and for 16000."""
-    return 0.9 < told / width < 1.1
+def _same_width(stated: int, width: int) -> bool:
+    """Return true if two widths agree roughly: releases write 16k for 16384 and for 16000."""
+    return 0.9 < stated / width < 1.1
 
 
 def _bare(name: str) -> str:

@@ -16,7 +16,15 @@ INDEX = "index"
 
 
 class Recorded(NamedTuple):
-    """A file as it was when the atlas was made."""
+    """A file as it was when the atlas was made.
+
+    Example:
+      >>> from atlas_jax.atlas import Manifest
+      >>> from atlas_jax.bundled import ATLAS
+      >>> recorded = Manifest.read(ATLAS).files["labels"]["labels.jsonl"]
+      >>> recorded.bytes == (ATLAS / "labels.jsonl").stat().st_size
+      True
+    """
 
     bytes: int
     sha256: str
@@ -24,7 +32,7 @@ class Recorded(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """What an atlas directory consists of.
+    """The content of ``atlas.json``: the parts of an atlas directory.
 
     Attributes:
       site: where the SAE reads the model.
@@ -34,8 +42,15 @@ class Manifest:
       labels: file of the labels.
       mean: file of the mean activation of every feature on the atlas's own text, None where it was not measured.
       pooling: over the tokens of a text.
-      metadata: plain values, such as where the parts came from and what was measured.
+      metadata: plain values, such as the sources of the parts and measurements.
       fingerprint: of the forward pass (:func:`atlas_jax.models.numerical_fingerprint`), None in older atlases.
+
+    Example:
+      >>> from atlas_jax.atlas import Manifest
+      >>> from atlas_jax.bundled import ATLAS
+      >>> manifest = Manifest.read(ATLAS)
+      >>> manifest.site, sorted(manifest.files), manifest.check(ATLAS) > 0
+      ('resid_post.3', ['labels', 'model', 'sae'], True)
     """
 
     site: str
@@ -50,7 +65,7 @@ class Manifest:
 
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
-        """The manifest of a directory.
+        """Read the manifest of a directory.
 
         Raises:
           AtlasError: if there is none, or it is damaged.
@@ -81,12 +96,12 @@ class Manifest:
                 raise TypeError(f"a file is recorded as {tuple(file)}")
 
     def write(self, directory: Path) -> None:
-        """Write it."""
+        """Write the manifest into a directory."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False)
         (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     def location(self, directory: Path, part: str) -> Path:
-        """The file or folder of a part: beside the manifest, or else where it was linked from.
+        """Return the file or folder of a part: beside the manifest, or else where it was linked from.
 
         Raises:
           AtlasError: if it is nowhere.
@@ -96,10 +111,10 @@ class Manifest:
         return resolve(name) if part == "model" and not inside.exists() else inside
 
     def check(self, directory: Path, *, contents: bool = False) -> int:
-        """Compare the files with what was recorded: their sizes, or with ``contents`` also their hashes.
+        """Compare the files with the record of them: their sizes, or with ``contents`` also their hashes.
 
         Returns:
-          How many files were compared.
+          The number of files compared.
 
         Raises:
           AtlasError: naming the first file that is missing or differs.
@@ -118,19 +133,19 @@ class Manifest:
 
 
 def record(place: Path, patterns: Sequence[str] = ("*",)) -> dict[str, Recorded]:
-    """Sizes and hashes of a file, or of the files of a folder that fit one of the patterns."""
+    """Return sizes and hashes of a file, or of the files of a folder that fit one of the patterns."""
     files = [place] if place.is_file() else sorted({f for p in patterns for f in place.glob(p) if f.is_file()})
     return {file.name: Recorded(file.stat().st_size, sha256(file)) for file in files}
 
 
 def sha256(file: Path) -> str:
-    """Hash of a file's bytes."""
+    """Return the hash of a file's bytes."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def record_parts(directory: Path, model: Path) -> dict[str, dict]:
-    """The files of an atlas by part, its model being in a directory of its own or elsewhere."""
+    """Record the files of an atlas by part, its model being in a directory of its own or elsewhere."""
     files = {"model": record(model, MODEL_FILES), "sae": record(directory / "sae")}
     files["labels"] = record(directory / "labels.jsonl")
     if (directory / "mean.npy").is_file():

@@ -1,4 +1,4 @@
-"""What may become a concept query: features with weights, and vectors."""
+"""Concept queries from features with weights, and from vectors."""
 
 from typing import Any
 
@@ -9,12 +9,13 @@ from atlas_jax.errors import AtlasError
 
 
 def feature_query(features: Any, weights: Any, width: int) -> Float[np.ndarray, " d_c"]:
-    """Ones, or the weights, at the given features, zero elsewhere.
+    """Return a query of ones, or of the weights, at the given features, zero elsewhere.
 
     Raises:
       AtlasError: see :meth:`ConceptAtlas.query`.
 
     Example:
+      >>> from atlas_jax.atlas._query import feature_query
       >>> feature_query([3, 1], [0.5, -1], 5).tolist()
       [0.0, -1.0, 0.0, 0.5, 0.0]
     """
@@ -39,9 +40,10 @@ def feature_query(features: Any, weights: Any, width: int) -> Float[np.ndarray, 
 
 
 def finite_vector(values: Any, width: int, what: str) -> Float[np.ndarray, " w"]:
-    """Values as float64 where they are a vector of finite numbers, as long as it should be.
+    """Return values as float64 where they are a vector of finite numbers, as long as it should be.
 
     Example:
+      >>> from atlas_jax.atlas._query import finite_vector
       >>> finite_vector([1.0, float("nan")], 2, "a concept query")
       Traceback (most recent call last):
       ...
@@ -52,8 +54,8 @@ def finite_vector(values: Any, width: int, what: str) -> Float[np.ndarray, " w"]
     except (TypeError, ValueError):
         raise AtlasError(f"{what} should be {width} numbers") from None
     if vector.shape != (width,):
-        found = f"an array of shape {vector.shape}" if vector.ndim != 1 else str(len(vector))
-        raise AtlasError(f"{what} should be {width} numbers, and {found} were given")
+        given = f"an array of shape {vector.shape}" if vector.ndim != 1 else str(len(vector))
+        raise AtlasError(f"{what} should be {width} numbers, and {given} were given")
     if (wrong := np.flatnonzero(~np.isfinite(vector))).size:
         raise AtlasError(f"{what} should hold finite numbers only, and number {wrong[0]} is {vector[wrong[0]]}")
     return vector

@@ -1,4 +1,4 @@
-"""Training a small decoder with optax: AdamW, a warm-up and a linear descent to zero."""
+"""Training of a small decoder with optax: AdamW, a warm-up and a linear descent to zero."""
 
 import logging
 import time
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 class PretrainLog(NamedTuple):
-    """What training showed.
+    """Record of a training run.
 
     Attributes:
       steps: step numbers at which ``losses`` were read.
@@ -75,7 +75,7 @@ def pretrain(
 
 
 def perplexity(decoder: Decoder, rows: Int[np.ndarray, "n t"], batch: int = 64) -> float:
-    """``exp`` of the mean loss over all tokens of all rows, BOS given."""
+    """Compute ``exp`` of the mean loss over all tokens of all rows after BOS."""
     losses = [float(_loss(decoder, jnp.asarray(rows[i : i + batch]))) for i in range(0, len(rows) - batch + 1, batch)]
     return float(np.exp(np.mean(losses)))
 

@@ -11,7 +11,7 @@ from atlas_jax.models import Tokenizer
 
 
 class Documents(NamedTuple):
-    """Texts for training, and texts of other documents for measuring."""
+    """Texts for training, and texts of other documents for measurements."""
 
     train: list[str]
     held_out: list[str]
@@ -19,12 +19,12 @@ class Documents(NamedTuple):
 
     @property
     def characters(self) -> tuple[int, int]:
-        """Characters of both parts."""
+        """Numbers of characters of both parts."""
         return sum(map(len, self.train)), sum(map(len, self.held_out))
 
 
 def read_documents(held_out_share: int = 40) -> Documents:
-    """All installed documentation; one document in ``held_out_share`` is held out, chosen by a hash of its text."""
+    """Read all installed documentation; hold out one document in ``held_out_share``, chosen by a hash of its text."""
     train, held_out, digest = [], [], hashlib.sha256()
     for document in installed_documentation():
         text = " ".join(document.text.split())
@@ -35,7 +35,7 @@ def read_documents(held_out_share: int = 40) -> Documents:
 
 
 def token_rows(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> np.ndarray:
-    """One long stream of tokens cut into rows ``[n, length]`` that each start with BOS."""
+    """Cut one long stream of tokens into rows ``[n, length]`` that each start with BOS."""
     encoded = tokenizer.backend.encode_batch_fast(list(texts), add_special_tokens=False)
     stream = np.concatenate([np.asarray(e.ids, np.int32) for e in encoded if e.ids])
     n = len(stream) // (length - 1)

@@ -8,7 +8,7 @@ BOS, EOS = "<s>", "</s>"
 
 
 def train_byte_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte-level BPE with digits in groups of three, as in Llama 3."""
+    """Train byte-level BPE with digits in groups of three, as in Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     pattern = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -28,7 +28,7 @@ def train_byte_level(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def train_byte_fallback(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """BPE over characters with spaces made visible and bytes for what is rare, as in Gemma."""
+    """Train BPE over characters with spaces made visible and bytes for rare characters, as in Gemma."""
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Replace(" ", "▁")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

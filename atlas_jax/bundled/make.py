@@ -1,4 +1,4 @@
-"""Make the bundled pair from nothing but installed text: ``python -m atlas_jax.bundled.make --out DIRECTORY``.
+"""Make the bundled pair from installed text alone: ``python -m atlas_jax.bundled.make --out DIRECTORY``.
 
 Stages: ``subject`` (Llama architecture), ``foundation`` (Gemma 2 architecture), ``atlas`` (SAE and labels). A stage
 whose result is already in the directory is not run again.
@@ -58,7 +58,7 @@ _log = logging.getLogger("atlas_jax.bundled.make")
 
 
 def make_model(name: str, out: Path, documents: Documents) -> None:
-    """Train one model and its tokenizer, and record how."""
+    """Train one model and its tokenizer, and record the settings."""
     hf, train_tokenizer, options = MODELS[name]
     backend = train_tokenizer(documents.train, hf.vocab_size)
     bos_id = hf.bos_token_id
@@ -93,7 +93,7 @@ def make_atlas(out: Path) -> None:
 
 
 def peak_words(top: TopK, texts: Sequence[str], tokenizer: Tokenizer) -> list[list[set[str]]]:
-    """For every feature, the word at the peak of each of its strongest sentences."""
+    """Return for every feature the word at the peak of each of its strongest sentences."""
     index, position = np.asarray(top.index), np.asarray(top.position)
     return [
         [words_at(texts[i], tokenizer.span(texts[i], p)[1] - 1) for i, p in zip(*row, strict=True) if i >= 0]
@@ -102,7 +102,7 @@ def peak_words(top: TopK, texts: Sequence[str], tokenizer: Tokenizer) -> list[li
 
 
 def describe(documents: Documents) -> dict[str, Any]:
-    """What the training text was: sizes, a hash, and the packages that were installed."""
+    """Describe the training text: sizes, a hash, and the packages that were installed."""
     packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
     return {
         "source": "docstrings, comments and documentation files of the Python standard library and installed packages",

@@ -17,7 +17,7 @@ SETTINGS = {"width": 128, "min_count": 8, "window": 8, "smoothing": 0.75}
 
 
 def main() -> None:
-    """Train, save, and record what on."""
+    """Train, save, and record the texts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("text", type=Path, nargs="+")

@@ -10,7 +10,14 @@ from atlas_jax.errors import AtlasError
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends in one sentence and exit code 2."""
+    """Run the command line; a user's mistake ends in one sentence and exit code 2.
+
+    Example:
+      >>> import sys
+      >>> from atlas_jax.cli import main
+      >>> sys.argv = ["atlas-jax", "quickstart"]  # doctest: +SKIP
+      >>> main()  # doctest: +SKIP
+    """
     interrupts.take_over()
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(errors="backslashreplace")  # labels and generated text hold what no terminal may know

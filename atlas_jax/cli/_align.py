@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax import interrupts
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, progress_bars, silence, warn
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
@@ -98,7 +98,7 @@ def align(
 
 
 def _speak_once() -> None:
-    """After the start of several processes: signals are ours again, and the first of them alone prints."""
+    """Take signals back after the start of several processes, and let the first of them alone print."""
     import jax
 
     from atlas_jax import sharding
@@ -120,26 +120,29 @@ def _say_finished(run: Path, *, as_json: bool) -> None:
 
 
 def _show(measured: "Measured", *, as_json: bool) -> None:
-    """Print the result, then what is to be known about it."""
+    """Print the result, then the warnings about it."""
     emit(as_json, measured.quality and measured.quality.to_dict(), *measured.tables())
     warn_of(measured.alignment, measured.fault)
 
 
 def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
-    """Warn of what is wrong with a run that was saved all the same."""
+    """Warn of the faults of a run that was saved all the same."""
+    from atlas_jax.experiments import coverage
+
     if isinstance(fault, AtlasError):
         warn(f"the run is saved, but not measured: {fault}")
     if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
         warn(f"no member of the whitened family was chosen: {reason}")
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
+    notes([coverage(alignment).note()])
     for (site, method), translation in alignment.translations.items():
         if translation.certificate.get("within_tolerance") is False:
             note(f"{method} at {site} misses its tolerances, as its certificate tells: do not trust its last digits")
 
 
 def mesh_of_all(model: int) -> "Mesh | None":
-    """A mesh over all devices of the run, ``model`` of which share each model; None for one device.
+    """Make a mesh over all devices of the run, ``model`` of which share each model; None for one device.
 
     Raises:
       AtlasError: if the number of devices is no multiple of ``model``.
@@ -155,7 +158,7 @@ def mesh_of_all(model: int) -> "Mesh | None":
 
 @contextlib.contextmanager
 def resumable(saved: "Checkpoints") -> Iterator[None]:
-    """Say whether the same command goes on from a checkpoint, when a signal ends the block."""
+    """Print how to resume from a checkpoint when a signal ends the block."""
     again = "give the same command again to go on from the last checkpoint"
     interrupts.say_at_end(lambda: f"interrupted; {again if saved.exist() else 'no checkpoint was saved yet'}")
     try:

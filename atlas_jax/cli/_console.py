@@ -31,9 +31,10 @@ _UNPAIRED = re.compile(r"[\ud800-\udfff]")
 
 
 def plain(text: str) -> str:
-    r"""Text that a terminal only shows: without control characters, and halves of surrogate pairs as U+FFFD.
+    r"""Remove control characters, and put U+FFFD for halves of surrogate pairs, so that a terminal only shows a text.
 
     Example:
+      >>> from atlas_jax.cli._console import plain
       >>> plain("a \x1b[31mdog\x00")
       'a [31mdog'
     """
@@ -47,7 +48,7 @@ class _Console(Console):
         super().__init__(markup=False, emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As rich does, with :func:`plain` text."""
+        """Render as rich does, with :func:`plain` text."""
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=plain(segment.text))
 
@@ -87,37 +88,44 @@ def _text(before: str, marked: str, after: str) -> Text:
 
 
 def silence() -> None:
-    """Print nothing from here on: in a run of several processes, all but the first."""
+    """Print nothing from now on, as all but the first process of a run do."""
     out.quiet = err.quiet = True
 
 
 def keep_standard_output() -> None:
-    """Leave standard output to this module: what libraries print there (Gloo does) goes to standard error."""
+    """Leave standard output to this module: prints of libraries (Gloo) go to standard error."""
     out.file = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
 
 
 def note(text: str) -> None:
-    """A line about what is going on."""
+    """Print a line about the progress of the work."""
     err.print(text, style="dim")
 
 
+def notes(texts: Iterable[str | None]) -> None:
+    """Several of them, a line each; None is nothing to say."""
+    for text in texts:
+        if text is not None:
+            note(text)
+
+
 def warn(text: str) -> None:
-    """A line about what is wrong."""
+    """Print a warning."""
     err.print(Text.assemble(("WARNING", "bold red"), " ", text), highlight=False)
 
 
 class _Notes(logging.Handler):
-    """Prints what the package logs as :func:`note` does."""
+    """A log handler that prints records with :func:`note`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print a record's sentence."""
+        """Print the message of a record."""
         note(record.getMessage())
 
 
 @contextmanager
 def log_shown() -> Iterator[None]:
-    """Print what the package logs, from information up, as notes."""
+    """Print the log of the package, from level INFO up, as notes."""
     logger, notes = logging.getLogger("atlas_jax"), _Notes()
     level = logger.level
     logger.setLevel(logging.INFO)
@@ -131,7 +139,7 @@ def log_shown() -> Iterator[None]:
 
 @contextmanager
 def progress_bars(unit: str = "sentences") -> Iterator[Progress]:
-    """Progress bars, one a stage, each with the unit and tokens a second and the time left."""
+    """Show progress bars, one a stage, each with the units and tokens a second and the time left."""
     columns = (
         TextColumn("{task.description:12}", markup=False),
         BarColumn(bar_width=30),
@@ -145,7 +153,7 @@ def progress_bars(unit: str = "sentences") -> Iterator[Progress]:
 
         def progress(stage: str, done: int, total: int, tokens: int) -> None:
             if stage not in begun or done <= begun[stage][2]:
-                # A pass may go on from a checkpoint: rates and the time left count from there.
+                # A pass may resume from a checkpoint: rates and the time left count from there.
                 task = bars.add_task(stage, total=total, completed=done, rate="")
                 begun[stage] = task, time.monotonic(), done, tokens
                 return

@@ -93,7 +93,7 @@ def build(
 
 
 def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int, exact: bool = False) -> "Corpus":
-    """A saved corpus, one from the user's files, or one from installed documentation.
+    """Return a saved corpus, one of the user's files, or one of installed documentation.
 
     At most ``n_fit`` sentences to fit on and half as many held out, at least :data:`FEWEST` each. A saved corpus comes
     whole.
@@ -101,11 +101,11 @@ def read_corpus(paths: list[Path] | None, *, n_fit: int, seed: int, exact: bool 
     Args:
       paths: a corpus, or files and directories; None for installed documentation.
       n_fit: sentences to fit on.
-      seed: of the halves.
-      exact: whether the user asked for so many: then no fewer will do, and a saved corpus is cut to them.
+      seed: seed of the halves.
+      exact: true where the user asked for that number: fewer are an error, and a saved corpus is cut to it.
 
     Raises:
-      AtlasError: if there are too few sentences, saying how many there are.
+      AtlasError: if there are too few sentences, with their number.
     """
     from atlas_jax.corpus import Corpus, build_corpus, installed_documentation, read_sources
 
@@ -134,7 +134,7 @@ def _weight(text: str) -> tuple[str, float]:
 
 @contextmanager
 def _rates() -> Iterator[Callable[[int, int], None]]:
-    """A line with documents and sentences so far and a second."""
+    """Show a line with the numbers of documents and sentences so far, and of each a second."""
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     with Progress(*columns, console=err) as line:
         task, start = line.add_task("reading", total=None), time.monotonic()
@@ -148,7 +148,7 @@ def _rates() -> Iterator[Callable[[int, int], None]]:
 
 
 def _filters(corpus: "Corpus", skipped: Counter[str]) -> Table:
-    """Count what became of all that was read."""
+    """Make a table of the sentences that each filter dropped."""
     statistics = corpus.statistics
     low, high = statistics.length_bounds
     caption = f"kept are {low:g} to {high:g} characters"

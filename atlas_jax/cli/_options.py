@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 
 
 def finite(*, above: float | int = -math.inf, least: float | int = -math.inf) -> Callable[[Any], Any]:
-    """A callback for options that are numbers: refuses nan and infinity, and what is not above a limit.
+    """Make a callback for options that are numbers: it refuses nan, infinity, and numbers below a limit.
 
     Typer's own ``min`` and ``max`` let nan pass, have no open end, and do not work for several numbers.
 
     Example:
+      >>> from atlas_jax.cli._options import finite
       >>> finite(above=0)(0.5)
       0.5
     """
@@ -72,7 +73,7 @@ def asked_query(
     like: list[str] | None,
     unlike: list[str] | None,
 ) -> "ConceptQuery":
-    """The query of the options; what speaks against it goes to standard error.
+    """Make the query of the options; its warning goes to standard error.
 
     Raises:
       AtlasError: unless the concept is given in exactly one way, or as :func:`experiments.concept_query`.
@@ -83,12 +84,12 @@ def asked_query(
         name for name, x in (("--concept", concept), ("--feature", feature), ("--like", like)) if x not in (None, [])
     ]
     if len(given) != 1 or (unlike and not like):
-        told = (
+        reason = (
             "none was given" if not given else f"{' and '.join([*given, *(['--unlike'] if unlike else [])])} were given"
         )
         raise AtlasError(
             f"give the concept in one way: --concept in words, --feature ids, or --like texts with or without --unlike "
-            f"ones; {told}"
+            f"ones; {reason}"
         )
     mean = next(iter(alignment.translations.values())).mean_atlas
     query = concept_query(
@@ -105,12 +106,13 @@ def asked_query(
 
 
 def weights(features: list[str]) -> dict[int, float]:
-    """Atlas features and weights from ``ID`` or ``ID:WEIGHT``.
+    """Read atlas features and weights from ``ID`` or ``ID:WEIGHT``.
 
     Raises:
       AtlasError: for anything else, a weight that is not finite, or a feature with two weights.
 
     Example:
+      >>> from atlas_jax.cli._options import weights
       >>> weights(["17:0.5", "40:-1", "3"])
       {17: 0.5, 40: -1.0, 3: 1.0}
     """

@@ -85,7 +85,7 @@ def quickstart(
 
 
 def _free(path: Path) -> Path:
-    """``path``, or with the first number after it where nothing is."""
+    """Return ``path``, or where that exists the first unused path with a number after it."""
     numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
 

@@ -23,7 +23,7 @@ Text = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or 
 Dtype = Annotated[str, typer.Option(help="Of the model: float32 or bfloat16.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SAE = "a trained SAE"
-PER_WIDTH = 8  # features for each number of an activation, unless told otherwise
+PER_WIDTH = 8  # features for each number of an activation, by default
 
 
 @app.command()
@@ -185,10 +185,10 @@ def _unlabelled(model: str, sae: str, site: str | None, dtype: str) -> "ConceptA
     from atlas_jax.types import Site
 
     loaded = SparseAutoencoder.from_pretrained(sae)
-    said, given = loaded.config.site, None if site is None else Site.parse(site)
-    if said is None and given is None:
+    stated, given = loaded.config.site, None if site is None else Site.parse(site)
+    if stated is None and given is None:
         raise AtlasError(f"the files of {sae} do not say where the SAE reads; give --site")
-    if None not in (said, given) and said != given:
-        raise AtlasError(f"the SAE at {sae} was trained on {said}, not on {given}; leave --site out")
+    if None not in (stated, given) and stated != given:
+        raise AtlasError(f"the SAE at {sae} was trained on {stated}, not on {given}; leave --site out")
     lm = LanguageModel.from_pretrained(model, dtype=dtype)
-    return ConceptAtlas.from_parts(lm, loaded, given or said, Labels.empty(loaded.config.d_sae))
+    return ConceptAtlas.from_parts(lm, loaded, given or stated, Labels.empty(loaded.config.d_sae))

@@ -1,4 +1,4 @@
-"""From documents to a corpus (Appendix A.2): split, filter by length, drop what has no letters, deduplicate, halve."""
+"""Building of a corpus (Appendix A.2): split, filter by length, drop text without letters, deduplicate, halve."""
 
 import contextlib
 import errno
@@ -23,7 +23,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import new_directory
 
 ReadProgress = Callable[[int, int], None]
-"""Called with the documents read and the sentences found so far."""
+"""Called with the numbers of documents read and of sentences so far."""
 
 
 def build_corpus(
@@ -39,14 +39,14 @@ def build_corpus(
     directory: str | Path | None = None,
     progress: ReadProgress | None = None,
 ) -> Corpus:
-    """Sentences of ``documents`` filtered as in Appendix A.2, in two halves that share no text.
+    """Build a corpus of the sentences of ``documents``, filtered as in Appendix A.2, in two halves that share no text.
 
-    Lengths in characters are compared with their percentiles over all sentences found, duplicates included, as
+    Lengths in characters are compared with their percentiles over all sentences, duplicates included, as
     ``numpy.percentile`` (linear) gives them; a sentence of exactly a bound's length stays. A keyed 64-bit hash of the
     text then deduplicates, chooses the half by its lowest bit and orders each half, so a text never changes sides and
-    neither the order of the documents nor the number of workers has a say. Where a half is cut to ``n_fit`` or
+    neither the order of the documents nor the number of workers matters. Where a half is cut to ``n_fit`` or
     ``n_eval``, every domain keeps its share of that half, times its weight, and the first in hash order stay. A text
-    found in several domains belongs to the alphabetically first.
+    that occurs in several domains belongs to the alphabetically first.
 
     Documents are read once and memory does not grow with them: past 32 MB, sentences wait in unnamed temporary files
     (beside ``directory``, or where ``tempfile`` puts them) of about the size of the text, and the corpus is mapped from
@@ -60,9 +60,9 @@ def build_corpus(
       at_least: fewest sentences of either half, or of the fit half and of the eval half.
       percentiles: shortest and longest length kept, as percentiles of length.
       seed: key of the hash.
-      weights: for some domains, how many times their share of the text they get where a half is cut.
+      weights: for some domains, the factor of their share where a half is cut.
       workers: processes that split sentences; None takes this one alone until the text proves long, then every CPU.
-      directory: where the corpus is saved, all or nothing; None keeps it until the process ends.
+      directory: directory in which the corpus is saved, all or nothing; None keeps it until the process ends.
       progress: called after every half million characters or so.
 
     Returns:
@@ -74,6 +74,7 @@ def build_corpus(
         filter took away.
 
     Example:
+      >>> from atlas_jax.corpus import Document, build_corpus
       >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
       >>> corpus = build_corpus([Document(text, "matrices", "doctest")], percentiles=(0, 100))
       >>> len(corpus.fit) + len(corpus.eval)
@@ -85,9 +86,9 @@ def build_corpus(
     folder = None if target is None else parent_of(target)
     splitter, stream = _splitter(map(_document, documents))
     with _room(folder), Spill(folder) as spill:
-        found = _collect(spill, split_documents(splitter, stream, seed, workers), progress)
-        bounds = percentile(found.lengths, percentiles[0]), percentile(found.lengths, percentiles[1])
-        chosen = _choose(found, bounds, (n_fit, n_eval), fewest, weights or {})
+        sentences = _collect(spill, split_documents(splitter, stream, seed, workers), progress)
+        bounds = percentile(sentences.lengths, percentiles[0]), percentile(sentences.lengths, percentiles[1])
+        chosen = _choose(sentences, bounds, (n_fit, n_eval), fewest, weights or {})
         facts = {"percentiles": tuple(map(float, percentiles)), "punkt": splitter.source, "seed": seed}
         if target is None:
             with tempfile.TemporaryFile() as fit, tempfile.TemporaryFile() as evaluation:
@@ -99,8 +100,8 @@ def build_corpus(
         return corpus
 
 
-class _Found(NamedTuple):
-    """All sentences, those with a letter in ``spill``, and what was counted on the way."""
+class _Sentences(NamedTuple):
+    """All sentences, those with a letter in ``spill``, and their counts."""
 
     spill: Spill
     domains: list[str]
@@ -110,97 +111,97 @@ class _Found(NamedTuple):
 
     @property
     def rank(self) -> Int[np.ndarray, " d"]:
-        """Place of each domain in alphabetical order."""
+        """Rank of each domain in alphabetical order."""
         rank = np.empty(len(self.domains), np.int64)
         rank[sorted(range(len(rank)), key=self.domains.__getitem__)] = np.arange(len(rank))
         return rank
 
     def after(self, bounds: tuple[float, float]) -> tuple[int, int, int]:
-        """How many sentences there are, are left after the length bounds, and after those without a letter go."""
+        """Count the sentences: all, those within the length bounds, and those of them with a letter."""
         within = lambda lengths: sum(count for length, count in lengths.items() if bounds[0] <= length <= bounds[1])
         after_length = within(self.lengths)
         return self.lengths.total(), after_length, after_length - within(self.unlettered)
 
 
 class _Chosen(NamedTuple):
-    """How many sentences of each half and domain there are and how many of these stay."""
+    """The numbers of sentences of each half and domain: available, and to keep."""
 
-    found: _Found
+    sentences: _Sentences
     bounds: tuple[float, float]
     available: Int[np.ndarray, "2 d"]
     quotas: Int[np.ndarray, "2 d"]
 
 
-def _collect(spill: Spill, splits: Iterable, progress: ReadProgress | None) -> _Found:
+def _collect(spill: Spill, splits: Iterable, progress: ReadProgress | None) -> _Sentences:
     numbers: dict[str, int] = {}
-    documents = sentences = 0
+    documents = count = 0
     lengths: Counter[int] = Counter()
     unlettered: Counter[int] = Counter()
     for split in splits:
         ids = [numbers.setdefault(domain, len(numbers)) for domain in split.domains]
-        spill.add(split.digest, np.repeat(np.array(ids, np.int32), split.found), split.texts)
+        spill.add(split.digest, np.repeat(np.array(ids, np.int32), split.lettered), split.texts)
         lengths.update(split.lengths)
         unlettered.update(split.unlettered)
         documents += len(ids)
-        sentences += split.lengths.total()
+        count += split.lengths.total()
         if progress is not None:
-            progress(documents, sentences)
+            progress(documents, count)
     if not lengths:
         raise AtlasError("the corpus has no usable text; give documents that hold sentences")
-    return _Found(spill, list(numbers), documents, lengths, unlettered)
+    return _Sentences(spill, list(numbers), documents, lengths, unlettered)
 
 
 def _choose(
-    found: _Found,
+    sentences: _Sentences,
     bounds: tuple[float, float],
     wanted: tuple[int | None, int | None],
     fewest: tuple[int, int],
     weights: Mapping[str, float | int],
 ) -> _Chosen:
-    if unknown := sorted(set(weights) - set(found.domains)):
-        known = ", ".join(sorted(found.domains)[:20])
+    if unknown := sorted(set(weights) - set(sentences.domains)):
+        known = ", ".join(sorted(sentences.domains)[:20])
         raise AtlasError(f"there is no domain '{unknown[0]}' to weigh; the domains are {known}")
-    rank, width = found.rank, len(found.domains)
+    rank, width = sentences.rank, len(sentences.domains)
     available = np.zeros((SIDES, width), np.int64)
-    for bucket in found.spill.buckets():
+    for bucket in sentences.spill.buckets():
         available += Unique.from_bucket(bucket, rank, *bounds).counts(width)
     if any(size < least for size, least in zip(available.sum(axis=1).tolist(), fewest, strict=True)):
-        raise AtlasError(_too_few(found, bounds, available, wanted, fewest))
+        raise AtlasError(_too_few(sentences, bounds, available, wanted, fewest))
     shares = available.copy()
     for side, number in enumerate(wanted):
         if number is not None:
-            counts = Counter(dict(zip(found.domains, available[side].tolist(), strict=True)))
+            counts = Counter(dict(zip(sentences.domains, available[side].tolist(), strict=True)))
             share = quotas(counts, number, weights)
-            shares[side] = [share[name] for name in found.domains]
-    return _Chosen(found, bounds, available, shares)
+            shares[side] = [share[name] for name in sentences.domains]
+    return _Chosen(sentences, bounds, available, shares)
 
 
 def _too_few(
-    found: _Found,
+    sentences: _Sentences,
     bounds: tuple[float, float],
     available: Int[np.ndarray, "2 d"],
     wanted: tuple[int | None, int | None],
     fewest: tuple[int, int],
 ) -> str:
-    """What became of the sentences where too few are left."""
-    steps = found.after(bounds)
+    """Return the error where too few sentences are left: the numbers that each filter dropped."""
+    steps = sentences.after(bounds)
     there = available.sum(axis=1).tolist()
-    told = ", ".join(f"{count:,} {name}" for name, count in dropped(*steps, sum(there)).items())
+    removed = ", ".join(f"{count:,} {name}" for name, count in dropped(*steps, sum(there)).items())
     fix = "give more text" + ", or ask for fewer sentences" * any(map(operator.eq, wanted, fewest))
     kept = f"shortest {bounds[0]:g} and longest {bounds[1]:g} characters"
     left = f"{there[0]:,} to fit on and {there[1]:,} held out where {fewest[0]:,} and {fewest[1]:,} are needed"
-    return f"too few sentences: of {steps[0]:,} found, {told} ({kept}), which leaves {left}; {fix}"
+    return f"too few sentences: of {steps[0]:,} found, {removed} ({kept}), which leaves {left}; {fix}"
 
 
 def _write(chosen: _Chosen, files: tuple[IO[bytes], IO[bytes]], facts: dict) -> Corpus:
-    found, left = chosen.found, chosen.quotas.copy()
+    sentences, left = chosen.sentences, chosen.quotas.copy()
     n_fit = int(left[0].sum())
-    names, rank = pa.array(found.domains, pa.large_string()), found.rank
+    names, rank = pa.array(sentences.domains, pa.large_string()), sentences.rank
     lengths: Counter[int] = Counter()
     with HalfWriter(files[0], 0) as fit, HalfWriter(files[1], n_fit) as evaluation:
-        for bucket in found.spill.buckets():
+        for bucket in sentences.spill.buckets():
             kept = Unique.from_bucket(bucket, rank, *chosen.bounds).within(left)
-            left -= kept.counts(len(found.domains))
+            left -= kept.counts(len(sentences.domains))
             lengths.update(kept.length.tolist())
             texts = bucket["text"].combine_chunks()
             for side, writer in enumerate((fit, evaluation)):
@@ -212,12 +213,12 @@ def _write(chosen: _Chosen, files: tuple[IO[bytes], IO[bytes]], facts: dict) -> 
 
 
 def _statistics(chosen: _Chosen, kept: Counter[int], facts: dict) -> CorpusStatistics:
-    split, after_length, after_letters = chosen.found.after(chosen.bounds)
+    split, after_length, after_letters = chosen.sentences.after(chosen.bounds)
     n, total = kept.total(), sum(length * count for length, count in kept.items())
     squares = sum(length**2 * count for length, count in kept.items())
     fit_available, eval_available = chosen.available.sum(axis=1).tolist()
     return CorpusStatistics(
-        documents=chosen.found.documents,
+        documents=chosen.sentences.documents,
         split=split,
         after_length=after_length,
         after_letters=after_letters,
@@ -239,7 +240,7 @@ def _document(document: Document) -> Document:
 
 
 def _splitter(documents: Iterator[Document]) -> tuple[Splitter, Iterator[Document]]:
-    """The published splitter, or one trained on the head of the stream; the stream comes back whole."""
+    """Return the published splitter, or one trained on the head of the stream, and the whole stream."""
     if (splitter := published_splitter()) is not None:
         return splitter, documents
     head, characters = [], 0

@@ -18,11 +18,11 @@ from atlas_jax.files import new_directory, reading
 
 
 class CorpusStatistics(NamedTuple):
-    """How a corpus came about; every count is of sentences unless it says otherwise.
+    """Statistics of the making of a corpus; every count is of sentences unless stated otherwise.
 
     Attributes:
       documents: documents read.
-      split: sentences found by the splitter.
+      split: sentences that the splitter made.
       after_length: left after the length percentiles.
       after_letters: left after dropping those without a single letter.
       unique: left after removing duplicates.
@@ -32,8 +32,14 @@ class CorpusStatistics(NamedTuple):
       percentiles: the percentiles of length that the bounds are.
       mean_chars: mean length of the sentences of the corpus, in characters.
       std_chars: its standard deviation.
-      punkt: where the sentence splitter comes from.
+      punkt: origin of the sentence splitter.
       seed: the key of the hash that halves and orders.
+
+    Example:
+      >>> from atlas_jax.corpus import Document, build_corpus
+      >>> corpus = build_corpus([Document("Rows sum to one. Rows sum to one.", "matrices", "doctest")], at_least=0)
+      >>> corpus.statistics.split, corpus.statistics.dropped["duplicates"]
+      (2, 1)
     """
 
     documents: int
@@ -52,14 +58,15 @@ class CorpusStatistics(NamedTuple):
 
     @property
     def dropped(self) -> dict[str, int]:
-        """How many sentences each filter of Appendix A.2 took away, in its order."""
+        """Number of sentences that each filter of Appendix A.2 dropped, in its order."""
         return dropped(self.split, self.after_length, self.after_letters, self.unique)
 
 
 def dropped(split: int, after_length: int, after_letters: int, unique: int) -> dict[str, int]:
-    """How many sentences each filter took away, from how many were left after each.
+    """Compute the number of sentences that each filter dropped from the numbers left after each.
 
     Example:
+      >>> from atlas_jax.corpus._corpus import dropped
       >>> dropped(100, 90, 88, 60)
       {'too short or too long': 10, 'without a letter': 2, 'duplicates': 28}
     """
@@ -73,8 +80,8 @@ class Corpus:
     """Sentences for fitting a translation and, disjoint from them, for evaluating it.
 
     A sentence's integer id, the only join key between models, is its position in ``fit`` followed by ``eval``. Each
-    half is in the order of a hash of its texts, so the same sentences get the same ids whatever order they were read
-    in. A corpus that was built or loaded holds no sentence in memory: its sequences read from mapped files.
+    half is in the order of a hash of its texts, so the same sentences get the same ids in whatever order they were
+    read. A corpus that was built or loaded holds no sentence in memory: its sequences read from mapped files.
 
     Two corpora are equal if their hashes and statistics are.
 
@@ -82,7 +89,7 @@ class Corpus:
       fit: sentences with ids ``0 .. len(fit) - 1``.
       eval: sentences with ids ``len(fit) .. len(fit) + len(eval) - 1``.
       domains: the domain of each sentence, by id.
-      statistics: how the corpus came about.
+      statistics: statistics of its making.
       hash: hexadecimal digest of all texts and domains; equal hashes mean equal ids.
 
     Example:
@@ -101,7 +108,7 @@ class Corpus:
 
     @classmethod
     def of_halves(cls, fit: Half, evaluation: Half, statistics: CorpusStatistics) -> "Corpus":
-        """The corpus of two written halves."""
+        """Make the corpus of two written halves."""
         domains = fit.domains + evaluation.domains
         return cls(fit.texts, evaluation.texts, domains, statistics, content_hash(fit.texts, evaluation.texts, domains))
 
@@ -109,7 +116,7 @@ class Corpus:
         return len(self.fit) + len(self.eval)
 
     def sentence(self, index: Any) -> str:
-        """The sentence with this id.
+        """Return the sentence with this id.
 
         Raises:
           AtlasError: if there is no such id.
@@ -119,7 +126,7 @@ class Corpus:
         return self.fit[index] if index < len(self.fit) else self.eval[index - len(self.fit)]
 
     def head(self, n_fit: int, n_eval: int) -> "Corpus":
-        """The corpus of the first sentences of each half; the statistics stay those of the whole.
+        """Return the corpus of the first sentences of each half; the statistics stay those of the whole.
 
         Raises:
           AtlasError: if a half holds fewer.
@@ -141,7 +148,7 @@ class Corpus:
         return Corpus.of_halves(*halves, self.statistics)
 
     def domain_counts(self) -> dict[str, tuple[int, int]]:
-        """Sentences of each domain for fitting and for evaluating, the largest domain first.
+        """Count the sentences of each domain for fitting and for evaluating, the largest domain first.
 
         Example:
           >>> from atlas_jax.corpus import Document, build_corpus
@@ -161,6 +168,15 @@ class Corpus:
 
         Raises:
           AtlasError: if ``directory`` exists and is not a corpus.
+
+        Example:
+          >>> import tempfile
+          >>> from atlas_jax.corpus import Corpus, Document, build_corpus
+          >>> corpus = build_corpus([Document("Rows sum to one.", "matrices", "doctest")], at_least=0)
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     corpus.save(f"{directory}/corpus")
+          ...     Corpus.load(f"{directory}/corpus").fit[0]
+          'Rows sum to one.'
         """
         with new_directory(directory, "a corpus", overwrite=True) as partial:
             self._write(partial)
@@ -210,9 +226,10 @@ def _half(path: Path) -> Half:
 
 
 def content_hash(fit: Sequence[str], evaluation: Sequence[str], domains: Sequence[str]) -> str:
-    """Digest of the texts of both halves, in order, and of their domains, read a block at a time.
+    """Hash the texts of both halves, in order, and their domains, read a block at a time.
 
     Example:
+      >>> from atlas_jax.corpus._corpus import content_hash
       >>> content_hash(["a"], ["b"], ["x", "x"]) == content_hash(["b"], ["a"], ["x", "x"])
       False
     """

@@ -1,4 +1,4 @@
-"""Text files as lines: decompressed, and decoded as their byte order mark or the caller says, never by a guess."""
+"""Lines of text files: decompressed, and decoded by their byte order mark or the caller's choice, never by a guess."""
 
 import codecs
 import gzip
@@ -22,10 +22,10 @@ _MARKS = {
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Refuse what is not the name of a text encoding.
+    """Refuse a name that is no text encoding.
 
     Raises:
-      AtlasError: with names that are.
+      AtlasError: with names of encodings.
     """
     try:
         io.TextIOWrapper(io.BytesIO(), encoding=encoding)
@@ -36,11 +36,11 @@ def check_encoding(encoding: str | None) -> None:
 
 
 def lines(path: Path, encoding: str | None = None) -> Iterator[str]:
-    """The lines of a text file, each ended by ``\\n``, without byte order marks.
+    """Yield the lines of a text file, each ended by ``\\n``, without byte order marks.
 
     Args:
       path: a file; ``.gz`` and ``.zst`` are decompressed as they are read.
-      encoding: of files without a byte order mark; UTF-8 by default.
+      encoding: encoding of files without a byte order mark; UTF-8 by default.
 
     Raises:
       AtlasError: for a file that is binary, damaged, unreadable, or in another encoding. Nothing is replaced.

@@ -25,11 +25,13 @@ _SPILLED = pa.schema({"digest": pa.uint64(), "domain": pa.int32(), "text": pa.la
 
 
 class Texts(Sequence[str]):
-    """A sequence of strings that holds none of them: each is read from its Arrow column when asked for.
+    """A sequence of strings that holds none of them: each is read from its Arrow column when it is used.
 
-    Over a memory-mapped file it costs no memory but what the system may take back. Slices and sums are views.
+    Over a memory-mapped file it needs only memory that the system may reclaim. Slices and sums are views.
 
     Example:
+      >>> import pyarrow as pa
+      >>> from atlas_jax.corpus import Texts
       >>> texts = Texts(pa.chunked_array([["one", "two"], ["three"]]))
       >>> texts[-1], len(texts), list(texts[1:])
       ('three', 3, ['two', 'three'])
@@ -99,13 +101,13 @@ def read_half(file: IO[bytes]) -> Half:
 
 
 def mapped_table(file: IO[bytes]) -> pa.Table:
-    """The Arrow stream in a file, without reading it."""
+    """Map the Arrow stream in a file, without reading it."""
     file.flush()
     return pa.ipc.open_stream(pa.py_buffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))).read_all()
 
 
 def parent_of(target: Path) -> Path:
-    """The directory that a corpus goes into, made if need be.
+    """Return the parent directory of a corpus, made if it does not exist.
 
     Raises:
       AtlasError: if it cannot be written, or anything but a corpus or an empty directory is at ``target``.
@@ -137,14 +139,14 @@ class Spill:
         self._stack.close()
 
     def add(self, digest: UInt64[np.ndarray, " n"], domain: Int[np.ndarray, " n"], texts: pa.Array) -> None:
-        """Put sentences in."""
+        """Add sentences."""
         self._held.append(pa.record_batch([pa.array(digest), pa.array(domain), texts], schema=_SPILLED))
         self._bytes += texts.nbytes
         if self._bytes >= HELD_BYTES:
             self._flush()
 
     def buckets(self) -> Iterator[pa.Table]:
-        """All sentences, in tables of ascending hash; in a table they are in the order they were put in."""
+        """Yield all sentences in tables of ascending hash; within a table they are in the order of :meth:`add`."""
         if not self._files:
             yield pa.Table.from_batches(self._held, _SPILLED)
             return

@@ -1,4 +1,4 @@
-"""Text that is on every machine that installed the project: documentation of Python and of the dependencies."""
+"""Text on every machine that has the project installed: documentation of Python and of the dependencies."""
 
 import ast
 import hashlib
@@ -28,7 +28,7 @@ _STRINGS = re.compile(
 
 
 def installed_documentation(*, max_bytes: int | None = None, seed: int = 0) -> Iterator[Document]:
-    """Documentation installed with Python and with the dependencies of this project, as clean prose.
+    """Yield the documentation installed with Python and with the dependencies of this project, as clean prose.
 
     Docstrings and other triple-quoted texts of the standard library and of every distribution the project requires
     (followed recursively), the topics of Python's interactive help, package descriptions, licences and shipped
@@ -43,6 +43,7 @@ def installed_documentation(*, max_bytes: int | None = None, seed: int = 0) -> I
       One document per file, with ``domain`` such as ``numpy.linalg`` and ``source`` relative to the installation.
 
     Example:
+      >>> from atlas_jax.corpus import installed_documentation
       >>> first = next(installed_documentation(max_bytes=1000))
       >>> bool(first.text) and not first.source.startswith("/")
       True
@@ -71,7 +72,7 @@ def _unseen(text: str, seen: set[int]) -> Iterator[str]:
 
 
 def _files() -> Iterator[tuple[str, Path]]:
-    """(relative name, path) of every readable file of the standard library and of the requirements, in no order."""
+    """Yield (relative name, path) of every readable file of the standard library and the requirements, in no order."""
     stdlib = Path(sysconfig.get_path("stdlib"))
     for directory, subdirectories, names in os.walk(stdlib):
         subdirectories[:] = [name for name in subdirectories if name not in _SKIPPED_PARTS]
@@ -87,12 +88,12 @@ def _files() -> Iterator[tuple[str, Path]]:
 
 
 def _requirements() -> list[importlib.metadata.Distribution]:
-    """The installed distributions the project requires, directly or not, without any extra."""
+    """Return the installed distributions that the project requires, directly or not, without any extra."""
     try:
         queue = [_name(line) for line in importlib.metadata.requires(_PROJECT) or _ROOTS if "extra ==" not in line]
     except importlib.metadata.PackageNotFoundError:
         queue = list(_ROOTS)
-    found: dict[str, importlib.metadata.Distribution] = {}
+    distributions: dict[str, importlib.metadata.Distribution] = {}
     visited = {_PROJECT}
     while queue:
         name = queue.pop()
@@ -100,10 +101,10 @@ def _requirements() -> list[importlib.metadata.Distribution]:
             continue
         visited.add(name)
         for distribution in importlib.metadata.distributions(name=name):
-            found[name] = distribution
+            distributions[name] = distribution
             queue += [_name(line) for line in distribution.requires or () if "extra ==" not in line]
             break
-    return list(found.values())
+    return list(distributions.values())
 
 
 def _name(requirement: str) -> str:
@@ -112,7 +113,7 @@ def _name(requirement: str) -> str:
 
 
 def _wanted(name: str) -> bool:
-    """Whether a file, by its relative POSIX name, may hold documentation."""
+    """True if a file, by its relative POSIX name, may hold documentation."""
     *directories, base = name.split("/")
     if name.startswith("..") or not _SKIPPED_PARTS.isdisjoint(directories):
         return False
@@ -137,7 +138,7 @@ def _domain(name: str) -> str:
 
 
 def _raw_text(path: Path) -> str:
-    """The documentation in one file: all of a text file, the triple-quoted literals of a Python file."""
+    """Return the documentation in one file: all of a text file, the triple-quoted literals of a Python file."""
     if not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
         return ""
     text = path.read_text(encoding="utf-8", errors="replace")

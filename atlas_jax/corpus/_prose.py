@@ -37,10 +37,11 @@ class Document(NamedTuple):
 
     Attributes:
       text: the text; blank lines separate paragraphs.
-      domain: what the text is about, the unit whose share is kept when a corpus is cut down.
+      domain: subject of the text, the unit whose share is kept when a corpus is cut down.
       source: a relative name of the file it came from.
 
     Example:
+      >>> from atlas_jax.corpus import Document
       >>> Document("A matrix is orthogonal when its rows are orthonormal.", "numpy.linalg", "numpy/linalg").domain
       'numpy.linalg'
     """
@@ -51,14 +52,15 @@ class Document(NamedTuple):
 
 
 def columns_read(names: Iterable[str], text: str, domain: str) -> list[str]:
-    """Which columns of a table hold the text and, whole or as a field (see :func:`domain_of`), the domain."""
+    """Return the columns of a table with the text and, whole or as a field (see :func:`domain_of`), the domain."""
     return [name for name in names if name in (text, domain, domain.partition(".")[0])]
 
 
 def domain_of(row: Mapping[str, Any], column: str) -> str | None:
-    """The domain of a record, if it has one; ``meta.name`` is column ``meta.name`` or else field ``name`` of ``meta``.
+    """Return the domain of a record, if any; ``meta.name`` is column ``meta.name`` or else field ``name`` of ``meta``.
 
     Example:
+      >>> from atlas_jax.corpus._prose import domain_of
       >>> domain_of({"text": "A proof.", "meta": {"pile_set_name": "ArXiv"}}, "meta.pile_set_name")
       'ArXiv'
     """
@@ -69,12 +71,13 @@ def domain_of(row: Mapping[str, Any], column: str) -> str | None:
 
 
 def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
-    """The text of a record; None where it is missing, null or blank.
+    """Return the text of a record; None where it is missing, null or blank.
 
     Raises:
-      AtlasError: naming ``where`` it is, if it is something else than text.
+      AtlasError: naming its place, ``where``, if it is something else than text.
 
     Example:
+      >>> from atlas_jax.corpus._prose import text_of
       >>> text_of({"text": "A proof."}, "text", "line 1 of 'a.jsonl'"), text_of({"text": None}, "text", "line 2")
       ('A proof.', None)
     """
@@ -87,12 +90,12 @@ def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    """Text without byte order marks, and with ``?`` for lone surrogates, which no encoding holds."""
+    """Remove byte order marks, and put ``?`` for lone surrogates, which no encoding holds."""
     return text if text.isascii() else text.replace(_MARK, "").encode("utf-8", "replace").decode()
 
 
 def prose(text: str) -> str:
-    r"""The paragraphs of a docstring, README or manual that are sentences, joined by blank lines.
+    r"""Return the paragraphs of a docstring, README or manual that are sentences, joined by blank lines.
 
     Doctests, fenced and literal blocks, headings, tables, directives and lines that are only a link are dropped; list
     items and parameter descriptions become paragraphs of their own, without their marker. No equation of the paper.
@@ -104,6 +107,7 @@ def prose(text: str) -> str:
       Paragraphs of at least five words; empty when there is none.
 
     Example:
+      >>> from atlas_jax.corpus import prose
       >>> prose("Rows\n----\n\nArgs:\n  x: The matrix whose ``rows`` are scaled.\n\n>>> scale(x)\n")
       'The matrix whose rows are scaled.'
     """
@@ -111,7 +115,7 @@ def prose(text: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    """(depth, stripped line) of what is not code; an empty line ends a paragraph."""
+    """Yield (depth, stripped line) of the lines that are not code; an empty line ends a paragraph."""
     fenced, example, literal = False, False, -1
     for line in text.expandtabs().splitlines():
         stripped = line.lstrip()
@@ -131,7 +135,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Blocks of lines of one depth; a list item keeps its deeper continuation; underlined headings are dropped."""
+    """Yield blocks of lines of one depth; a list item keeps its deeper continuation; headings are dropped."""
     block: list[str] = []
     indent, item = 0, False
     for depth, line in _lines(text):
@@ -158,7 +162,7 @@ def _plain(paragraph: str) -> str:
 
 
 def _is_prose(paragraph: str) -> bool:
-    """Words and letters enough for a sentence; stricter where it does not begin or end like one."""
+    """True if a paragraph has words and letters enough for a sentence; stricter where it does not look like one."""
     head = paragraph[:400]
     words, letters = len(_WORD.findall(head)), len(_LETTER.findall(head)) / max(len(head), 1)
     begins = head[:1].isupper() or head[:1] in {'"', "'", "("}
@@ -171,20 +175,26 @@ def _is_prose(paragraph: str) -> bool:
 
 
 class Splitter(NamedTuple):
-    """A Punkt sentence splitter and where its parameters come from.
+    """A Punkt sentence splitter and the origin of its parameters.
 
     Attributes:
       tokenize: paragraph -> sentences.
       source: ``punkt_tab/english`` or ``trained on N characters``.
+
+    Example:
+      >>> from atlas_jax.corpus import Splitter
+      >>> list(Splitter(str.splitlines, "lines").split("Rows sum.\\nColumns sum.\\n\\nThe end"))
+      ['Rows sum.', 'Columns sum.', 'The end']
     """
 
     tokenize: Callable[[str], list[str]]
     source: str
 
     def split(self, text: str) -> Iterator[str]:
-        """The sentences of a text: blank lines end a sentence, other white space becomes one space.
+        """Yield the sentences of a text: blank lines end a sentence, other white space becomes one space.
 
         Example:
+          >>> from atlas_jax.corpus import train_splitter
           >>> splitter = train_splitter(["Rows sum to one. Columns do not."])
           >>> list(splitter.split("Rows sum\\nto one. Columns do not.\\n\\nThe end"))
           ['Rows sum to one.', 'Columns do not.', 'The end']
@@ -197,9 +207,10 @@ class Splitter(NamedTuple):
 
 
 def published_splitter() -> Splitter | None:
-    """The published English Punkt model where NLTK's data directories hold it; None elsewhere. Never downloads.
+    """Return the published English Punkt model where NLTK's data directories hold it, else None. Never downloads.
 
     Example:
+      >>> from atlas_jax.corpus import published_splitter
       >>> splitter = published_splitter()
       >>> splitter is None or splitter.source == "punkt_tab/english"
       True
@@ -213,11 +224,12 @@ def published_splitter() -> Splitter | None:
 
 
 def train_splitter(texts: Iterable[str]) -> Splitter:
-    """A Punkt model fitted, unsupervised, to the corpus' own text; the order of ``texts`` does not matter.
+    """Fit a Punkt model, unsupervised, to the corpus' own text; the order of ``texts`` does not matter.
 
     At most the first million characters of the sorted texts are used.
 
     Example:
+      >>> from atlas_jax.corpus import train_splitter
       >>> train_splitter(["One sentence. Another one."]).source
       'trained on 26 characters'
     """

@@ -1,4 +1,4 @@
-"""A user's own text: txt, Markdown, jsonl and Parquet files, plain or compressed, and directories of them."""
+"""Reading of a user's own text: txt, Markdown, jsonl and Parquet files, plain or compressed, and directories."""
 
 import json
 from collections import Counter
@@ -16,12 +16,12 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 _COMPRESSED = (".gz", ".zst")
 _CHUNK_CHARACTERS = 1_000_000
 _PARQUET_ROWS = 256
-_HEAD = 1000  # records without the column, after which it is not looked for in the rest of a file
+_HEAD = 1000  # records without the column, after which the rest of a file is not searched for it
 _Record = tuple[str | None, str | None]
 
 
 class Format(NamedTuple):
-    """Where records keep their text and, if they have one, their domain; and how files without a mark are encoded."""
+    """Names of the fields with the text and the domain of a record, and the encoding of files without a mark."""
 
     text: str = "text"
     domain: str = "domain"
@@ -36,7 +36,7 @@ def read_documents(
     encoding: str | None = None,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
-    """Documents of text files, streamed; a large file is never held whole.
+    """Yield the documents of text files, streamed; a large file is never held whole.
 
     ``.txt`` is taken as it is, ``.md`` without code, tables and markup, in documents of about a million characters;
     ``.jsonl`` holds ``{"text": ..., "domain": ...}`` a line, ``.parquet`` these columns; ``domain`` is optional. All
@@ -49,8 +49,8 @@ def read_documents(
       paths: files and directories, or one.
       column: name of the text in jsonl and Parquet files.
       domain_column: name of the domain there; ``meta.pile_set_name`` is a field of the column ``meta``.
-      encoding: of files without a byte order mark, such as ``latin-1``; UTF-8 by default.
-      skipped: counts, by file, what was skipped.
+      encoding: encoding of files without a byte order mark, such as ``latin-1``; UTF-8 by default.
+      skipped: gets the number of skipped records of each file.
 
     Returns:
       An iterator of documents; the paths are checked before the first is asked for.
@@ -58,9 +58,11 @@ def read_documents(
     Raises:
       AtlasError: for a missing path, an unknown extension, an empty, binary or damaged file, one in another encoding,
         one without the column or with something else than text in it, a path without usable text, or an unknown
-        encoding. Damage is found when reading reaches it.
+        encoding. Damage is reported when reading reaches it.
 
     Example:
+      >>> from pathlib import Path
+      >>> from atlas_jax.corpus import read_documents
       >>> import tempfile
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     _ = Path(directory, "poems.txt").write_text("Roses are red.")
@@ -73,7 +75,7 @@ def read_documents(
     check_encoding(encoding)
     form, skipped = Format(column, domain_column, encoding), Counter() if skipped is None else skipped
     files = [(path, _files(path)) for path in given]
-    return (document for path, found in files for document in _documents(path, found, form, skipped))
+    return (document for path, inside in files for document in _documents(path, inside, form, skipped))
 
 
 def _kind(path: Path) -> str | None:
@@ -84,13 +86,13 @@ def _kind(path: Path) -> str | None:
 
 
 def _files(path: Path) -> list[tuple[Path, str]]:
-    """(file, name relative to what was given) of one path a user gave."""
+    """Return (file, name relative to the path) of all files of one path a user gave."""
     if path.is_dir():
-        found = [(file, file.relative_to(path).as_posix()) for file in sorted(path.rglob("*"))]
-        found = [(file, name) for file, name in found if file.is_file() and _kind(file) and "/." not in f"/{name}"]
-        if not found:
+        inside = [(file, file.relative_to(path).as_posix()) for file in sorted(path.rglob("*"))]
+        inside = [(file, name) for file, name in inside if file.is_file() and _kind(file) and "/." not in f"/{name}"]
+        if not inside:
             raise AtlasError(f"'{path}' holds no {', '.join(SUFFIXES)} file; name a directory that does")
-        return found
+        return inside
     if not path.exists():
         raise AtlasError(f"'{path}' does not exist; check the path (a dataset of the hub reads owner/name)")
     if _kind(path) is None:
@@ -103,28 +105,28 @@ def _files(path: Path) -> list[tuple[Path, str]]:
 
 
 def _documents(path: Path, files: list[tuple[Path, str]], form: Format, skipped: Counter[str]) -> Iterator[Document]:
-    """What is in the files of one path a user gave."""
+    """Yield the documents in the files of one path a user gave."""
     usable = False
     for file, name in files:
         parents = name.split("/")[:-1]
         domain = parents[0] if parents else file.name.split(".")[0]
         before = skipped[name]
-        found = False
+        has_text = False
         for text, own_domain in _RECORDS[_kind(file)](file, form):
             if text is None:
                 skipped[name] += 1
             elif text.strip():
-                found = True
+                has_text = True
                 yield Document(text, own_domain or domain, name)
-        if not found and skipped[name] == before:
+        if not has_text and skipped[name] == before:
             skipped[name] += 1
-        usable |= found
+        usable |= has_text
     if not usable:
         raise AtlasError(f"'{path}' has no usable text; give a file with sentences in it")
 
 
 def _text_records(path: Path, form: Format) -> Iterator[_Record]:
-    """Pieces of about a million characters that end where a paragraph does, if one ends within four million."""
+    """Yield pieces of about a million characters that end with a paragraph, if one ends within four million."""
     held: list[str] = []
     size = 0
     for line in lines(path, form.encoding):
@@ -187,7 +189,7 @@ def check_text_column(schema: pa.Schema, column: str, where: str) -> None:
     """Refuse a table whose text column is missing or not text.
 
     Raises:
-      AtlasError: naming the columns there are.
+      AtlasError: with the columns of the table.
     """
     if column not in schema.names:
         raise AtlasError(f"{where} has no column '{column}'; it has {', '.join(schema.names)}")
@@ -197,7 +199,7 @@ def check_text_column(schema: pa.Schema, column: str, where: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
+    """Return the first line of an error's message."""
     return str(error).strip().partition("\n")[0].rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""What a user names as text: files, directories and datasets, each read in its own way."""
+"""Reading of the sources that a user names: files, directories and datasets, each in its own way."""
 
 import itertools
 import re
@@ -21,7 +21,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def is_saved_dataset(directory: Path) -> bool:
-    """Whether a directory was written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``."""
+    """True if a directory was written by ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk``."""
     return any((directory / name).is_file() for name in _SAVED)
 
 
@@ -34,9 +34,9 @@ def read_dataset(
     domain_column: str = "domain",
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
-    """Documents of a dataset, one a row, streamed and in its order.
+    """Yield the documents of a dataset, one a row, streamed and in its order.
 
-    Only a hub name touches the network; nothing is downloaded ahead of what is read. The domain of a row without one
+    Only a hub name touches the network; nothing is downloaded before it is read. The domain of a row without one
     is the name of the dataset.
 
     Args:
@@ -45,7 +45,7 @@ def read_dataset(
       subset: the configuration, where a dataset has several.
       column: name of the text.
       domain_column: name of the domain; optional in the data. ``meta.pile_set_name`` is a field of the column ``meta``.
-      skipped: counts the rows without text.
+      skipped: gets the number of rows without text.
 
     Returns:
       An iterator of documents; the dataset is opened before the first is asked for.
@@ -55,9 +55,12 @@ def read_dataset(
         has no usable text.
 
     Example:
+      >>> import tempfile
+      >>> from atlas_jax.corpus import read_dataset
       >>> import datasets
-      >>> datasets.Dataset.from_dict({"body": ["Roses are red."]}).save_to_disk(tmp / "poems")
-      >>> next(read_dataset(tmp / "poems", column="body"))
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     datasets.Dataset.from_dict({"body": ["Roses are red."]}).save_to_disk(f"{directory}/poems")
+      ...     next(read_dataset(f"{directory}/poems", column="body"))
       Document(text='Roses are red.', domain='poems', source='poems')
     """
     directory = Path(name)
@@ -73,16 +76,16 @@ def _saved(directory: Path, split: str | None, subset: str | None) -> "Dataset":
     if subset is not None:
         raise AtlasError(f"'{directory}' was saved without subsets; leave the subset out")
     try:
-        found = datasets.load_from_disk(str(directory))
+        dataset = datasets.load_from_disk(str(directory))
     except (OSError, ValueError, KeyError) as error:
         raise AtlasError(f"the dataset in '{directory}' is damaged ({first_line(error)}); save it again") from error
-    if isinstance(found, datasets.Dataset):
-        if split is not None and split != str(found.split):
+    if isinstance(dataset, datasets.Dataset):
+        if split is not None and split != str(dataset.split):
             raise AtlasError(f"'{directory}' is one dataset without split '{split}'; leave the split out")
-        return found
-    if (split or "train") not in found:
-        raise AtlasError(f"'{directory}' has no split '{split or 'train'}'; it has {', '.join(found)}")
-    return found[split or "train"]
+        return dataset
+    if (split or "train") not in dataset:
+        raise AtlasError(f"'{directory}' has no split '{split or 'train'}'; it has {', '.join(dataset)}")
+    return dataset[split or "train"]
 
 
 def _streamed(name: str, split: str, subset: str | None) -> "IterableDataset":
@@ -111,7 +114,7 @@ def _streamed(name: str, split: str, subset: str | None) -> "IterableDataset":
 def _documents(
     dataset: "Dataset | IterableDataset", name: str, label: str, columns: tuple[str, str], skipped: Counter[str]
 ) -> Iterator[Document]:
-    """Rows as documents; columns are checked now, rows are read later."""
+    """Return the rows as documents; columns are checked now, rows are read later."""
     if dataset.features is not None:
         check_text_column(dataset.features.arrow_schema, columns[0], f"'{name}'")
         dataset = dataset.select_columns(columns_read(dataset.features, *columns))
@@ -137,7 +140,7 @@ def _rows(
 
 
 def _guarded(dataset: "Dataset | IterableDataset", name: str) -> Iterator[dict]:
-    """The rows, with one sentence where the data is damaged or the network fails."""
+    """Yield the rows; the error is one sentence where the data is damaged or the network fails."""
     import datasets
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -163,10 +166,10 @@ def read_sources(
     encoding: str | None = None,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Document]:
-    """Documents of files, directories and datasets, one source after the other.
+    """Yield the documents of files, directories and datasets, one source after the other.
 
-    What exists is read by :func:`read_documents`, except for a directory that ``datasets`` saved, and for any
-    directory where a split or subset is given; these, and what does not exist but reads ``owner/name``, are read by
+    A path that exists is read by :func:`read_documents`, except for a directory that ``datasets`` saved, and for any
+    directory where a split or subset is given; these, and other names of the form ``owner/name``, are read by
     :func:`read_dataset`.
 
     Args:
@@ -176,8 +179,8 @@ def read_sources(
       split: split of a dataset.
       subset: configuration of a dataset.
       limit: most documents to read of each source.
-      encoding: of text files without a byte order mark; UTF-8 by default.
-      skipped: counts, by file or dataset, the records without text.
+      encoding: encoding of text files without a byte order mark; UTF-8 by default.
+      skipped: gets the number of records without text of each file or dataset.
 
     Returns:
       An iterator of documents; every source is looked at before the first is asked for.
@@ -186,18 +189,22 @@ def read_sources(
       AtlasError: as the two readers do; if a split or subset is given for a file, or ``limit`` is below 1.
 
     Example:
-      >>> _ = Path(tmp, "poems.jsonl").write_text('{"body": "Roses are red."}')
-      >>> [document.text for document in read_sources([tmp / "poems.jsonl"], column="body", limit=1)]
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.corpus import read_sources
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     _ = Path(directory, "poems.jsonl").write_text('{"body": "Roses are red."}')
+      ...     [document.text for document in read_sources([directory], column="body", limit=1)]
       ['Roses are red.']
     """
     if limit is not None and limit < 1:
         raise AtlasError(f"the limit must be at least 1 document, not {limit}")
     sources = [sources] if isinstance(sources, str | Path) else sources
     options = {"column": column, "domain_column": domain_column, "skipped": skipped}
-    found = [_read(str(source), options, split, subset, encoding) for source in sources]
-    if not found:
+    streams = [_read(str(source), options, split, subset, encoding) for source in sources]
+    if not streams:
         raise AtlasError("no text was given; name at least one file, directory or dataset")
-    return itertools.chain.from_iterable(itertools.islice(documents, limit) for documents in found)
+    return itertools.chain.from_iterable(itertools.islice(documents, limit) for documents in streams)
 
 
 def _read(
@@ -215,6 +222,6 @@ def _read(
 
 
 def _is_hub_name(source: str) -> bool:
-    """Whether this may be ``owner/name`` of the hub, and not a wrong path into a directory there is."""
+    """True if this may be ``owner/name`` of the hub, and not a wrong path into an existing directory."""
     wrong_path = source.lower().endswith((*SUFFIXES, ".gz", ".zst")) or Path(source).parent.is_dir()
     return bool(_HUB_NAME.fullmatch(source)) and not wrong_path

@@ -1,4 +1,4 @@
-"""Documents to sentences, in chunks and over worker processes; and which sentences a corpus keeps."""
+"""Splitting of documents into sentences, in chunks and over worker processes; and choice of those to keep."""
 
 import functools
 import hashlib
@@ -28,15 +28,15 @@ class Split(NamedTuple):
 
     Attributes:
       domains: domain of each document.
-      found: sentences with a letter, of each document.
-      lengths: how many sentences have each length in characters.
+      lettered: number of sentences with a letter, of each document.
+      lengths: number of sentences of each length in characters.
       unlettered: the same for those without a letter.
       digest: keyed hash of each sentence with a letter.
       texts: these sentences.
     """
 
     domains: list[str]
-    found: list[int]
+    lettered: list[int]
     lengths: Counter[int]
     unlettered: Counter[int]
     digest: UInt64[np.ndarray, " n"]
@@ -46,7 +46,7 @@ class Split(NamedTuple):
 def split_documents(
     splitter: Splitter, documents: Iterable[Document], seed: int, workers: int | None
 ) -> Iterator[Split]:
-    """The sentences of documents, in their order.
+    """Split documents into sentences, in their order.
 
     Args:
       splitter: splits a text.
@@ -68,30 +68,30 @@ def split_documents(
 
 
 def _cpus() -> int:
-    """CPUs this process may use."""
+    """Number of CPUs that this process may use."""
     import joblib
 
     return joblib.cpu_count()
 
 
 def split_chunk(splitter: Splitter, seed: int, chunk: list[Document]) -> Split:
-    """The sentences of a few documents."""
+    """Split a few documents into sentences."""
     key = str(seed).encode()
     lengths: Counter[int] = Counter()
     unlettered: Counter[int] = Counter()
-    found, kept = [], []
+    counts, kept = [], []
     for document in chunk:
         sentences = list(splitter.split(document.text))
         lettered = [sentence for sentence in sentences if _LETTER.search(sentence)]
         lengths.update(map(len, sentences))
         if len(lettered) < len(sentences):
             unlettered.update(len(sentence) for sentence in sentences if not _LETTER.search(sentence))
-        found.append(len(lettered))
+        counts.append(len(lettered))
         kept += lettered
     digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8, key=key).digest() for text in kept)
     digest = np.frombuffer(digests, ">u8").astype(np.uint64)
     domains = [document.domain for document in chunk]
-    return Split(domains, found, lengths, unlettered, digest, pa.array(kept, pa.large_string()))
+    return Split(domains, counts, lengths, unlettered, digest, pa.array(kept, pa.large_string()))
 
 
 def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
@@ -140,9 +140,9 @@ class Unique(NamedTuple):
 
     Attributes:
       row: position in the bucket.
-      domain: number of the alphabetically first domain the text was found in.
+      domain: number of the alphabetically first domain of the text.
       side: 0 for the fit half, 1 for the eval half.
-      length: in characters.
+      length: length in characters.
     """
 
     row: Int[np.ndarray, " n"]
@@ -152,7 +152,7 @@ class Unique(NamedTuple):
 
     @classmethod
     def from_bucket(cls, bucket: pa.Table, rank: Int[np.ndarray, " d"], low: float, high: float) -> "Unique":
-        """One of each text with a length in bounds; ``rank`` orders the domains."""
+        """Take one of each text with a length in bounds; ``rank`` orders the domains."""
         digest, domain = bucket["digest"].to_numpy(), bucket["domain"].to_numpy()
         order = np.lexsort((rank[domain], digest))
         row = order[_first_of_each(digest[order])]
@@ -161,15 +161,15 @@ class Unique(NamedTuple):
         return cls(row, domain[row], (digest[row] % np.uint64(SIDES)).astype(np.int64), length)
 
     def take(self, keep: Bool[np.ndarray, " n"]) -> "Unique":
-        """Some of them."""
+        """Take some of them."""
         return Unique(*(part[keep] for part in self))
 
     def counts(self, domains: int) -> Int[np.ndarray, "2 d"]:
-        """Sentences of each side and domain."""
+        """Count the sentences of each side and domain."""
         return np.bincount(self.side * domains + self.domain, minlength=SIDES * domains).reshape(SIDES, domains)
 
     def within(self, quotas: Int[np.ndarray, "2 d"]) -> "Unique":
-        """The first of each side and domain, as many as its quota."""
+        """Take the first of each side and domain, as many as its quota."""
         group = self.side * quotas.shape[1] + self.domain
         order = np.argsort(group, kind="stable")
         ordered = group[order]
@@ -186,11 +186,13 @@ def _first_of_each(ordered: UInt64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 def quotas(counts: Counter[str], wanted: int, weights: Mapping[str, float | int]) -> dict[str, int]:
-    """Shares of ``wanted`` in proportion to weight times count, by largest remainder; ties go to the first name.
+    """Divide ``wanted`` in proportion to weight times count, by largest remainder; ties go to the first name.
 
     A domain that has less than its share gives all it has, and the others fill up.
 
     Example:
+      >>> from collections import Counter
+      >>> from atlas_jax.corpus._split import quotas
       >>> quotas(Counter(a=60, b=30, c=10), 10, {})
       {'a': 6, 'b': 3, 'c': 1}
       >>> quotas(Counter(a=60, b=30, c=10), 20, {"c": 10})
@@ -214,9 +216,11 @@ def quotas(counts: Counter[str], wanted: int, weights: Mapping[str, float | int]
 
 
 def percentile(lengths: Counter[int], percent: float | int) -> float:
-    """A percentile of counted lengths, as ``numpy.percentile`` (linear) gives it for the lengths themselves.
+    """Compute a percentile of counted lengths, as ``numpy.percentile`` (linear) gives it for the lengths themselves.
 
     Example:
+      >>> from collections import Counter
+      >>> from atlas_jax.corpus._split import percentile
       >>> percentile(Counter({10: 3, 20: 1}), 75)
       12.5
     """

@@ -9,11 +9,20 @@ from atlas_jax.experiments._causality import (
     causality as causality,
     single_features as single_features,
 )
+from atlas_jax.experiments._chat_judge import ChatJudge as ChatJudge
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
+)
+from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
+from atlas_jax.experiments._concepts import (
+    ConceptSet as ConceptSet,
+    Filtered as Filtered,
+    read_concepts as read_concepts,
+    unwritten as unwritten,
+    write_sequences as write_sequences,
 )
 from atlas_jax.experiments._curve import (
     Curve as Curve,
@@ -21,6 +30,15 @@ from atlas_jax.experiments._curve import (
     Layers as Layers,
     quality_by_layer as quality_by_layer,
     quality_curve as quality_curve,
+)
+from atlas_jax.experiments._diagnosis import (
+    Coverage as Coverage,
+    beyond_sense as beyond_sense,
+    coverage as coverage,
+    diagnose as diagnose,
+    median_perplexities as median_perplexities,
+    stored_ap as stored_ap,
+    weak_sites as weak_sites,
 )
 from atlas_jax.experiments._domains import (
     DomainCell as DomainCell,
@@ -43,6 +61,14 @@ from atlas_jax.experiments._inspect import (
     run_facts as run_facts,
     token_features as token_features,
     token_projections as token_projections,
+)
+from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
+from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
+from atlas_jax.experiments._paper import (
+    Paper as Paper,
+    paper as paper,
+    quality_beside_paper as quality_beside_paper,
+    retrieval_beside_paper as retrieval_beside_paper,
 )
 from atlas_jax.experiments._quality import (
     Measured as Measured,
@@ -72,12 +98,32 @@ from atlas_jax.experiments._steering import (
     steer as steer,
     steered_table as steered_table,
 )
+from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as steering_cost
+from atlas_jax.experiments._steering_evaluation import (
+    Score as Score,
+    SteeringEvaluation as SteeringEvaluation,
+    distinct as distinct,
+    repetition as repetition,
+    steering_evaluation as steering_evaluation,
+)
+from atlas_jax.experiments._steering_rows import (
+    CONTROLS as CONTROLS,
+    Cell as Cell,
+    SteeringConcept as SteeringConcept,
+    SteeringSettings as SteeringSettings,
+    concept_queries as concept_queries,
+    difference_of_means as difference_of_means,
+    directions as directions,
+    file_name as file_name,
+    plan as plan,
+    read_steering_concepts as read_steering_concepts,
+)
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1
 
 
 def __getattr__(name: str) -> Any:
-    """Find here too what moved to :mod:`atlas_jax.sae_lab`, until the next release."""
+    """Return names that moved to :mod:`atlas_jax.sae_lab`, until the next release."""
     if not name.startswith("_"):
         from atlas_jax import sae_lab
 

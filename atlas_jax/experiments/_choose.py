@@ -1,4 +1,4 @@
-"""Choosing a member of the whitened family for a use, without labels, on a held-out part of the fit half."""
+"""Choice of a member of the whitened family for a use, without labels, on a held-out part of the fit half."""
 
 import dataclasses
 import itertools
@@ -42,9 +42,10 @@ def whitened_grid(
     betas: tuple[float, ...] = (0.0, 0.5, 1.0),
     ridges: tuple[float, ...] = (0.0, 0.1),
 ) -> tuple[Member, ...]:
-    """Members with every pair of powers, in all four views, with every ridge where there is something to regularise.
+    """Return members with every pair of powers, in all four views, with every ridge where it has an effect.
 
     Example:
+      >>> from atlas_jax.experiments import whitened_grid
       >>> len(whitened_grid())
       68
     """
@@ -55,7 +56,7 @@ def whitened_grid(
 
 @dataclasses.dataclass(frozen=True)
 class Chooser:
-    """Chooses, at every site and for every use, the member of the whitened family that scores best.
+    """Choice, at every site and for every use, of the member of the whitened family that scores best.
 
     Give it to :func:`atlas_jax.pipeline.align`: a random tenth of the fit half is held out, the members are solved
     from the rest and scored there, and the chosen ones are solved again from the statistics of the whole fit half, as
@@ -71,6 +72,8 @@ class Chooser:
       AtlasError: for an unknown use, or none.
 
     Example:
+      >>> from atlas_jax.experiments import Chooser
+      >>> from atlas_jax.translators import Member
       >>> Chooser(("detect",), grid=(Member(0.5), Member(1.0))).names
       ('whitened_detect',)
     """
@@ -141,7 +144,7 @@ def score_members(
     seed: int,
     progress: Progress | None = None,
 ) -> dict[str, Scores]:
-    """Scores by use.
+    """Return scores by use.
 
     Args:
       uses: "detect", "retrieve" and "steer", any of them.
@@ -180,13 +183,13 @@ def _solve_grid(
     vectors: dict[Site, dict[Member, np.ndarray]] = {site: {} for site in statistics.sites}
     retrieved: Scores = {site: {} for site in statistics.sites}
     for site, whitening, members in views(statistics, dict.fromkeys(statistics.sites, grid)):
-        turned = whitening.in_eigenbasis()
-        mesh = mesh_of(turned)
-        single = turned.queries(queries)
+        eigenbasis = whitening.in_eigenbasis()
+        mesh = mesh_of(eigenbasis)
+        single = eigenbasis.queries(queries)
         mean = statistics.sums.atlas.raw.mean[None, :]
-        mixed = None if averaged is None else turned.queries(averaged[site].queries - mean)
+        mixed = None if averaged is None else eigenbasis.queries(averaged[site].queries - mean)
         for member in members:
-            rows = _unit(turned.rows(member))
+            rows = _unit(eigenbasis.rows(member))
             vectors[site][member] = np.asarray(_cosine(single, rows, mesh))
             if mixed is not None:
                 rank, probability = ranked(_cosine(mixed, rows, mesh), averaged[site].valid)
@@ -258,11 +261,11 @@ def steering_preference(
     tokens: Tokens,
     expresses: Bool[np.ndarray, " b"],
 ) -> Float[np.ndarray, " m"]:
-    """Score how well steering along each direction tells a concept's sentences from others; not in the paper.
+    """Score how well steering along each direction separates a concept's sentences from others; not in the paper.
 
     A stand-in for the faithfulness of Eq. 5 at the cost of forward passes: no text is generated. Every sentence is read
     with and without steering (Eq. 4 at every token, with directions of unit norm and :data:`SHARES` for strengths),
-    and scored by what steering adds to its mean log-likelihood a token. The AUROC of these scores for "expresses the
+    and scored by the gain of steering in its mean log-likelihood a token. The AUROC of these scores for "expresses the
     concept" is 0.5 for a direction that has nothing to do with it; the best strength counts.
 
     Args:
@@ -274,13 +277,25 @@ def steering_preference(
 
     Returns:
       AUROC ``[m]``, the largest over the strengths.
+
+    Example:
+      >>> import jax.numpy as jnp  # doctest: +SKIP
+      >>> import numpy as np  # doctest: +SKIP
+      >>> from atlas_jax import LanguageModel, Site  # doctest: +SKIP
+      >>> from atlas_jax.bundled import SUBJECT  # doctest: +SKIP
+      >>> from atlas_jax.experiments import steering_preference  # doctest: +SKIP
+      >>> lm, site = LanguageModel.from_pretrained(SUBJECT), Site("resid_post", 2)  # doctest: +SKIP
+      >>> tokens = lm.tokenize(["the font of a text", "a list of numbers"])  # doctest: +SKIP
+      >>> directions, expresses = jnp.eye(lm.config.width("resid_post"))[:3], np.array([True, False])  # doctest: +SKIP
+      >>> steering_preference(lm, site, directions, tokens, expresses).shape  # doctest: +SKIP
+      (3,)
     """
     return np.asarray(auroc(np.asarray(_gains(model, site, directions, tokens)), expresses)).max(axis=0)
 
 
 @partial(jax.jit, static_argnames="site")
 def _gains(model: LanguageModel, site: Site, directions: Float[Array, "m d"], tokens: Tokens) -> Float[Array, "s m b"]:
-    """Compute what steering adds to the mean log-likelihood of each sentence, by strength and direction."""
+    """Compute the gain of steering in the mean log-likelihood of each sentence, by strength and direction."""
     acts = forward(model.decoder, tokens, capture=(site,), logits=False).acts[site]
     size = jnp.mean(jnp.linalg.norm(acts.astype(jnp.float32), axis=-1), where=tokens.mask)
     length = jnp.linalg.norm(directions, axis=1, keepdims=True)

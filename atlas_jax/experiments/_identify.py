@@ -17,13 +17,21 @@ from atlas_jax.translation import Translation
 
 
 class ConceptQuery(NamedTuple):
-    """A query and what it means.
+    """A query and its meaning.
 
     Attributes:
       vector: the query ``[d_c]``, float32.
       features: the atlas features of largest weight in it, best first; ``score`` is the score of the search where
         words were given, and the weight otherwise.
       warning: why the features may not be the concept that was meant; None where nothing speaks against them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.experiments import ConceptQuery
+      >>> from atlas_jax.labels import Hit
+      >>> query = ConceptQuery(jnp.array([0.0, 1.0]), [Hit(1, "dogs", 9.0, 1.0)])
+      >>> query.table().rows
+      [(1, 'dogs', 9.0, 1.0)]
     """
 
     vector: Float[Array, " d_c"]
@@ -31,7 +39,7 @@ class ConceptQuery(NamedTuple):
     warning: str | None = None
 
     def table(self) -> Table:
-        """The atlas features the concept became."""
+        """Tabulate the atlas features of the concept."""
         return hits_table("Atlas features of the concept", self.features)
 
 
@@ -45,7 +53,7 @@ def concept_query(
     k: int = 5,
     mean: Float[Array | np.ndarray, " d_c"] | None = None,
 ) -> ConceptQuery:
-    """The query of a concept, given in exactly one of three ways.
+    """Make the query of a concept, given in exactly one of three ways.
 
     Args:
       atlas: the Concept Atlas.
@@ -53,7 +61,7 @@ def concept_query(
       features: atlas features and their weights, which may be negative.
       like: texts the concept is in.
       unlike: texts it is not in, beside ``like``.
-      k: labels to use for ``concept``, and features to tell for texts.
+      k: labels to use for ``concept``, and features to return for texts.
       mean: what is subtracted where there are texts without ``unlike``, see :meth:`ConceptAtlas.query_from`.
 
     Raises:
@@ -61,6 +69,9 @@ def concept_query(
         weights that are not finite, or a query that is zero.
 
     Example:
+      >>> from atlas_jax import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.experiments import concept_query
       >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
       >>> [hit.label for hit in concept_query(atlas, concept="attention", k=1).features]
       ['attention']
@@ -88,18 +99,27 @@ def concept_query(
 
 
 def hits_table(title: str, hits: Sequence[Hit]) -> Table:
-    """Atlas features with how well they match, and their weights in the query."""
+    """Tabulate atlas features with their scores and their weights in the query.
+
+    Example:
+      >>> from atlas_jax.experiments import hits_table
+      >>> from atlas_jax.labels import Hit
+      >>> hits_table("Atlas features", [Hit(3, "a dog's bark", 9.0, 1.0)]).rows
+      [(3, "a dog's bark", 9.0, 1.0)]
+    """
     columns = Column("feature", "d"), Column("label"), Column("score", ".3f"), Column("weight", ".3f")
     return Table(title, columns, [tuple(hit) for hit in hits])
 
 
 def weakness(concept: str, hits: Sequence[Hit]) -> str | None:
-    """Say why search hits may not be what the words mean: none of their labels has a word of them, up to endings.
+    """Return why search hits may not be what the words mean: no label has a word of them, up to endings; else None.
 
     On the bundled atlas this holds of none of 600 words that occur in labels and of all of 600 that do not, whose
-    best scores overlap; similarities of static word vectors tell nothing there (up to 0.99 for unrelated words).
+    best scores overlap; similarities of static word vectors decide nothing there (up to 0.99 for unrelated words).
 
     Example:
+      >>> from atlas_jax.experiments import weakness
+      >>> from atlas_jax.labels import Hit
       >>> weakness("dogs", [Hit(3, "a dog's bark", 9.0, 1.0)]), weakness("dog", [Hit(3, "bit, bounds", 9.0, 1.0)])
       (None, "no label of the features found has a word of 'dog', so they may mean something else")
     """
@@ -113,7 +133,7 @@ def check_query(vector: Float[Array | np.ndarray, "*q d_c"]) -> None:
     """Refuse a query that asks for nothing, or holds a nan.
 
     Raises:
-      AtlasError: saying which.
+      AtlasError: naming the fault.
     """
     if not np.any(finite_numbers(vector, "the concept query")):
         raise AtlasError("the concept query is zero everywhere; give features or texts that make it something")
@@ -124,7 +144,14 @@ def _of_hits(atlas: ConceptAtlas, hits: Sequence[Hit]) -> Float[Array, " d_c"]:
 
 
 class Peak(NamedTuple):
-    """A sentence, and the token at which a feature is most active: ``before + token + after`` is the sentence."""
+    """A sentence, and the token at which a feature is most active: ``before + token + after`` is the sentence.
+
+    Example:
+      >>> from atlas_jax.experiments import Peak
+      >>> peak = Peak(sentence=4, activation=2.5, before="the", token=" font", after=" family")
+      >>> peak.before + peak.token + peak.after
+      'the font family'
+    """
 
     sentence: int
     activation: float
@@ -134,7 +161,13 @@ class Peak(NamedTuple):
 
 
 class Identified(NamedTuple):
-    """A subject feature found by a concept query (Eq. 3), with its maximally activating sentences where known."""
+    """A subject feature similar to a concept query (Eq. 3), with its maximally activating sentences where known.
+
+    Example:
+      >>> from atlas_jax.experiments import Identified, Peak
+      >>> Identified(7, 0.9, [Peak(4, 2.5, "the", " font", " family")]).to_dict()["peaks"][0]["token"]
+      ' font'
+    """
 
     feature: int
     similarity: float
@@ -157,7 +190,7 @@ def identify(
     k: int = 3,
     sentences: int = 3,
 ) -> list[Identified]:
-    """The k subject features most similar to a concept query, with evidence.
+    """Return the k subject features most similar to a concept query, with evidence.
 
     Args:
       translation: of the subject's site.
@@ -170,6 +203,19 @@ def identify(
 
     Raises:
       AtlasError: for a query of the wrong width, one that is zero or not finite, or more features than there are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import LanguageModel, Translation
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.experiments import identify
+      >>> from atlas_jax.statistics import TopK
+      >>> tokenizer = LanguageModel.from_pretrained(SUBJECT).tokenizer
+      >>> t = Translation(jnp.eye(2), jnp.zeros(2), jnp.zeros(2), "covariance")
+      >>> top = TopK(jnp.ones((2, 1)), jnp.zeros((2, 1), int), jnp.ones((2, 1), int))
+      >>> (one,) = identify(t, jnp.array([0.0, 1.0]), top, lambda i: "the font family", tokenizer, k=1)
+      >>> one.feature, one.similarity, one.peaks[0].token
+      (1, 1.0, 'the')
     """
     check_query(query)
     ranked = translation.top_features(query, k)
@@ -180,7 +226,14 @@ def identify(
 
 
 def identified_table(title: str, identified: Sequence[Identified]) -> Table:
-    """Subject features with their maximally activating sentences, the peak token marked."""
+    """Tabulate subject features with their maximally activating sentences, the peak token marked.
+
+    Example:
+      >>> from atlas_jax.experiments import Identified, Peak, identified_table
+      >>> table = identified_table("Concept", [Identified(7, 0.9, [Peak(4, 2.5, "the", " font", " family")])])
+      >>> table.rows[0][:3]
+      (7, 0.9, 2.5)
+    """
     columns = (
         Column("feature", "d", group=True),
         Column("similarity", ".3f", group=True),
@@ -195,7 +248,7 @@ def identified_table(title: str, identified: Sequence[Identified]) -> Table:
 
 
 def top_peaks(top: TopK, feature: int, sentence: Callable[[int], str], tokenizer: Tokenizer, count: int) -> list[Peak]:
-    """The sentences that activate a feature most, best first, with the token of the peak."""
+    """Return the sentences that activate a feature most, best first, with the token of the peak."""
     values, index, position = (np.asarray(x[feature]) for x in (top.values, top.index, top.position))
     return [
         _peak(int(i), float(v), sentence(int(i)), tokenizer.span(sentence(int(i)), int(p)))

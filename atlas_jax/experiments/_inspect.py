@@ -31,6 +31,11 @@ class RunFacts(NamedTuple):
       facts: names and values: models, corpus, settings, versions, sizes.
       translations: a row a site and method: shape, the site's mean token norm, whether the certificate is within its
         tolerances (None where it judges nothing), bytes.
+
+    Example:
+      >>> from atlas_jax.experiments import RunFacts
+      >>> RunFacts({"fit sentences": 20000}, []).tables()[0].rows
+      [('fit sentences', '20000')]
     """
 
     facts: dict[str, Any]
@@ -43,7 +48,7 @@ class RunFacts(NamedTuple):
     as_json = to_dict
 
     def tables(self) -> list[Table]:
-        """The run's facts, its sites and its translations."""
+        """Tabulate the run's facts, its sites and its translations."""
         facts = [(name, _shown(name, value)) for name, value in self.facts.items()]
         sites = [
             (r["site"], r["subject features"], r["atlas features"], "unknown" if (n := r["token norm"]) is None else n)
@@ -63,12 +68,13 @@ class RunFacts(NamedTuple):
 
 
 def run_facts(directory: str | Path) -> RunFacts:
-    """Describe a run.
+    """Describe the run in a directory.
 
     Raises:
       AtlasError: if it is no run, or a file of it is missing or damaged.
 
     Example:
+      >>> from atlas_jax.experiments import run_facts  # doctest: +SKIP
       >>> run_facts("runs/quickstart").facts["fit sentences"]       # doctest: +SKIP
       20000
     """
@@ -138,6 +144,14 @@ class Traced(NamedTuple):
       title: of the table.
       columns: of the table, one a feature or site.
       caption: of the table.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.experiments import Traced
+      >>> from atlas_jax.table import Column
+      >>> traced = Traced(["the", " font"], np.array([[0.0], [2.5]], np.float32), "Trace", (Column("17"),), "")
+      >>> traced.to_dict()["values"]
+      [[0.0], [2.5]]
     """
 
     tokens: list[str]
@@ -153,7 +167,7 @@ class Traced(NamedTuple):
     as_json = to_dict
 
     def table(self) -> Table:
-        """Rows of tokens; zeros are blank, and the largest value of each column stands out."""
+        """Tabulate the tokens; zeros are blank, and the largest value of each column stands out."""
         highest, rows = self.values.argmax(axis=0).tolist(), []
         for i, (token, values) in enumerate(zip(self.tokens, self.values.tolist(), strict=True)):
             cells = [Marked(x) if x and i == top else x or None for x, top in zip(values, highest, strict=True)]
@@ -162,12 +176,15 @@ class Traced(NamedTuple):
 
 
 def token_features(atlas: ConceptAtlas, text: str, features: Sequence[int]) -> Traced:
-    """SAE activations of some atlas features at every token of a text, ``[t, f]``.
+    """Return SAE activations of some atlas features at every token of a text, ``[t, f]``.
 
     Raises:
       AtlasError: for an empty text, one longer than the model's context, or a feature the atlas does not have.
 
     Example:
+      >>> from atlas_jax import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.experiments import token_features
       >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
       >>> token_features(atlas, "The font family", [17, 40]).values.shape[1]
       2
@@ -183,15 +200,19 @@ def token_features(atlas: ConceptAtlas, text: str, features: Sequence[int]) -> T
 def token_projections(
     model: LanguageModel, translations: Mapping[Site, Translation], query: Float[Array | np.ndarray, " d_c"], text: str
 ) -> Traced:
-    """Length of the subject's activation along the concept at every token of a text and every site, ``[t, sites]``.
+    """Project the activation of every token of a text on the concept, at every site, ``[t, sites]``.
 
-    It is ``x · s_c / |s_c|`` with the similarity vector ``s_c`` of Eq. 3, divided by the site's mean token norm where
+    That is ``x · s_c / |s_c|`` with the similarity vector ``s_c`` of Eq. 3, divided by the site's mean token norm where
     that is known: a token has as much of the concept as steering at that strength would add.
 
     Raises:
       AtlasError: for an empty text, one longer than the model's context, or a query that is zero or not finite.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import LanguageModel, Site, Translation
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.experiments import token_projections
       >>> lm, site = LanguageModel.from_pretrained(SUBJECT), Site("resid_post", 2)
       >>> t = Translation(jnp.eye(lm.config.width("resid_post"), 3), jnp.zeros(2), jnp.zeros(3), "covariance", site)
       >>> token_projections(lm, {site: t}, jnp.ones(3), "The font family").values.shape[1]
@@ -230,7 +251,7 @@ def _tokens(model: LanguageModel, text: str) -> Tokens:
 def _traced(
     model: LanguageModel, text: str, tokens: Tokens, values: Float[Array, "1 t c"]
 ) -> tuple[list[str], Float[np.ndarray, "n c"]]:
-    """The text and the values of the tokens that count."""
+    """Return the text and the values of the tokens that count."""
     places = np.flatnonzero(np.asarray(tokens.mask[0]))
     spans = [model.tokenizer.span(text, place) for place in places.tolist()]
     return [text[start:end] for start, end in spans], np.asarray(values[0, places], np.float32)

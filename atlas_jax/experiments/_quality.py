@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._diagnosis import coverage
+from atlas_jax.experiments._paper import is_papers, paper
 from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
 from atlas_jax.progress import Progress
+from atlas_jax.sae import SAEConfig
 from atlas_jax.sharding import is_first
 from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
@@ -26,7 +29,18 @@ FEATURES, TOP = 100, 5
 
 
 class QualityRow(NamedTuple):
-    """AUROC and AP of one method at one site: means over features with 95% bootstrap intervals."""
+    """AUROC and AP of one method at one site: means over features with 95% bootstrap intervals.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import QualityRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> row = QualityRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> round(row.auroc.mean, 2)
+      0.85
+    """
 
     site: Site
     method: str
@@ -45,14 +59,25 @@ class Quality(NamedTuple):
     Attributes:
       rows: one a site and method.
       features: the atlas features that were translated.
-      band: the positive rates, on the fit half, between which they were drawn.
+      band: the positive rates, on the fit half, between which they were drawn; None where they are the paper's.
       chance: the AP of chance, the mean positive rate on the evaluation half.
       sentences: how many sentences were ranked.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import Quality, QualityRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> row = QualityRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> table = Quality([row], features=[3, 5], band=(0.005, 0.2), chance=0.04, sentences=100).table()
+      >>> table.rows[0][:2]
+      ('mlp_act.1', 'ridge')
     """
 
     rows: list[QualityRow]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
     chance: float
     sentences: int
 
@@ -63,11 +88,13 @@ class Quality(NamedTuple):
     as_json = to_dict
 
     def table(self) -> Table:
-        """Table 3: AUROC and AP of every method at every site, the best AP of a site standing out."""
+        """Tabulate AUROC and AP of every method at every site as in Table 3, the best AP of a site standing out."""
+        drawn = "of the paper (A.6.1)"
+        if self.band is not None:
+            drawn = f"that fire in {self.band[0]:.1%} to {self.band[1]:.0%} of the sentences"
         caption = (
-            f"mean over {len(self.features)} atlas features that fire in {self.band[0]:.1%} to {self.band[1]:.0%} "
-            f"of the sentences, 95% bootstrap interval over features; {self.sentences} held-out sentences; "
-            f"AP of chance {self.chance:.3f}"
+            f"mean over {len(self.features)} atlas features {drawn}, 95% bootstrap interval over features; "
+            f"{self.sentences} held-out sentences; AP of chance {self.chance:.3f}"
         )
         columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
         rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
@@ -85,6 +112,12 @@ def choose_features(
 
     Raises:
       AtlasError: if no feature does.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.experiments import choose_features
+      >>> choose_features(np.array([0.0, 0.1, 0.9, 0.1]), count=5, band=(0.005, 0.2), seed=0).tolist()
+      [1, 3]
     """
     usable = np.flatnonzero((rate >= band[0]) & (rate <= band[1]))
     if not len(usable):
@@ -92,18 +125,36 @@ def choose_features(
     return np.sort(np.random.default_rng(seed).choice(usable, min(count, len(usable)), replace=False))
 
 
+def evaluated_features(
+    sae: SAEConfig, rate: Float[np.ndarray, " d_c"], *, count: int | None, seed: int
+) -> tuple[Int[np.ndarray, " q"], tuple[float, float] | None]:
+    """The atlas features of Table 3, and the band they were drawn from; the paper's own where its atlas is used."""
+    if count is None and is_papers(sae):
+        return np.array(paper().features), None
+    return choose_features(rate, count=count or FEATURES, band=BAND, seed=seed), BAND
+
+
 def translation_quality(
     stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
     features: Int[np.ndarray, " q"],
     *,
-    band: tuple[float, float],
+    band: tuple[float, float] | None,
     progress: Progress | None = None,
 ) -> tuple[Quality, Scored]:
-    """Table 3 for every site and method, and the pass it was computed from.
+    """Compute Table 3 for every site and method; return it with the pass it was computed from.
 
     A sentence's score for a feature is the cosine of its pooled subject activations with the translated one-hot
     query (Eq. 3); it is positive if the feature fires anywhere in it. Scores stay in the order of sentence ids.
+
+    Example:
+      >>> import numpy as np  # doctest: +SKIP
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import translation_quality  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> stream = run.stream("eval")  # doctest: +SKIP
+      >>> translation_quality(stream, run.translations, np.arange(9), band=(0, 1))[0].features  # doctest: +SKIP
+      [0, 1, 2, 3, 4, 5, 6, 7, 8]
     """
     queries = one_hot(features, next(iter(translations.values())).d_c)
     directions = {key: t.similarity(queries) for key, t in translations.items()}
@@ -143,7 +194,7 @@ def score_directions(
 
 
 def one_hot(features: Int[np.ndarray, " q"], width: int) -> Float[np.ndarray, "q d_c"]:
-    """The concept queries of single atlas features."""
+    """Return the concept queries of single atlas features."""
     queries = np.zeros((len(features), width), np.float32)
     queries[np.arange(len(features)), features] = 1.0
     return queries
@@ -158,32 +209,54 @@ def quality_row(
 
 
 def best_method(quality: Quality) -> str:
-    """The method of the row with the highest AP; ties go to the first."""
+    """Return the method of the row with the highest AP; ties go to the first."""
     return max(quality.rows, key=lambda row: row.average_precision.mean).method
 
 
 def evaluate_quality(
-    alignment: Alignment, *, features: int = FEATURES, progress: Progress | None = None
+    alignment: Alignment, *, features: int | None = None, progress: Progress | None = None
 ) -> tuple[Alignment, Quality]:
-    """The quality table of an alignment, and the alignment with its maximally activating held-out sentences.
+    """Compute the quality table of an alignment; return the alignment with its maximally activating sentences, and it.
+
+    Args:
+      alignment: fitted.
+      features: how many atlas features to draw; None for the hundred of the paper where the atlas is the paper's, and
+        for a hundred that are drawn where it is another.
+      progress: called after every batch.
 
     Raises:
       AtlasError: if the text is too little to measure on.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import evaluate_quality  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> run, quality = evaluate_quality(run, features=50)  # doctest: +SKIP
+      >>> quality.chance < 0.2  # doctest: +SKIP
+      True
     """
-    chosen = choose_features(alignment.rate, count=features, band=BAND, seed=alignment.settings.seed)
+    sae, seed = alignment.atlas.sae.config, alignment.settings.seed
+    chosen, band = evaluated_features(sae, alignment.rate, count=features, seed=seed)
     quality, scored = translation_quality(
-        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=progress
+        alignment.stream("eval"), alignment.translations, chosen, band=band, progress=progress
     )
     return dataclasses.replace(alignment, top=scored.top), quality
 
 
 class Measured(NamedTuple):
-    """An alignment to be saved, whether or not it could be measured.
+    """An alignment to be saved, measured or not.
 
     Attributes:
-      alignment: with its maximally activating held-out sentences, if they were found.
+      alignment: with its maximally activating held-out sentences, if they were computed.
       quality: its quality table, None where there is none.
-      fault: what went wrong, to be raised or shown once the alignment is saved.
+      fault: the exception, to be raised or shown once the alignment is saved.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import Measured  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> Measured(run, quality=None, fault=None).tables()[0].title  # doctest: +SKIP
+      'Certificates'
     """
 
     alignment: Alignment
@@ -193,22 +266,32 @@ class Measured(NamedTuple):
     def save(self, directory: Path, *, dtype: str = "float32") -> None:
         """Write the run and its quality table; arguments as of :meth:`Alignment.save`."""
         self.alignment.save(directory, dtype=dtype)
+        if is_first():
+            coverage(self.alignment).save(directory)
         if is_first() and self.quality is not None:
             write_json(directory / "tables" / "quality.json", self.quality.to_dict())
 
     def tables(self) -> list[Table]:
-        """The quality table, the members that were chosen and the certificates, each where there is one."""
+        """Return tables of the quality, the chosen members and the certificates, each where there is one."""
         certificates = certificate_table(self.alignment.translations)
         return alignment_tables(self.alignment, self.quality) + ([certificates] if certificates.rows else [])
 
     def raise_fault(self) -> None:
-        """Raise what went wrong, unless it is that there was too little text."""
+        """Raise the fault, unless it is that there was too little text."""
         if self.fault is not None and not isinstance(self.fault, AtlasError):
             raise self.fault
 
 
 def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measured:
-    """As :func:`evaluate_quality`, but nothing that goes wrong is raised."""
+    """Run :func:`evaluate_quality`, but return an exception instead of raising it.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import measured  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> measured(run).fault is None  # doctest: +SKIP
+      True
+    """
     faults: list[Exception] = []
     with kept(faults):
         return Measured(*evaluate_quality(alignment, progress=progress), None)
@@ -223,14 +306,14 @@ def measured(alignment: Alignment, *, progress: Progress | None = None) -> Measu
 
 
 def alignment_tables(alignment: Alignment, quality: Quality | None) -> list[Table]:
-    """The quality table and the members that were chosen, each where there is one."""
+    """Return tables of the quality and of the chosen members, each where there is one."""
     choice = alignment.choice
     tables = [] if quality is None else [quality.table()]
     return tables + ([choice.table()] if choice is not None and choice.members else [])
 
 
 def certificate_table(translations: Mapping[tuple[Site, str], Translation]) -> Table:
-    """The certificates of Procrustes solutions: how far each may be from the best one."""
+    """Tabulate the certificates of Procrustes solutions: how far each may be from the best one."""
     proofs = [(site, method, t.certificate) for (site, method), t in translations.items() if "gap" in t.certificate]
     numbers = lambda proof: ("none" if proof[k] is None else proof[k] for k in ("orthogonality", "gap"))
     return Table(
@@ -247,7 +330,7 @@ def certificate_table(translations: Mapping[tuple[Site, str], Translation]) -> T
 
 @contextlib.contextmanager
 def kept(faults: list[Exception]) -> Iterator[None]:
-    """Keep what the block raises, so that what was computed before it can be saved first."""
+    """Keep the exception of the block, so that earlier results can be saved first."""
     try:
         yield
     except Exception as fault:  # noqa: BLE001 - the caller raises it

@@ -1,4 +1,4 @@
-"""The whole job in one call: align, measure, identify and steer, each step a function of its own."""
+"""All steps in one call: align, measure, identify and steer, each a function of its own."""
 
 import logging
 from collections.abc import Sequence
@@ -27,11 +27,19 @@ class Concept(NamedTuple):
     Attributes:
       text: the words searched for.
       hits: the atlas features whose labels match, with their weights in the query.
-      site: where its subject features were looked for.
+      site: of its subject features.
       method: the translation used.
       identified: the subject features.
       steered: continuations by prompt and strength.
       unit: of the strengths, see :func:`steer`.
+
+    Example:
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import Concept
+      >>> from atlas_jax.labels import Hit
+      >>> concept = Concept("dogs", [Hit(3, "a dog's bark", 9.0, 1.0)], Site("resid_post", 2), "ridge", [], [])
+      >>> [table.title for table in concept.tables()][0]
+      "Concept 'dogs': atlas features"
     """
 
     text: str
@@ -57,7 +65,7 @@ class Concept(NamedTuple):
     as_json = to_dict
 
     def tables(self) -> list[Table]:
-        """The atlas features, the subject features and the steered text."""
+        """Tabulate the atlas features, the subject features and the steered text."""
         name, where = f"Concept '{self.text}'", f"{self.site}, {self.method}"
         return [
             hits_table(f"{name}: atlas features", self.hits),
@@ -78,12 +86,21 @@ def run_concept(
     max_new_tokens: int = 40,
     unit: Unit = "raw",
 ) -> Concept:
-    """One concept through the whole chain: label search, query, identification, steering at some sites.
+    """Take one concept through the whole chain: label search, query, identification, steering at some sites.
 
-    Subject features are shown for the site where the most similar one is found.
+    Subject features are those of the site with the most similar one.
 
     Raises:
       AtlasError: if no label matches the text.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import run_concept  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> options = {"prompts": ["The"], "strengths": [0.0, 1.0], "unit": "norm"}  # doctest: +SKIP
+      >>> concept = run_concept(run, "font", "procrustes", steer_sites=run.subject.sites, **options)  # doctest: +SKIP
+      >>> concept.method  # doctest: +SKIP
+      'procrustes'
     """
     query, hits, _ = concept_query(alignment.atlas, concept=text, k=atlas_features)
     at = lambda site: alignment.translation(site, method)
@@ -120,7 +137,7 @@ class Result(NamedTuple):
         return values if choice is None else values | {"chosen": choice.record["chosen"]}
 
     def tables(self) -> list[Table]:
-        """The quality table, the members that were chosen, and the concepts, each where there is one."""
+        """Return tables of the quality, the chosen members and the concepts, each where there is one."""
         concepts = [table for concept in self.concepts for table in concept.tables()]
         return alignment_tables(self.alignment, self.quality) + concepts
 
@@ -142,10 +159,21 @@ def quickstart(
 
     Concepts use the method of highest AP, the first where none could be measured. Steering acts on the sites of the
     residual stream, or on all sites where there is none; strengths are in mean token norms of a site. The run is
-    written when its translations are there, whatever fails after them.
+    written when its translations are there, even if a later step fails.
 
     Raises:
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
+
+    Example:
+      >>> from pathlib import Path  # doctest: +SKIP
+      >>> from atlas_jax import AlignSettings, build_corpus, load_pair  # doctest: +SKIP
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT  # doctest: +SKIP
+      >>> from atlas_jax.experiments import quickstart  # doctest: +SKIP
+      >>> settings = AlignSettings(("mlp_act.1",), ("procrustes",))  # doctest: +SKIP
+      >>> corpus = build_corpus([Path("my_text.txt").read_text()])  # doctest: +SKIP
+      >>> options = {"concepts": ["dictionary"], "prompts": ["The"], "strengths": [0.0, 1.0]}  # doctest: +SKIP
+      >>> pair = load_pair(SUBJECT, ATLAS, settings)  # doctest: +SKIP
+      >>> result = quickstart(pair, corpus, settings, "runs/mine", **options)  # doctest: +SKIP
     """
     for text in concepts:
         concept_query(pair.atlas, concept=text)

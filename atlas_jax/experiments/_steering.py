@@ -21,7 +21,7 @@ from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
-Unit = Literal["norm", "raw"]
+Unit = Literal["norm", "raw", "length"]
 UNITS = get_args(Unit)
 BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
@@ -35,6 +35,11 @@ class Steered(NamedTuple):
       text: the continuation.
       concept: mean pooled activation of the query's atlas features on the continuation, weighted as in the query.
       perplexity: of the continuation after the prompt under the unsteered subject; None where it has no token.
+
+    Example:
+      >>> from atlas_jax.experiments import Steered
+      >>> Steered("The", 0.5, " dog barks", concept=1.2, perplexity=9.0)._asdict()["strength"]
+      0.5
     """
 
     prompt: str
@@ -74,7 +79,7 @@ def steer(
       seed: of sampling.
       unit: what a strength of 1 is. "raw" is λ of Eq. 4 along the similarity vector ``s_c`` of Eq. 3, unnormalised as
         in the paper. "norm" is one mean token norm of the site along ``s_c`` of unit length, which means the same at
-        every site of every model.
+        every site of every model. "length" is one unit of the activation along ``s_c``.
       chat: each prompt is a user's message in the model's own chat template.
 
     Returns:
@@ -83,6 +88,16 @@ def steer(
     Raises:
       AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site,
         translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> from atlas_jax.experiments import steer  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> sites = {site: run.translation(site, "procrustes") for site in run.subject.sites}  # doctest: +SKIP
+      >>> query, options = run.atlas.query([3, 5]), {"max_new_tokens": 8, "unit": "norm"}  # doctest: +SKIP
+      >>> steered = steer(run.subject.model, run.atlas, sites, query, ["The"], [0.0, 1.0], **options)  # doctest: +SKIP
+      >>> [s.strength for s in steered]  # doctest: +SKIP
+      [0.0, 1.0]
     """
     check_query(query)
     finite_numbers(strengths, "the strength")
@@ -90,7 +105,7 @@ def steer(
         raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
     grid = [(p, s) for p in prompts for s in strengths]
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
-    along = {site: t.similarity(query) if unit == "raw" else t.direction(query) for site, t in translations.items()}
+    along = {site: steering_direction(t, query, unit) for site, t in translations.items()}
     edits = {site: Steer(vector, strength) for site, vector in along.items()}
     seeds = [seed + prompts.index(p) for p, _ in grid]
     ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
@@ -101,6 +116,14 @@ def steer(
         Steered(p, float(s), text, concept, perplexity)
         for (p, s), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
     ]
+
+
+def steering_direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
+    """Return what steering at strength 1 adds to an activation ``[d_s]``; units as in :func:`steer`."""
+    if unit == "norm":
+        return translation.direction(query)
+    similarity = translation.similarity(query)
+    return similarity if unit == "raw" else similarity / jnp.maximum(jnp.linalg.norm(similarity), 1e-30)
 
 
 def _as_chat(model: LanguageModel, prompt: str) -> list[int]:
@@ -122,7 +145,14 @@ def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) ->
 
 
 def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
-    """Baseline beside steered text."""
+    """Tabulate baseline beside steered text.
+
+    Example:
+      >>> from atlas_jax.experiments import Steered, steered_table
+      >>> table = steered_table("Steering", [Steered("The", 0.5, " dog  barks", 1.2, 9.0)], "norm")
+      >>> table.rows
+      [('The', 0.5, 1.2, 9.0, 'dog barks')]
+    """
     meaning = {"norm": "in mean token norms of the site", "raw": "λ of Eq. 4"}[unit]
     columns = (
         Column("prompt", group=True),
@@ -140,7 +170,13 @@ def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
 
 
 def expression_rates(steered: Sequence[Steered]) -> dict[float, float]:
-    """Share of the texts at each strength in which a feature of the concept fires, the offline judge of section 4.4."""
+    """Return the share of texts at each strength in which the concept fires, the offline judge of section 4.4.
+
+    Example:
+      >>> from atlas_jax.experiments import Steered, expression_rates
+      >>> expression_rates([Steered("The", 0.5, " dog barks", 1.2), Steered("A", 0.5, " list", 0.0)])
+      {0.5: 0.5}
+    """
     strengths = dict.fromkeys(s.strength for s in steered)
     return {at: float(np.mean([s.concept > 0 for s in steered if s.strength == at])) for at in strengths}
 
@@ -149,7 +185,7 @@ CELLS = 2**26  # logits that are held at a time
 
 
 def perplexities(model: LanguageModel, prompts: Sequence[Sequence[int]], generation: Generation) -> list[float | None]:
-    """Perplexity of each continuation after its prompt, under a model without edits.
+    """Return the perplexity of each continuation after its prompt, under a model without edits.
 
     Every row is read once; the end-of-text token that ends a continuation does not count.
 
@@ -162,8 +198,10 @@ def perplexities(model: LanguageModel, prompts: Sequence[Sequence[int]], generat
       ``exp`` of the mean negative log-likelihood of a row's new tokens; None where it has none.
 
     Example:
+      >>> from atlas_jax import LanguageModel, generate
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.experiments import perplexities
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
-      >>> from atlas_jax.models import generate
       >>> prompts = lm.tokenizer.encode(["Return the"])
       >>> len(perplexities(lm, prompts, generate(lm, prompts, max_new_tokens=4)))
       1

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +15,22 @@ from jaxtyping import Array, Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._steering import Unit, perplexities
+from atlas_jax.experiments._steering import Unit, perplexities, steering_direction
 from atlas_jax.models import LanguageModel, generate
 from atlas_jax.pipeline import Alignment, SentenceStream, encode_batch
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.steering import Steer
 from atlas_jax.subject import Subject
-from atlas_jax.translation import Translation
 from atlas_jax.types import FeatureSpace, Site, Tokens
 
 UNSTEERED, PROMPTED, NATIVE = "unsteered", "prompt", "native"
 CONTROLS = ("random", "other concept", "diffmean", PROMPTED, NATIVE)
 ROW_BYTES = 2**31  # of keys, values and logits that decode at once
+SENTENCES = 4096  # that differences of means are over
 BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
 
-class Concept(NamedTuple):
+class SteeringConcept(NamedTuple):
     """A concept to steer along.
 
     Attributes:
@@ -64,13 +64,13 @@ class SteeringSettings:
       chat: prompts are messages in the model's chat template.
 
     Example:
-      >>> from atlas_jax.experiments import Concept, SteeringSettings
-      >>> dogs = Concept("dogs", (7,), (1.0,))
+      >>> from atlas_jax.experiments import SteeringConcept, SteeringSettings
+      >>> dogs = SteeringConcept("dogs", (7,), (1.0,))
       >>> SteeringSettings((dogs,), ("I saw",), (0.5,), (("mlp_act.1",),), ("procrustes",)).unit
       'norm'
     """
 
-    concepts: tuple[Concept, ...]
+    concepts: tuple[SteeringConcept, ...]
     prompts: tuple[str, ...]
     strengths: tuple[float, ...]
     sites: tuple[tuple[str, ...], ...]
@@ -161,7 +161,7 @@ class Directions(NamedTuple):
     native: dict[str, Float[np.ndarray, " d"]]
 
 
-def queries_of(atlas: ConceptAtlas, concepts: Sequence[Concept]) -> dict[str, Float[np.ndarray, " d_c"]]:
+def concept_queries(atlas: ConceptAtlas, concepts: Sequence[SteeringConcept]) -> dict[str, Float[np.ndarray, " d_c"]]:
     """Return the atlas query of every concept ``[d_c]``, by name.
 
     Raises:
@@ -176,7 +176,7 @@ def queries_of(atlas: ConceptAtlas, concepts: Sequence[Concept]) -> dict[str, Fl
     return queries
 
 
-def read_concepts(path: Path) -> tuple[Concept, ...]:
+def read_steering_concepts(path: Path) -> tuple[SteeringConcept, ...]:
     """Read concepts from JSON lines with ``concept``, ``features`` and perhaps ``weights``.
 
     Raises:
@@ -185,11 +185,11 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     Example:
       >>> import tempfile
       >>> from pathlib import Path
-      >>> from atlas_jax.experiments import read_concepts
+      >>> from atlas_jax.experiments import read_steering_concepts
       >>> path = Path(tempfile.mkdtemp()) / "concepts.jsonl"
       >>> _ = path.write_text('{"concept": "dogs", "features": [3, 5]}')
-      >>> read_concepts(path)
-      (Concept(name='dogs', features=(3, 5), weights=(1.0, 1.0)),)
+      >>> read_steering_concepts(path)
+      (SteeringConcept(name='dogs', features=(3, 5), weights=(1.0, 1.0)),)
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -201,7 +201,7 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     return tuple(concepts)
 
 
-def _concept(line: str, path: Path, number: int) -> Concept:
+def _concept(line: str, path: Path, number: int) -> SteeringConcept:
     wanted = 'write {"concept": text, "features": [ids], "weights": [numbers]}, weights only where they are not 1'
     try:
         row = json.loads(line)
@@ -210,7 +210,7 @@ def _concept(line: str, path: Path, number: int) -> Concept:
         whole = all(isinstance(f, int) and not isinstance(f, bool) for f in features)
         if not (isinstance(name, str) and name.strip() and features and whole and len(weights) == len(features)):
             raise ValueError
-        return Concept(name, tuple(features), tuple(map(float, weights)))
+        return SteeringConcept(name, tuple(features), tuple(map(float, weights)))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise AtlasError(f"line {number} of '{path}' is no concept; {wanted}") from None
 
@@ -242,7 +242,7 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     Raises:
       AtlasError: for a translation that the run lacks, or one that knows no token norm where ``unit`` needs it.
     """
-    queries = queries_of(alignment.atlas, settings.concepts)
+    queries = concept_queries(alignment.atlas, settings.concepts)
     sites = list(dict.fromkeys(Site.parse(site) for group in settings.sites for site in group))
     rng, names = np.random.default_rng(settings.seed), list(queries)
     along: dict[tuple[str, Site, str], np.ndarray] = {}
@@ -253,7 +253,7 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
         translations = {m: alignment.translation(site, m) for m in settings.methods}
         for method, translation in translations.items():
             for name, query in queries.items():
-                along[method, site, name] = _direction(translation, query, settings.unit)
+                along[method, site, name] = np.asarray(steering_direction(translation, query, settings.unit))
         for number, name in enumerate(names):
             own = along[settings.methods[0], site, name]
             size = float(np.linalg.norm(own))
@@ -267,13 +267,6 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     if NATIVE in settings.controls:
         native = _native(alignment, settings, sites[-1], queries, along)
     return Directions(along, native)
-
-
-def _direction(translation: Translation, query: Float[np.ndarray, " d_c"], unit: Unit) -> Float[np.ndarray, " d"]:
-    if unit == "norm":
-        return np.asarray(translation.direction(query))
-    similarity = np.asarray(translation.similarity(query))
-    return similarity if unit == "raw" else _of_length(similarity, 1.0)
 
 
 def _of_length(x: Float[np.ndarray, " d"], size: float) -> Float[np.ndarray, " d"]:
@@ -316,6 +309,7 @@ def difference_of_means(
     queries: Mapping[str, Float[np.ndarray, " d_c"]],
     sites: Sequence[Site],
     *,
+    sentences: int = SENTENCES,
     progress: Progress | None = None,
 ) -> dict[tuple[Site, str], Float[np.ndarray, " d"]]:
     """Subtract mean subject activations of fit sentences without a concept from those of sentences with it (DiffMean).
@@ -327,6 +321,7 @@ def difference_of_means(
       alignment: the run.
       queries: atlas queries by concept.
       sites: where.
+      sentences: how many at most, evenly spread over the fit half.
       progress: called after every batch.
 
     Returns:
@@ -334,8 +329,10 @@ def difference_of_means(
     """
     subject = Subject.from_model(alignment.subject.model, sites, "mean")
     atlas, options = alignment.atlas, alignment.settings
+    fit = alignment.corpus.fit
+    texts = [fit[i] for i in np.unique(np.linspace(0, len(fit) - 1, sentences).astype(int)).tolist()]
     stream = SentenceStream.from_texts(
-        [subject, atlas], alignment.corpus.fit, max_length=options.max_length, token_budget=options.token_budget
+        [subject, atlas], texts, max_length=options.max_length, token_budget=options.token_budget
     )
     weights = jnp.asarray(np.stack(list(queries.values())) != 0, jnp.float32)
     zero = lambda: {s: jnp.zeros((len(queries), d), jnp.float32) for s, d in subject.widths.items()}
@@ -374,15 +371,19 @@ class Decoder:
     Args:
       alignment: the run.
       settings: what is decoded.
-      along: of :func:`directions`.
+      along: returns :func:`directions`; called once something is decoded.
       row_bytes: memory for keys, values and logits of the rows that decode at once.
     """
 
     def __init__(
-        self, alignment: Alignment, settings: SteeringSettings, along: Directions, row_bytes: int = ROW_BYTES
+        self,
+        alignment: Alignment,
+        settings: SteeringSettings,
+        along: Callable[[], Directions],
+        row_bytes: int = ROW_BYTES,
     ) -> None:
         self.settings, self.along, self.atlas, self.model = settings, along, alignment.atlas, alignment.subject.model
-        self.queries = queries_of(alignment.atlas, settings.concepts)
+        self.queries = concept_queries(alignment.atlas, settings.concepts)
         sites = dict.fromkeys(Site.parse(site) for group in settings.sites for site in group)
         self.widths = {site: self.model.config.width(site.point) for site in sites}
         self.row_bytes = row_bytes
@@ -436,7 +437,7 @@ class Decoder:
         count = len(self.settings.prompts)
         if cells[0].method == NATIVE:
             zero = np.zeros(self.atlas.model.config.width(self.atlas.site.point), np.float32)
-            vectors = {self.atlas.site: [self.along.native.get(c.concept, zero) for c in cells]}
+            vectors = {self.atlas.site: [self.along().native.get(c.concept, zero) for c in cells]}
         else:
             vectors = {site: [self._vector(c, site) for c in cells] for site in self.widths}
         strengths = jnp.asarray(np.repeat([c.strength for c in cells], count), jnp.float32)
@@ -446,7 +447,7 @@ class Decoder:
         """The direction of a cell at a site, zero (which changes no bit) where it does not steer."""
         steered = str(site) in cell.sites.split("+")
         zero = np.zeros(self.widths[site], np.float32)
-        return self.along.subject[cell.method, site, cell.concept] if steered else zero
+        return self.along().subject[cell.method, site, cell.concept] if steered else zero
 
     def _activations(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
         """``a_c · q / sum |q|`` of pooled atlas activations, a column a concept."""
@@ -491,6 +492,17 @@ def decode(decoder: Decoder, path: Path, *, progress: Progress | None = None) ->
             tokens += sum(len(row.ids) for row in new)
             report("steer", len(rows), ends[-1], tokens)
     return rows
+
+
+def file_name(judge: str) -> str:
+    """Return the name of a judge as a part of a file's name.
+
+    Example:
+      >>> from atlas_jax.experiments import file_name
+      >>> file_name("chat:gpt-4o-mini")
+      'chat-gpt-4o-mini'
+    """
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in judge)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -1,14 +1,11 @@
-"""Models behind an OpenAI-compatible API: chat, whose answers are kept on disk, and embeddings."""
+"""Models behind an OpenAI-compatible API: how a request is sent, and embeddings."""
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
-import threading
 import urllib.parse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,18 +15,22 @@ from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
     import openai
-    import pydantic
 
 BATCH = 256  # texts of a request
 _PASSING = (408, 409, 429)  # statuses after which the client tries again, besides those from 500 up
 
 
 class Retry(NamedTuple):
-    """How patient a client is; the pauses between two tries are the ``openai`` client's own.
+    """Patience of a client; the pauses between two tries are the ``openai`` client's own.
 
     Attributes:
-      tries: of each request.
+      tries: number of tries of each request.
       timeout: seconds of one try.
+
+    Example:
+      >>> from atlas_jax.labels import Retry
+      >>> Retry(tries=2).timeout
+      120.0
     """
 
     tries: int = 8
@@ -40,7 +41,7 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
     """Post a JSON body and return the JSON that the server answers.
 
     Args:
-      url: where to.
+      url: address of the service.
       body: plain values.
       api_key: sent as a bearer token; None for none.
       retry: patience with overloaded, failing or unreachable servers.
@@ -49,7 +50,8 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
       AtlasError: if the server refuses the request, or does not answer it in as many tries.
 
     Example:
-      >>> post_json("http://localhost:8000/v1/chat/completions", {"model": "m"})        # doctest: +SKIP
+      >>> from atlas_jax.labels import post_json
+      >>> post_json("http://localhost:8000/v1/embeddings", {"model": "m", "input": ["a"]})  # doctest: +SKIP
     """
     import openai
 
@@ -74,14 +76,14 @@ def post_json(url: str, body: Any, *, api_key: str | None = None, retry: Retry |
 
 @functools.lru_cache
 def _client(retry: Retry) -> "openai.OpenAI":
-    """One client for all threads, because it keeps its connections open; keys go with the requests."""
+    """Return one client for all threads, because it keeps its connections open; keys go with the requests."""
     import openai
 
     return openai.OpenAI(api_key="none", max_retries=retry.tries - 1, timeout=retry.timeout)
 
 
 def _message(error: "openai.APIStatusError") -> str:
-    """What the server says about an error, on one line."""
+    """Return the server's message about an error, on one line."""
     body = error.body.get("message") if isinstance(error.body, dict) else error.body
     return " ".join(str(body or "").split())[:200] or error.response.reason_phrase
 
@@ -96,7 +98,7 @@ def _no_answer(url: str, reason: str, tries: int) -> AtlasError:
 
 
 def _check(url: str, api_key: str | None) -> None:
-    """Refuse what cannot be sent, before a library names the key in its error."""
+    """Refuse an address or key that cannot be sent, before a library names the key in its error."""
     try:
         _ = urllib.parse.urlsplit(url).port
     except ValueError as error:
@@ -109,7 +111,7 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
     """Return base URL and key of an OpenAI-compatible API: those given, or else OPENAI_BASE_URL and OPENAI_API_KEY.
 
     Args:
-      kind: of the endpoint, for the error.
+      kind: kind of the endpoint, for the error.
       base_url: without the name of the service; a slash at its end is dropped.
       api_key: the bearer token.
 
@@ -117,6 +119,7 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
       AtlasError: without a base URL, or with one or a key that cannot be sent.
 
     Example:
+      >>> from atlas_jax.labels._endpoint import address_of
       >>> address_of("chat", "http://localhost:8000/v1/", "key")
       ('http://localhost:8000/v1', 'key')
     """
@@ -128,160 +131,23 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
     return base_url.rstrip("/"), api_key
 
 
-class Answer(NamedTuple):
-    """What a chat model said, and what the server says it counted; 0 where it does not."""
-
-    text: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatEndpoint:
-    """A chat model.
-
-    Attributes:
-      model: its name there.
-      base_url: of the API, without ``/chat/completions``.
-      api_key: the bearer token, None for none.
-      temperature: of sampling; the server's default where None.
-      retry: patience with the server.
-      schema: the form of its answers, None for free text.
-    """
-
-    model: str
-    base_url: str
-    api_key: str | None = dataclasses.field(default=None, repr=False)
-    temperature: float | None = None
-    retry: Retry = Retry()
-    schema: "type[pydantic.BaseModel] | None" = None
-
-    @classmethod
-    def connect(cls, model: str, *, base_url: str | None = None, **options: Any) -> "ChatEndpoint":
-        """Return a model at ``base_url``, or at OPENAI_BASE_URL, with the key in OPENAI_API_KEY if there is one.
-
-        Raises:
-          AtlasError: without a base URL.
-        """
-        return cls(model, *address_of("chat", base_url, None), **options)
-
-    def answering(self, schema: "type[pydantic.BaseModel]") -> "ChatEndpoint":
-        """Return the same model, asked for answers of one form."""
-        return dataclasses.replace(self, schema=schema)
-
-    def body(self, prompt: str) -> dict[str, Any]:
-        """Return the request that asks a prompt."""
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
-        if self.temperature is not None:
-            body["temperature"] = self.temperature
-        if self.schema is not None:
-            form = {"name": self.schema.__name__, "schema": self.schema.model_json_schema(), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        return body
-
-    def ask(self, prompt: str) -> Answer:
-        """Ask a prompt; a server that cannot be given a form is asked without it.
-
-        Raises:
-          AtlasError: if the endpoint refuses, stays unreachable, or answers with something else than a message.
-        """
-        url, body = f"{self.base_url}/chat/completions", self.body(prompt)
-        try:
-            reply = post_json(url, body, api_key=self.api_key, retry=self.retry)
-        except AtlasError as error:
-            form = body.pop("response_format", None)
-            if form is None or not any(name in str(error) for name in ("response_format", "json_schema")):
-                raise
-            reply = post_json(url, body, api_key=self.api_key, retry=self.retry)
-        try:
-            message, usage = reply["choices"][0]["message"], reply.get("usage") or {}
-            text = message.get("refusal") if message["content"] is None else message["content"]
-            return Answer(text.strip(), *(int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise AtlasError(f"{url} did not answer with a message: {error!r}") from None
-
-
-class AnswerBook:
-    """Answers on disk, a line each, so that no question is paid for twice.
-
-    A question is known by a hash of its request: another model or another prompt is another question. A last line
-    that a crash cut off is dropped.
-
-    Attributes:
-      path: a JSONL file; it need not exist.
-      spent: prompt and completion tokens of the answers that were not in the book before.
-      unread: answers, new or old, that were not of the form asked for; whoever reads them counts them.
-
-    Example:
-      >>> book, endpoint = AnswerBook(tmp / "answers.jsonl"), ChatEndpoint("m", "http://localhost")
-      >>> book.add(endpoint, "What is this?", Answer("A cat"))
-      >>> AnswerBook(tmp / "answers.jsonl").get(endpoint, "What is this?").text
-      'A cat'
-    """
-
-    def __init__(self, path: str | Path):
-        self.path, self.spent, self.unread, self._lock = Path(path), [0, 0], 0, threading.Lock()
-        self._known: dict[str, Answer] = {}
-        if self.path.exists():
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
-            for number, line in enumerate(whole, 1):
-                self._read(line, number)
-            if whole != lines:
-                self.path.write_bytes(b"".join(whole))
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, endpoint: ChatEndpoint, prompt: str) -> Answer | None:
-        """Return the answer to a question, None where it was not asked yet."""
-        return self._known.get(_key(endpoint, prompt))
-
-    def add(self, endpoint: ChatEndpoint, prompt: str, answer: Answer) -> None:
-        """Write down an answer."""
-        key = _key(endpoint, prompt)
-        line = json.dumps({"key": key, **answer._asdict()}, ensure_ascii=False) + "\n"
-        with self._lock:
-            self._known[key] = answer
-            self.spent = [self.spent[0] + answer.prompt_tokens, self.spent[1] + answer.completion_tokens]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
-
-    def ask(self, endpoint: ChatEndpoint, prompt: str) -> Answer:
-        """Return the answer in the book, or else ask the endpoint and write its answer down.
-
-        Raises:
-          AtlasError: as :meth:`ChatEndpoint.ask`.
-        """
-        answer = self.get(endpoint, prompt)
-        if answer is None:
-            answer = endpoint.ask(prompt)
-            self.add(endpoint, prompt, answer)
-        return answer
-
-    def _read(self, line: bytes, number: int) -> None:
-        try:
-            row = json.loads(line)
-            key = row.pop("key")
-            self._known[key] = Answer(**row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AtlasError(f"line {number} of {self.path} is no saved answer ({error}); remove the file") from error
-
-
-def _key(endpoint: ChatEndpoint, prompt: str) -> str:
-    return hashlib.sha256(json.dumps(endpoint.body(prompt), sort_keys=True).encode()).hexdigest()
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class EndpointEmbedder:
     """A model behind an OpenAI-compatible embeddings endpoint.
 
     Attributes:
       model: its name there.
-      base_url: of the API, without ``/embeddings``.
+      base_url: address of the API, without ``/embeddings``.
       api_key: the bearer token, None for none.
       retry: patience with the server.
+
+    Example:
+      >>> from atlas_jax.labels import EndpointEmbedder
+      >>> embedder = EndpointEmbedder.connect("m", base_url="http://localhost:8000/v1/")
+      >>> embedder.name
+      'endpoint:m at http://localhost:8000/v1'
+      >>> embedder.encode(["a dog", "a cat"]).shape  # doctest: +SKIP
+      (2, 768)
     """
 
     model: str

@@ -1,4 +1,4 @@
-"""What is asked about a feature, and how the answers are read."""
+"""Questions to a chat model about a feature, and reading of its answers."""
 
 from collections.abc import Sequence
 from typing import NamedTuple, TypeVar
@@ -23,6 +23,9 @@ Answer with the numbers of those sentences, an empty list if there are none, as 
 {{"numbers": [...]}}"""
 
 
+# The docstrings of both forms are part of their schemas, and so of every request and its key in an answer book.
+
+
 class Description(pydantic.BaseModel, extra="forbid", strict=True):
     """An answer to :func:`explanation_prompt`."""
 
@@ -35,11 +38,17 @@ class Detection(pydantic.BaseModel, extra="forbid", strict=True):
     numbers: list[int]
 
 
-_Form = TypeVar("_Form", Description, Detection)
+_Form = TypeVar("_Form", bound=pydantic.BaseModel)
 
 
 class Context(NamedTuple):
-    """A sentence with the token at which a feature is most active in it: ``before + token + after``."""
+    """A sentence with the token at which a feature is most active in it: ``before + token + after``.
+
+    Example:
+      >>> from atlas_jax.labels import Context
+      >>> Context(3.0, "The ", "cat", " sat.").text
+      'The cat sat.'
+    """
 
     activation: float
     before: str
@@ -53,9 +62,10 @@ class Context(NamedTuple):
 
 
 def explanation_prompt(contexts: Sequence[Context]) -> str:
-    """Return the question what a feature stands for.
+    """Return the prompt that asks for a description of a feature.
 
     Example:
+      >>> from atlas_jax.labels import Context, explanation_prompt
       >>> "10  The «cat» sat." in explanation_prompt([Context(3.0, "The ", "cat", " sat.")])
       True
     """
@@ -68,34 +78,54 @@ def description_in(answer: str) -> str:
     """Return the description in an answer without quotes, marks and a final full stop; "" where none can be read.
 
     Example:
+      >>> from atlas_jax.labels import description_in
       >>> description_in('{"description": "Words for time."}')
       'Words for time'
     """
-    form = _read(Description, answer)
+    form = read_form(Description, answer)
     return "" if form is None else " ".join(form.description.split()).strip("\"'`*- ").removesuffix(".").strip()
 
 
 def detection_prompt(description: str, sentences: Sequence[str]) -> str:
-    """Return the question which of some sentences fit a description."""
+    """Return the prompt that asks which of some sentences fit a description.
+
+    Example:
+      >>> from atlas_jax.labels import detection_prompt
+      >>> print(detection_prompt("pets", ["A dog.", "A tax."]))  # doctest: +ELLIPSIS
+      A feature of a language model is described as: pets
+      <BLANKLINE>
+      Which of these sentences would activate it?
+      <BLANKLINE>
+      1. A dog.
+      2. A tax.
+      ...
+    """
     numbered = "\n".join(f"{i}. {' '.join(text.split())}" for i, text in enumerate(sentences, 1))
     return _DETECT.format(description=description, sentences=numbered)
 
 
 def detected_in(answer: str, count: int) -> list[bool] | None:
-    """Return which of some sentences an answer names; None where it cannot be read or names one that is not there.
+    """Return for each of ``count`` sentences if an answer names it; None where it cannot be read or names another.
 
     Example:
+      >>> from atlas_jax.labels import detected_in
       >>> detected_in('{"numbers": [1, 3]}', 3), detected_in("I cannot tell", 2)
       ([True, False, True], None)
     """
-    form = _read(Detection, answer)
+    form = read_form(Detection, answer)
     if form is None or not set(form.numbers) <= set(range(1, count + 1)):
         return None
     return [i in form.numbers for i in range(1, count + 1)]
 
 
-def _read(form: type[_Form], answer: str) -> _Form | None:
-    """Return an answer that is JSON of a form, perhaps in a code block; None for any other."""
+def read_form(form: type[_Form], answer: str) -> _Form | None:
+    """Parse an answer that is JSON of a form, perhaps in a code block; None for any other.
+
+    Example:
+      >>> from atlas_jax.labels import Detection, read_form
+      >>> read_form(Detection, "```json\\n{\\"numbers\\": [2]}\\n```").numbers, read_form(Detection, "Number 2.")
+      ([2], None)
+    """
     text = answer.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
         return form.model_validate_json(text)

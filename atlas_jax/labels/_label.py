@@ -1,4 +1,4 @@
-"""One description of a feature, what descriptions say they are of, and the choice of those of one SAE."""
+"""One description of a feature, the origin of descriptions, and the choice of those of one SAE."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,11 @@ class Label(NamedTuple):
       source: the kind of explanation or the file's own source field, "" where unknown.
       score: quality reported with it (detection score, correlation, ...), None where there is none.
       polarity: "negative" where it describes what makes the activation most negative.
+
+    Example:
+      >>> from atlas_jax.labels import Label
+      >>> Label(7, "words for time", explainer="my-model", score=0.9).polarity
+      'positive'
     """
 
     index: int
@@ -32,13 +37,18 @@ class Label(NamedTuple):
 
 
 class Origin(NamedTuple):
-    """What labels say they are of.
+    """The model and the SAE that labels are of, as their files state.
 
     Attributes:
       model: name of the model, "" where unknown.
       layer: layer number, or Neuronpedia's name of the SAE such as ``20-gemmascope-res-16k``, "" where unknown.
       hook: the hook point the SAE reads, "" where unknown.
       release: the release the SAE is of, "" where unknown.
+
+    Example:
+      >>> from atlas_jax.labels import Origin
+      >>> Origin("gemma-2-2b", layer="20").hook
+      ''
     """
 
     model: str = ""
@@ -51,8 +61,8 @@ class Row(NamedTuple):
     """One row of a table of labels.
 
     Attributes:
-      label: what it says.
-      origin: of what.
+      label: the description.
+      origin: the model and the SAE it is of.
       id: its own id, "" where it has none.
     """
 
@@ -62,13 +72,13 @@ class Row(NamedTuple):
 
 
 def narrowed(rows: list[Row], path: Path, only: Mapping[str, str], site: Site | None) -> tuple[list[Row], Origin]:
-    """Return the rows of one model, layer, hook point and release, and which these are.
+    """Return the rows of one model, layer, hook point and release, and their origin.
 
     Args:
-      rows: what a file holds.
+      rows: all rows of a file.
       path: the file.
       only: values that fields of a row must have.
-      site: where the SAE reads; tells layer and hook point where there are several.
+      site: site of the SAE, which decides among several layers or hook points.
 
     Raises:
       AtlasError: for an unknown field, where nothing is left, or where several are left.
@@ -92,9 +102,10 @@ def narrowed(rows: list[Row], path: Path, only: Mapping[str, str], site: Site | 
 
 
 def site_of_hook(hook: str) -> Site | None:
-    """Return the site a hook point names, None where it names none of ours.
+    """Return the site that a hook point names, None where it names none of ours.
 
     Example:
+      >>> from atlas_jax.labels import site_of_hook
       >>> site_of_hook("blocks.20.hook_resid_post"), site_of_hook("the residual")
       (Site('resid_post.20'), None)
     """

@@ -21,21 +21,24 @@ class Labels:
     One description a feature is chosen by a fixed policy, in this order: positive polarity (a feature that has only
     negative ones gets none, because pooled activations are maxima); the highest score, scored before unscored (nan and
     infinity are no scores); the
-    explainer named first in ``prefer``; the explainer that describes the most features here, so that descriptions
-    are as uniform as they can be; the one that comes first in the file.
+    explainer named first in ``prefer``; the explainer that describes the most features here, which keeps descriptions
+    uniform; the one that comes first in the file.
 
     Equality is identity, so that labels can be the static part of a pytree.
 
     Attributes:
       n_features: width; indices run from 0 to n_features - 1.
       entries: for each described feature all its labels, the chosen one first.
-      origin: the model and layer the labels say they are of.
+      origin: the model and layer the labels are of, as their file states.
 
     Example:
+      >>> from atlas_jax.labels import Label, Labels
       >>> rows = [Label(0, "cats"), Label(2, "dogs", score=0.6), Label(2, "pets", score=0.9)]
       >>> labels = Labels.from_rows(rows, n_features=4)
-      >>> labels[2], labels[1], labels.coverage, labels.missing()
-      ('pets', None, 0.5, [1, 3])
+      >>> labels[2], labels[1], labels.coverage, labels.described(), labels.missing()
+      ('pets', None, 0.5, [0, 2], [1, 3])
+      >>> labels.chosen(2).score, labels.alternatives(2)[0].description
+      (0.9, 'dogs')
     """
 
     n_features: int
@@ -44,7 +47,13 @@ class Labels:
 
     @classmethod
     def empty(cls, n_features: int) -> "Labels":
-        """Return no labels, for an SAE of a given width."""
+        """Return no labels, for an SAE of a given width.
+
+        Example:
+          >>> from atlas_jax.labels import Labels
+          >>> Labels.empty(8).coverage
+          0.0
+        """
         return cls(n_features, {})
 
     @classmethod
@@ -55,7 +64,7 @@ class Labels:
         prefer: Sequence[str] = (),
         origin: Origin = Origin(),  # noqa: B008 - immutable
     ) -> "Labels":
-        """Group rows by feature and choose one each.
+        """Group rows by feature and choose one for each; the example is that of the class.
 
         Args:
           rows: labels in any order; a repeated (feature, description, polarity) counts once.
@@ -105,17 +114,26 @@ class Labels:
 
         Args:
           path: file or folder; a file written by :meth:`save` keeps its choices.
-          n_features: width of the SAE; by default what the file says, or its largest index plus one.
+          n_features: width of the SAE; by default that stated in the file, or its largest index plus one.
           prefer: explainers, best first.
-          layer: reads only rows of this ``layer``; needed where a file has several and ``site`` does not tell.
+          layer: the ``layer`` of the rows to read; needed where a file has several and ``site`` does not decide.
           only: values that ``model``, ``layer``, ``hook`` or ``release`` of a row must have, where a file has several.
-          site: where the SAE reads; of several layers or hook points its own are read.
+          site: site of the SAE, which decides among several layers or hook points.
           columns: the file's own name for a field, such as ``{"index": "feature_id"}``.
-          format: "json", "jsonl", "csv" or "parquet"; by default what the suffix says.
+          format: "json", "jsonl", "csv" or "parquet"; by default that of the suffix.
 
         Raises:
           AtlasError: for a missing or corrupt file, an unknown format, labels of several SAEs, no usable row, a column
             that cannot be the feature's number, or an index outside the width.
+
+        Example:
+          >>> import tempfile
+          >>> from pathlib import Path
+          >>> from atlas_jax.labels import Labels
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     _ = Path(directory, "mine.csv").write_text("feature,label\\n3,dogs\\n5,cats\\n")
+          ...     Labels.load(f"{directory}/mine.csv", n_features=8)[3]
+          'dogs'
         """
         only = dict(only or {}) | ({} if layer is None else {"layer": str(layer)})
         width, rows, origin = read_labels(Path(path), columns, format, only=only, site=site)
@@ -126,7 +144,16 @@ class Labels:
         return cls(_checked_width(rows, width), _grouped(rows), origin)
 
     def save(self, path: str | Path) -> None:
-        """Write all labels as JSONL: a line with the width, then a line a label, chosen ones first."""
+        """Write all labels as JSONL: a line with the width, then a line a label, chosen ones first.
+
+        Example:
+          >>> import tempfile
+          >>> from atlas_jax.labels import Label, Labels
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     Labels.from_rows([Label(0, "cats")], n_features=4).save(f"{directory}/labels.jsonl")
+          ...     len(Labels.load(f"{directory}/labels.jsonl"))
+          4
+        """
         rows = (label for index in sorted(self.entries) for label in self.entries[index])
         head = {"n_features": self.n_features} | {k: v for k, v in self.origin._asdict().items() if v}
         with Path(path).open("w", encoding="utf-8", newline="\n") as file:
@@ -160,7 +187,7 @@ class Labels:
         return sorted(index for index, group in self.entries.items() if group[0].polarity == "positive")
 
     def missing(self) -> list[int]:
-        """Return the features that have none, in order."""
+        """Return the features that have no chosen label, in order."""
         return sorted(set(range(self.n_features)).difference(self.described()))
 
     @property

@@ -40,7 +40,7 @@ _AMBIGUOUS = 0.01
 
 
 class ReadLabels(NamedTuple):
-    """What a file or folder holds: the width it states, if any, its labels in order, and what it says they are of."""
+    """Content of a file or folder: the width it states, if any, its labels in order, and their origin."""
 
     width: int | None
     rows: list[Label]
@@ -84,7 +84,7 @@ def _names(columns: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def _saved(head: Mapping[str, Any], rows: list[Label], path: Path) -> ReadLabels:
-    """Return what :meth:`Labels.save` wrote."""
+    """Return the content of a file that :meth:`Labels.save` wrote."""
     if type(head["n_features"]) is not int or head["n_features"] < 1:
         raise AtlasError(f"{path} is damaged: n_features is {head['n_features']!r}")
     return ReadLabels(head["n_features"], rows, Origin(*(str(head.get(name) or "") for name in Origin._fields)))
@@ -105,7 +105,7 @@ def _own(raw: Mapping[str, Any], where: str) -> Label:
 
 
 def _row(raw: Mapping[str, Any], names: Mapping[str, Iterable[str]], where: str, guess: bool) -> Row | None:
-    """Return the label of one row and what it says of itself, None where its text is empty."""
+    """Return the label of one row with its origin and id, None where its text is empty."""
     fields = _fields(raw, names)
     text = fields["description"]
     if isinstance(text, bool | list | Mapping):
@@ -140,10 +140,10 @@ def _fields(raw: Mapping[str, Any], names: Mapping[str, Iterable[str]]) -> dict[
 
 
 def _check_index_column(raw: Mapping[str, Any], where: str) -> None:
-    """Refuse to guess which column numbers the features."""
-    said = {name: raw[name] for name in _COLUMNS["index"] if raw.get(name) is not None}
-    if len({str(value).removesuffix(".0") for value in said.values()}) > 1:
-        numbers = ", ".join(f"{name} = {value}" for name, value in said.items())
+    """Refuse rows where the column that numbers the features could be more than one."""
+    candidates = {name: raw[name] for name in _COLUMNS["index"] if raw.get(name) is not None}
+    if len({str(value).removesuffix(".0") for value in candidates.values()}) > 1:
+        numbers = ", ".join(f"{name} = {value}" for name, value in candidates.items())
         raise AtlasError(f"{where} has several numbers ({numbers}); say which is the feature's: --column index=NAME")
     if other := [name for name in _OTHER_THINGS if name in raw]:
         raise AtlasError(
@@ -172,13 +172,13 @@ def _whole(value: Any) -> bool:
 
 
 def _score(value: Any) -> float | None:
-    """Return a finite number; None for one that is not: it cannot be compared."""
+    """Return a finite score; None for any other, which cannot be compared."""
     number = math.nan if value in ("", None) else float(value)
     return number if math.isfinite(number) else None
 
 
 def _help(rows: list[Row | None], path: Path, format: str | None) -> str:
-    """Say which columns there are, where no row has a description."""
+    """Return the end of the error where no row has a description: the columns there are."""
     first = next((raw for file in label_files(path) for raw in raw_rows(file, format)), None) if rows else None
     if first is None or any(first.get(name) for name in _COLUMNS["description"]):
         return ""
@@ -186,7 +186,7 @@ def _help(rows: list[Row | None], path: Path, format: str | None) -> str:
 
 
 def _check_repeated(rows: list[Row], path: Path) -> None:
-    """Refuse a table in which more than one feature of a hundred has texts that nothing tells apart."""
+    """Refuse a table in which more than one feature of a hundred has several texts that differ in nothing else."""
     texts: dict[tuple, set[str]] = defaultdict(set)
     for label, _, identity in rows:
         texts[label.index, label.explainer, label.source, label.score, label.polarity, identity].add(label.description)
@@ -248,7 +248,7 @@ def _parse(file: Path, kind: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _text(file: Path) -> Iterator[IO[str]]:
-    """Open a file as lines as they stand: a line of JSON may hold a bare carriage return, a cell of CSV a newline."""
+    """Open a file without translating line ends: JSON may hold a bare carriage return, a cell of CSV a newline."""
     opener = gzip.open if file.suffix == ".gz" else open
     with opener(file, "rt", encoding="utf-8-sig", newline="" if ".csv" in file.suffixes else "\n") as text:
         yield text

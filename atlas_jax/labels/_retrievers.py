@@ -28,9 +28,10 @@ _VERB = ("ing", "ed")
 
 
 def terms(text: str) -> list[str]:
-    """Return the lower-case word stems of a text, without function words and without the words every description uses.
+    """Return the lower-case word stems of a text, without function words and the words that every description uses.
 
     Example:
+      >>> from atlas_jax.labels import terms
       >>> terms("references to Dogs, and dog training")
       ['referenc', 'dog', 'dog', 'train']
     """
@@ -128,13 +129,13 @@ class Dense(Protocol):
     """Texts in a space of meaning.
 
     Attributes:
-      documents: unit rows, zero for a text of which nothing is known.
+      documents: unit rows, zero for a text without a known word.
     """
 
     documents: Float[np.ndarray, "n w"]
 
     def embed(self, text: str) -> Float[np.ndarray, " w"]:
-        """Return a query as a unit vector of the same space, zero where nothing of it is known."""
+        """Return a query as a unit vector of the same space, zero where it has no known word."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,7 +156,7 @@ class LSA:
 
     @classmethod
     def from_counts(cls, counts: sp.csr_matrix, vocabulary: Mapping[str, int], width: int = 100) -> "LSA | None":
-        """Fit to at most 50,000 evenly spaced texts, alike to the bit each time; None for tiny sets."""
+        """Fit to at most 50,000 evenly spaced texts, with the same result each time; None for tiny sets."""
         containing = document_frequency(counts)
         rarity = np.where(containing > 1, np.log((1 + counts.shape[0]) / (1 + containing)) + 1, 0)
         weighted = _log_weighted(counts, rarity)
@@ -214,7 +215,7 @@ class Embedded:
 
     Attributes:
       documents: unit rows.
-      embedder: what made them.
+      embedder: the embedder.
     """
 
     documents: Float[np.ndarray, "n w"]
@@ -265,6 +266,9 @@ def leading_directions(matrix: sp.csr_matrix, width: int) -> Float[np.ndarray, "
     whole space of the columns that are not zero where its dimension is at most 768.
 
     Example:
+      >>> import numpy as np
+      >>> import scipy.sparse as sp
+      >>> from atlas_jax.labels._retrievers import leading_directions
       >>> directions = leading_directions(sp.csr_matrix(np.diag([3.0, 2.0, 2.0, 1.0])), 2)
       >>> np.abs(directions).round(6).T.tolist()
       [[1.0, 0.0, 0.0, 0.0]]
@@ -282,7 +286,7 @@ def leading_directions(matrix: sp.csr_matrix, width: int) -> Float[np.ndarray, "
 
 
 def _krylov(matrix: sp.csr_matrix) -> Float[np.ndarray, "columns d"]:
-    """An orthonormal basis of what powers of the Gram matrix make of a block of random vectors."""
+    """Return an orthonormal basis of the block Krylov space of the Gram matrix and random vectors."""
     transposed, random = matrix.T.tocsr(), np.random.default_rng(0)
     basis = np.zeros((matrix.shape[1], DIMENSION))
     block = np.zeros((matrix.shape[1], BLOCK))

@@ -1,4 +1,4 @@
-"""Search over labels: by words, by meaning, and by both; and the index on disk, beside the labels it was made of."""
+"""Search over labels: by words, by meaning, and by both; and the index on disk, beside its labels."""
 
 import dataclasses
 import hashlib
@@ -24,13 +24,18 @@ _ARRAYS = {"lsa": ("documents", "basis", "rarity"), "static": ("documents", "rar
 
 
 class Hit(NamedTuple):
-    """One feature found.
+    """One result of a search.
 
     Attributes:
       index: the feature.
       label: its chosen description.
       score: the retriever's score, comparable within one query only.
       weight: the score as a share of the best one, 0 to 1, for use in a concept query.
+
+    Example:
+      >>> from atlas_jax.labels import Hit
+      >>> Hit(3, "dogs and cats", score=2.5, weight=1.0).label
+      'dogs and cats'
     """
 
     index: int
@@ -55,10 +60,13 @@ class TextIndex:
       dense: the others by name.
 
     Example:
-      >>> from atlas_jax.labels import Label
+      >>> from atlas_jax.labels import Label, Labels, TextIndex
       >>> labels = Labels.from_rows([Label(3, "dogs and cats"), Label(7, "stock prices"), Label(8, "a dog's bark")])
-      >>> [hit.index for hit in TextIndex.from_labels(labels).search("dog", k=2, method="bm25")]
-      [3, 8]
+      >>> index = TextIndex.from_labels(labels)
+      >>> [hit.index for hit in index.search("dog", k=2, method="bm25")], index.methods
+      ([3, 8], ('hybrid', 'bm25', 'static'))
+      >>> index.scores("stock", method="bm25").argmax().item()
+      1
     """
 
     features: Int[np.ndarray, " n"]
@@ -94,9 +102,19 @@ class TextIndex:
     of = from_labels
 
     def with_embedder(self, embedder: Embedder) -> "TextIndex":
-        """Return the same labels by ``bm25`` and ``embedder``, and by both as ``hybrid``.
+        """Return an index of the same labels by ``bm25`` and ``embedder``, and by both as ``hybrid``.
 
         Embeds every label once; see :func:`open_embedder` for a cache of the vectors.
+
+        Example:
+          >>> import numpy as np
+          >>> from atlas_jax.labels import Label, Labels, TextIndex
+          >>> class Lengths:
+          ...     name = "lengths"
+          ...     def encode(self, texts): return np.array([[1, len(t)] for t in texts], np.float32)
+          >>> labels = Labels.from_rows([Label(3, "dogs"), Label(7, "the prices of stocks")])
+          >>> TextIndex.from_labels(labels).with_embedder(Lengths()).search("cats", method="embedder")[0].index
+          3
         """
         return dataclasses.replace(self, dense={"embedder": Embedded.from_texts(self.texts, embedder)})
 
@@ -106,7 +124,7 @@ class TextIndex:
         return ("hybrid", "bm25", *self.dense)
 
     def search(self, text: str, k: int = 20, method: str = "hybrid") -> list[Hit]:
-        """Return the k features whose labels fit a text best, best first; none where no word of it is known.
+        """Return the k features whose labels fit a text best, best first; none where the text has no known word.
 
         Raises:
           AtlasError: for a blank text, k below 1, or an unknown retriever.
@@ -125,7 +143,7 @@ class TextIndex:
         return [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in hits]
 
     def scores(self, text: str, method: str = "hybrid") -> Float[np.ndarray, " n"]:
-        """Return the score of every label, in the order of ``features``; all zero where no word of the text is known.
+        """Return the score of every label, in the order of ``features``; all zero where the text has no known word.
 
         Raises:
           AtlasError: for a blank text or an unknown retriever.
@@ -158,12 +176,12 @@ class TextIndex:
 
 
 def chosen_texts(labels: Labels, features: Sequence[int]) -> tuple[str, ...]:
-    """The chosen descriptions of some features."""
+    """Return the chosen descriptions of some features."""
     return tuple(labels.entries[i][0].description for i in features)
 
 
 def _best(scores: Float[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
-    """The k places of highest score, best first, the first of equals first; sorts no more than it must."""
+    """Return the k places of highest score, best first, the first of equals first; without sorting all of them."""
     if k >= len(scores):
         return np.argsort(-scores, kind="stable")
     limit = np.partition(scores, len(scores) - k)[len(scores) - k]
@@ -172,7 +190,7 @@ def _best(scores: Float[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
 
 
 def _z_score(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-    """Zero mean and unit deviation; where all are equal, one for a match and zero for none."""
+    """Scale to zero mean and unit deviation; where all are equal, to one for a match and zero for none."""
     deviation = scores.std()
     return (scores - scores.mean()) / deviation if deviation > 0 else np.sign(scores)
 
@@ -180,21 +198,23 @@ def _z_score(scores: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 def open_index(labels: Labels, directory: str | Path | None = None) -> TextIndex:
     """Return the index of some labels by the package's own retrievers: read from a directory, or made where none fits.
 
-    What is there is used only if it was made of these very descriptions and word vectors. Arrays are mapped into
-    memory, not read.
+    An index on disk is used only if it was made of exactly these descriptions and word vectors. Arrays are mapped
+    into memory, not read.
 
     Args:
       labels: the labels of an atlas.
-      directory: where :func:`write_index` left it; None makes it anew.
+      directory: directory that :func:`write_index` wrote; None makes the index anew.
 
     Raises:
       AtlasError: where no feature has a label, or the files are damaged.
 
     Example:
-      >>> from atlas_jax.labels import Label
+      >>> import tempfile
+      >>> from atlas_jax.labels import Label, Labels, open_index, write_index
       >>> labels = Labels.from_rows([Label(3, "dogs and cats"), Label(7, "stock prices")])
-      >>> write_index(labels, tmp / "index")
-      >>> open_index(labels, tmp / "index").search("dogs", method="bm25")[0].index
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     write_index(labels, directory)
+      ...     open_index(labels, directory).search("dogs", method="bm25")[0].index
       3
     """
     index = None if directory is None else _read(Path(directory), labels)
@@ -206,6 +226,15 @@ def write_index(labels: Labels, directory: str | Path) -> None:
 
     Raises:
       AtlasError: where no feature has a label.
+
+    Example:
+      >>> import os
+      >>> import tempfile
+      >>> from atlas_jax.labels import Label, Labels, write_index
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     write_index(Labels.from_rows([Label(3, "dogs and cats")]), directory)
+      ...     "index.json" in os.listdir(directory)
+      True
     """
     index, directory = TextIndex.from_labels(labels), Path(directory)
     lexical = index.lexical.contributions
@@ -247,7 +276,7 @@ def _read(directory: Path, labels: Labels) -> TextIndex | None:
 
 
 def _fingerprint(labels: Labels) -> str:
-    """Hash everything the index is made of."""
+    """Hash all that determines the index."""
     features = labels.described()
     digest = hashlib.sha256(np.ascontiguousarray(StaticEmbedding.default().table))
     digest.update("\0".join(chosen_texts(labels, features)).encode())

@@ -16,12 +16,18 @@ _WORD = re.compile(r"[^\W\d_]{2,}|\d+")
 
 
 class WordTable(NamedTuple):
-    """Which words occur in which sentences.
+    """Table of the words that occur in each sentence.
 
     Attributes:
       words: the vocabulary, lower case.
       present: boolean ``[sentences, words]``, sparse rows.
       first: id of the first sentence.
+
+    Example:
+      >>> from atlas_jax.labels import WordTable
+      >>> table = WordTable.from_texts(["A red ball.", "a red hat", "blue"], min_count=1)
+      >>> table.contains_any(["ball", "blue"]).tolist()
+      [True, False, True]
     """
 
     words: list[str]
@@ -33,6 +39,7 @@ class WordTable(NamedTuple):
         """Count words of at least two letters and numbers that occur in ``min_count`` sentences or more.
 
         Example:
+          >>> from atlas_jax.labels import WordTable
           >>> WordTable.from_texts(["A red ball.", "a red hat", "blue"], min_count=2).words
           ['red']
         """
@@ -49,13 +56,19 @@ class WordTable(NamedTuple):
     of = from_texts
 
     def contains_any(self, words: Sequence[str]) -> Bool[np.ndarray, " n"]:
-        """Tell which sentences contain at least one of the words."""
+        """Mark the sentences that contain at least one of the words."""
         columns = [i for i, word in enumerate(self.words) if word in set(words)]
         return np.asarray(self.present[:, columns].sum(axis=1)).ravel() > 0
 
 
 def words_of(text: str) -> set[str]:
-    """Return the distinct words of two letters or more and numbers of a text, in lower case."""
+    """Return the distinct words of two letters or more and numbers of a text, in lower case.
+
+    Example:
+      >>> from atlas_jax.labels import words_of
+      >>> sorted(words_of("A dog and 12 dogs"))
+      ['12', 'and', 'dog', 'dogs']
+    """
     return set(_WORD.findall(text.lower()))
 
 
@@ -63,6 +76,7 @@ def words_at(text: str, position: int, reach: int = 1) -> set[str]:
     """Return the word that covers a character, or the last one before it, and up to ``reach - 1`` words before that.
 
     Example:
+      >>> from atlas_jax.labels import words_at
       >>> sorted(words_at("the mean of the sample variance", 18, reach=2))
       ['sample', 'the']
     """
@@ -90,6 +104,13 @@ def characteristic_words(
 
     Returns:
       For each feature up to ``count`` words with their scores, best first; empty for a feature without examples.
+
+    Example:
+      >>> from atlas_jax.labels import WordTable, characteristic_words
+      >>> table = WordTable.from_texts(["red hat", "red ball", "blue sea", "blue sky"] * 5)
+      >>> (red, score), *_ = characteristic_words(table, [[{"red", "hat"}, {"red", "ball"}]])[0]
+      >>> red, score > 0
+      ('red', True)
     """
     total = table.present.shape[0]
     share = np.asarray(table.present.mean(axis=0)).ravel().astype(np.float64)
@@ -114,6 +135,7 @@ def statistical_labels(table: WordTable, bags: Sequence[Sequence[set[str]]], *, 
       count: words a label.
 
     Example:
+      >>> from atlas_jax.labels import WordTable, statistical_labels
       >>> table = WordTable.from_texts(["red hat", "red ball", "blue sea", "blue sky"] * 5)
       >>> statistical_labels(table, [[{"red", "hat"}, {"red", "ball"}]], count=1)[0]
       'red'

@@ -1,4 +1,4 @@
-"""Word vectors from one's own text: positive pointwise mutual information and a truncated SVD."""
+"""Word vectors from your own text: positive pointwise mutual information and a truncated SVD."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ def train_static(
 
     Args:
       texts: sentences or documents; no pair of words crosses from one to the next.
-      width: of the vectors.
+      width: width of the vectors.
       min_count: rarer stems are unknown, and words that occur once.
       window: reach of co-occurrence, in words.
       smoothing: below 1 keeps rare contexts from dominating.
@@ -36,6 +36,7 @@ def train_static(
       AtlasError: where the texts have no more than ``width`` stems of that count.
 
     Example:
+      >>> from atlas_jax.labels import train_static
       >>> train_static(["the red cats sat", "the red dog sat"] * 9, width=2).vectors.shape
       (5, 2)
     """

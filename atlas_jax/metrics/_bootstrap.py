@@ -20,8 +20,13 @@ class Interval(NamedTuple):
       mean: mean of the values that are not nan; nan where there are none.
       low: lower end of the interval.
       high: upper end of the interval.
-      n: how many values the mean is over.
-      n_nan: how many values were nan and left out.
+      n: number of values in the mean.
+      n_nan: number of values that were nan and left out.
+
+    Example:
+      >>> from atlas_jax.metrics import Interval
+      >>> Interval(0.5, 0.4, 0.6, n=20, n_nan=1).high
+      0.6
     """
 
     mean: float
@@ -38,7 +43,7 @@ def bootstrap_mean(
 
     Args:
       values: one value a feature; nan values (a feature of one class) are left out and counted.
-      seed: of the resampling; the same values and seed give the same interval.
+      seed: seed of the resampling; the same values and seed give the same interval.
       n_resamples: resamples drawn with replacement.
       level: coverage of the interval, between 0 and 1.
 
@@ -49,6 +54,8 @@ def bootstrap_mean(
       AtlasError: for a level outside (0, 1), fewer than one resample, or values that are no row of numbers or infinite.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import bootstrap_mean
       >>> interval = bootstrap_mean(np.array([0.2, 0.4, float("nan"), 0.9]))
       >>> round(interval.mean, 6), interval.n, interval.n_nan
       (0.5, 3, 1)

@@ -18,12 +18,18 @@ AnyArray = Array | np.ndarray
 
 
 class Detection(NamedTuple):
-    """How well scores detect labels, one entry a query.
+    """Detection of labels by scores, one entry a query.
 
     Attributes:
       auroc: area under the ROC curve, nan where one class is missing.
       average_precision: average precision, nan where there are no positives.
       n_positive: positives of positive weight.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import Detection
+      >>> Detection(np.array([0.9]), np.array([0.5]), np.array([3])).auroc.item()
+      0.9
     """
 
     auroc: Float[AnyArray, "*q"]
@@ -47,11 +53,13 @@ def auroc(scores: Any, labels: Any, weights: Any = None) -> Float[AnyArray, "*q"
       float32 jax array within 1e-6 on an accelerator or inside ``jit``.
 
     Raises:
-      AtlasError: for no samples, what is no array of real numbers, or shapes that do not broadcast; outside ``jit``
-        also for a score that counts and is NaN, other labels, and weights that are negative or not finite. Inside
-        ``jit`` a NaN score gives nan, and labels count as positive above 0.
+      AtlasError: for no samples, input that is no array of real numbers, or shapes that do not broadcast; outside
+        ``jit`` also for a score that counts and is NaN, other labels, and weights that are negative or not finite.
+        Inside ``jit`` a NaN score gives nan, and labels count as positive above 0.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import auroc
       >>> float(auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True])))
       0.875
     """
@@ -76,6 +84,8 @@ def average_precision(scores: Any, labels: Any, weights: Any = None) -> Float[An
       AtlasError: as :func:`auroc`.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import average_precision
       >>> float(average_precision(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True])))
       0.8333333333333333
     """
@@ -97,6 +107,8 @@ def detection(scores: Any, labels: Any, weights: Any = None) -> Detection:
       AtlasError: as :func:`auroc`.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import detection
       >>> result = detection(np.array([[1.0, 2.0, 3.0], [3.0, 2.0, 1.0]]), np.array([False, False, True]))
       >>> result.auroc.tolist(), result.n_positive.tolist()
       ([1.0, 0.0], [1, 1])
@@ -125,7 +137,7 @@ def _measure(
 
 
 def _positive(labels: Shaped[AnyArray, "*l"]) -> Bool[AnyArray, "*l"]:
-    """Which samples are positive."""
+    """Mark the samples that are positive."""
     if labels.dtype == bool:
         return labels
     if known(labels):
@@ -148,6 +160,6 @@ def _check_values(scores: Num[AnyArray, "*q n"], weights: Num[AnyArray, "*w n"] 
 
 
 def _fits(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether ``shape`` broadcasts to ``target``."""
+    """Test that ``shape`` broadcasts to ``target``."""
     aligned = target[len(target) - len(shape) :]
     return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape, aligned, strict=True))

@@ -32,6 +32,8 @@ def faithfulness(
         rates that are not numbers from 0 to 1 (not checked under ``jit``).
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import faithfulness
       >>> faithfulness(np.array([[0.2, 0.2, 0.6], [0.5, 0.5, 0.1]]), [-10, 0, 10]).round(6).tolist()
       [50.0, 0.0]
     """

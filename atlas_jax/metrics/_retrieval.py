@@ -40,6 +40,8 @@ def reciprocal_rank(
         for ties.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.metrics import reciprocal_rank
       >>> reciprocal_rank(jnp.array([0.1, 0.9, 0.5, 0.5]), jnp.array(2)).item()
       0.5
       >>> f"{reciprocal_rank(jnp.array([0.1, 0.9, 0.5, 0.5]), jnp.array(2), ties='mid'):.3f}"
@@ -48,7 +50,7 @@ def reciprocal_rank(
     if ties not in ("favour", "mid"):
         raise AtlasError(f"unknown rule for ties '{ties}'; use favour or mid")
     similarity, target = _checked(similarity, target)
-    return _told(_reciprocal_rank(similarity, target, ties), similarity)
+    return _without_nan(_reciprocal_rank(similarity, target, ties), similarity)
 
 
 @partial(jax.jit, static_argnames="ties")
@@ -79,11 +81,13 @@ def predicted_probability(
       AtlasError: for a similarity that is not finite, a target that is no feature, or shapes that do not fit.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.metrics import predicted_probability
       >>> f"{predicted_probability(jnp.array([0.0, 0.0, 0.0, 1.0]), jnp.array(3)):.3f}"
       '0.770'
     """
     similarity, target = _checked(similarity, target)
-    return _told(_predicted_probability(similarity, target), similarity)
+    return _without_nan(_predicted_probability(similarity, target), similarity)
 
 
 @jax.jit
@@ -99,7 +103,7 @@ def _predicted_probability(similarity: Float[Array, "*q d"], target: Int[Array, 
 
 
 def _checked(similarity: Any, target: Any) -> tuple[Float[Array, "*q d"], Int[Array, "*q"]]:
-    """Both as arrays whose shapes fit, similarities at least float32."""
+    """Return both as arrays whose shapes fit, similarities at least float32."""
     similarity, target = as_numbers(similarity, "the similarity"), as_numbers(target, "the target")
     if similarity.ndim == 0 or target.shape != similarity.shape[:-1]:
         raise AtlasError(f"targets of shape {target.shape} do not fit similarities of shape {similarity.shape}")
@@ -114,11 +118,11 @@ def _checked(similarity: Any, target: Any) -> tuple[Float[Array, "*q d"], Int[Ar
     return similarity.astype(wide), jnp.asarray(target)
 
 
-def _told(found: Float[Array, "*q"], similarity: Float[Array, "*q d"]) -> Float[Array, "*q"]:
-    """What was found; nan, which comes of similarities alone, is refused outside of ``jit``."""
-    if known(found) and known(similarity) and bool(jnp.isnan(found).any()):
+def _without_nan(scores: Float[Array, "*q"], similarity: Float[Array, "*q d"]) -> Float[Array, "*q"]:
+    """The scores; outside of ``jit`` nan, which only similarities can cause, is refused."""
+    if known(scores) and known(similarity) and bool(jnp.isnan(scores).any()):
         refuse(~jnp.isfinite(similarity), similarity, "the similarity", "finite numbers")
-    return found
+    return scores
 
 
 def _take(values: Float[Array, "*q d"], target: Int[Array, "*q"]) -> Float[Array, "*q"]:

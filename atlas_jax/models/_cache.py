@@ -1,4 +1,4 @@
-"""Key-value caches: blocks of consecutive times, so that room is added without copying what is there."""
+"""Key-value caches: blocks of consecutive times, so that room is added without copying."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from atlas_jax.models._config import ModelConfig
 
 
 class Block(NamedTuple):
-    """Keys and values of consecutive times, one a slot. Empty slots have position -1."""
+    """Keys and values of consecutive times, one time a slot. Empty slots have position -1."""
 
     keys: Float[Array, "b k s h"]
     values: Float[Array, "b k s h"]
@@ -18,7 +18,7 @@ class Block(NamedTuple):
 
     @property
     def slots(self) -> int:
-        """Times that fit."""
+        """Number of times that fit."""
         return self.position.shape[1]
 
 
@@ -33,7 +33,7 @@ def extend(
     position: Int[Array, "b t"],
     time: Int[Array, ""],
 ) -> LayerCache:
-    """The cache with new tokens: a prompt as the first block, later one token at a time in the last block.
+    """Add new tokens to a cache: a prompt as the first block, later one token at a time in the last block.
 
     They are float32 on a CPU, which would otherwise convert a whole bfloat16 cache back and forth at every token.
     """
@@ -48,7 +48,7 @@ def extend(
 
 
 def trim(config: ModelConfig, caches: tuple[LayerCache, ...], length: int) -> tuple[LayerCache, ...]:
-    """Caches as the prompt left them, for texts of ``length`` tokens: a layer whose window is shorter keeps a ring."""
+    """Cut caches to what texts of ``length`` tokens need: a layer whose window is shorter keeps a ring."""
 
     def layer(cache: LayerCache, window: int | None) -> LayerCache:
         return cache if window is None or window >= length else (_ring(cache[0], window),)
@@ -57,7 +57,7 @@ def trim(config: ModelConfig, caches: tuple[LayerCache, ...], length: int) -> tu
 
 
 def grow(config: ModelConfig, caches: tuple[LayerCache, ...], slots: int, length: int) -> tuple[LayerCache, ...]:
-    """Settled caches with an empty block of so many slots more; rings stay."""
+    """Add an empty block of ``slots`` slots to each cache; rings stay as they are."""
 
     def layer(cache: LayerCache, window: int | None) -> LayerCache:
         if window is not None and window < length:
@@ -82,5 +82,5 @@ def _ring(block: Block, slots: int) -> Block:
 
 
 def _slot_axis(x: Array) -> int:
-    """Keys and values have the head before the slot: products over a head then read memory in order."""
+    """Axis of the slots; keys and values have the head before it, so products over a head read memory in order."""
     return 2 if x.ndim == 4 else 1

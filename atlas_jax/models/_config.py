@@ -34,10 +34,12 @@ ONLY = {
 
 
 def transformers() -> ModuleType:
-    """Import transformers, without its advice to install PyTorch, which nothing here needs; it takes
-    seconds, so only where a model is loaded.
+    """Import transformers without its advice to install PyTorch, which nothing here needs.
+
+    The import takes seconds, so it happens only where a model is loaded.
 
     Example:
+      >>> from atlas_jax.models._config import transformers
       >>> transformers().AutoConfig.__name__
       'AutoConfig'
     """
@@ -67,7 +69,7 @@ class Rope:
 
     @classmethod
     def from_hf(cls, p: dict[str, Any], partial: bool) -> "Rope":
-        """Read one ``rope_parameters`` entry of transformers 5; ``partial`` as in the table of families.
+        """Read one ``rope_parameters`` entry of transformers 5; ``partial`` is as in the table of families.
 
         Raises:
           AtlasError: for a rope type or a partial rotary factor this decoder does not compute.
@@ -97,6 +99,13 @@ class ModelConfig:
     ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention, a rope of ``None``
     rotates nothing. ``norm``, ``placement``, ``qk_norm`` and ``gated`` are as in the table of families
     (``_families.py``).
+
+    Example:
+      >>> import transformers
+      >>> from atlas_jax.models import ModelConfig
+      >>> config = ModelConfig.from_hf(transformers.LlamaConfig(num_hidden_layers=2))
+      >>> config.width("mlp_act"), config.has_post_norms, config.absent("mlp_gate_act")
+      (11008, False, None)
     """
 
     family: str
@@ -130,11 +139,11 @@ class ModelConfig:
 
     @property
     def has_post_norms(self) -> bool:
-        """Whether what attention and MLP add to the residual stream is normalised before."""
+        """True if the outputs of attention and MLP are normalised before they are added to the residual stream."""
         return self.placement in ("post", "sandwich")
 
     def absent(self, point: str) -> str | None:
-        """Why the model has no such point; None where it has."""
+        """The reason why the model has no such point; None where it has one."""
         if point == "mlp_gate_act" and not self.gated:
             return "its MLP has no gate, and mlp_act is what its activation function gives"
         if point == "resid_mid" and self.placement == "parallel":
@@ -142,7 +151,7 @@ class ModelConfig:
         return None
 
     def width(self, point: str) -> int:
-        """Features at a point.
+        """Number of features at a point.
 
         Heads * head_dim for ``z``, heads for ``head_norm``, the MLP's hidden size for ``mlp_*act``, else the model's.
         """
@@ -159,6 +168,7 @@ class ModelConfig:
             nor at its default (named in the message).
 
         Example:
+          >>> from atlas_jax.models import ModelConfig
           >>> import transformers
           >>> ModelConfig.from_hf(transformers.LlamaConfig(num_hidden_layers=2)).num_layers
           2
@@ -205,7 +215,7 @@ class ModelConfig:
 
 
 def _check_attributes(hf: Any) -> None:
-    """Refuse what transformers computes and this decoder does not: new attributes of the class, and a few of all."""
+    """Refuse what transformers computes and this decoder does not: new attributes of a family, and a few of all."""
     if hf.model_type not in FAMILIES:
         raise AtlasError(f"model_type '{hf.model_type}' is not supported; supported are {', '.join(FAMILIES)}")
     handled = FAMILIES[hf.model_type].reads | IRRELEVANT
@@ -268,9 +278,9 @@ _SHARED_BY_MODALITIES = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_wo
 
 
 def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """Read ``config.json`` with ``transformers.AutoConfig``; returns our config and the content of the file.
+    """Read ``config.json`` with ``transformers.AutoConfig``; return our config and the content of the file.
 
-    Of a multimodal checkpoint the text part is read. End-of-text ids of ``generation_config.json`` win, as they do
+    The text part of a multimodal checkpoint is read. End-of-text ids of ``generation_config.json`` win, as they do
     when transformers generates.
 
     Raises:

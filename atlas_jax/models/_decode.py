@@ -13,16 +13,16 @@ from atlas_jax.models._decoder import Decoder, Taps
 from atlas_jax.models._forward import blocks, positions
 from atlas_jax.types import Site, Tokens, Where
 
-# Decoding goes in stretches, each with a block of cache more, so attention reads little that is still empty. Every
-# chunk is compiled on its own, which few tokens would not repay; on an accelerator, which reads faster and compiles
-# for longer, many.
+# Decoding goes in stretches, each of which adds a block to the cache, so that attention reads few empty slots. Every
+# stretch is compiled on its own, which pays off only for many tokens; an accelerator reads faster and compiles for
+# longer, so it needs more of them.
 MOST_STRETCHES = 8
 TOKENS_A_STRETCH = 1400
 TOKENS_A_STRETCH_ON_ACCELERATORS = 32768
 
 
 class Sampling(NamedTuple):
-    """How each row samples; every field has one entry a row.
+    """Sampling options; every field has one entry a row.
 
     Attributes:
       temperature: 0 takes the most likely token.
@@ -38,7 +38,7 @@ class Sampling(NamedTuple):
 
 
 def argmax(x: Float[Array, "b v"]) -> Int[Array, " b"]:
-    """Index of the first maximum of each row, found by blocks; several times faster than ``jnp.argmax`` on a CPU."""
+    """Index of the first maximum of each row, searched by blocks; several times faster than ``jnp.argmax`` on a CPU."""
     blocks = x.reshape(x.shape[0], -1, math.gcd(x.shape[1], 256))
     best = _first_maximum(jnp.max(blocks, axis=-1))
     inside = jnp.take_along_axis(blocks, best[:, None, None], axis=1)[:, 0]
@@ -74,14 +74,14 @@ def _kept(ranked: Float[Array, "b v"], sampling: Sampling) -> Bool[Array, "b v"]
 
 
 class Request(NamedTuple):
-    """What is to be generated.
+    """Prompts to continue and how.
 
     Attributes:
       tokens: prompts, padded on the left.
-      prompt_of: where rows share prompts, the prompt of each row; otherwise None, and every row has its own.
-      embeddings: what enters the first block in place of the prompts' token embeddings, or None.
+      prompt_of: the prompt of each row where rows share prompts; None where every row has its own.
+      embeddings: vectors that enter the first block in place of the prompts' token embeddings, or None.
       edits: edits by site.
-      sampling: how each row samples.
+      sampling: options of each row.
     """
 
     tokens: Tokens
@@ -92,13 +92,13 @@ class Request(NamedTuple):
 
 
 class State(NamedTuple):
-    """Where a generation stands.
+    """State of a generation.
 
     Attributes:
       ids: new tokens, the first ``step`` of each row filled.
       step: tokens generated so far.
       token: the last one of each row; an end-of-text token stays.
-      done: whether a row has ended.
+      done: true for rows that have ended.
       caches: keys and values of every layer.
     """
 
@@ -121,9 +121,10 @@ def complete(decoder: Decoder, request: Request, n: int, greedy: bool) -> State:
 
 
 def stretches(tokens: int, backend: str) -> int:
-    """How many stretches so many new tokens of all rows go in.
+    """Number of stretches for ``tokens`` new tokens of all rows together.
 
     Example:
+      >>> from atlas_jax.models._decode import stretches
       >>> stretches(11_200, "cpu"), stretches(11_200, "gpu")
       (8, 1)
     """
@@ -173,7 +174,7 @@ def _with_room(decoder: Decoder, request: Request, state: State, slots: int) -> 
 
 
 def _text_length(request: Request, state: State) -> int:
-    """Of the prompts and all tokens that will follow."""
+    """Length of the prompts with all tokens that will follow."""
     return request.tokens.ids.shape[1] + state.ids.shape[1]
 
 
@@ -200,7 +201,7 @@ def _step(
     greedy: bool,
     first: int = 0,
 ) -> State:
-    """Run tokens that stand at ``time`` of the padded batch from block ``first`` on, and choose each row's next one."""
+    """Run the tokens at ``time`` of the padded batch from block ``first`` on, and choose each row's next one."""
     taps = Taps(Where(position, _prompt_length(request)), (), request.edits, None)
     config = decoder.config
     x, caches = blocks(decoder, x, position, time, taps, range(first, config.num_layers), state.caches[first:])

@@ -1,4 +1,4 @@
-"""The decoder: one file for all families, told apart by what :class:`ModelConfig` says.
+"""The decoder: one file for all families, which differ by their :class:`ModelConfig`.
 
 Submodules carry the names of Llama's Hugging Face checkpoints; ``_weights.py`` knows the names of others. Linear
 weights are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s`` keys, ``k`` key-value heads, ``g``
@@ -25,7 +25,7 @@ _INIT = jax.nn.initializers.normal(0.02)
 
 
 class Taps:
-    """Applies the edits of a site, then keeps what was asked for. Lives only while a pass is traced."""
+    """Apply the edits of a site, then keep the activations that were asked for. Lives only while a pass is traced."""
 
     def __init__(self, where: Where, capture: Collection[Site], edits: Mapping[Site, Any], pool: Pool | None):
         self.where, self.capture, self.edits, self.pool = where, capture, edits, pool
@@ -51,11 +51,11 @@ def _apply(edit: Any, site: Site, x: Array, where: Where) -> Array:
 
 
 class Context(NamedTuple):
-    """What every layer of one pass shares.
+    """Values that all layers of a pass share.
 
     Attributes:
-      position: of the tokens in their texts, -1 on padding.
-      time: of the first of them in the padded batch, when decoding.
+      position: positions of the tokens in their texts, -1 on padding.
+      time: place of the first of them in the padded batch, when decoding.
       turns: cosines and sines of the rotary angles, for each kind of rotary embedding among the layers.
     """
 
@@ -83,7 +83,7 @@ class Linear(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """Norm over the last axis in float32, of a ``kind`` that the table of families explains (``_families.py``)."""
+    """Norm over the last axis in float32; the table of families explains its ``kind`` (``_families.py``)."""
 
     def __init__(self, width: int, config: ModelConfig):
         self.weight = nnx.Param(jnp.zeros(width) if config.norm == "rms_one_plus" else jnp.ones(width))
@@ -135,7 +135,7 @@ def rotate(
 
 
 def visible(query: Int[Array, "b t"], key: Int[Array, "b s"], window: int | None) -> Bool[Array, "b t s"]:
-    """Which keys a query sees: real, not later than it, and within the window (itself included)."""
+    """Mark the keys a query sees: real, not later than it, and within the window (itself included)."""
     q, k = query[:, :, None], key[:, None, :]
     seen = (k >= 0) & (k <= q)
     return seen if window is None else seen & (k > q - window)
@@ -175,7 +175,7 @@ class Attention(nnx.Module):
         return taps("attn_out", self.layer, self.o_proj(z)), None if cache is None else here
 
     def normalised(self, x: Float[Array, "b t n h"], norm: Callable[[Array], Array]) -> Array:
-        """Queries or keys after their norm, of every head by itself or of all together."""
+        """Normalise queries or keys, every head by itself or all together."""
         return norm(x) if self.config.qk_norm == "head" else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
 
 
@@ -228,7 +228,7 @@ class MLP(nnx.Module):
 
 
 class DecoderLayer(nnx.Module):
-    """One block, with its norms where ``placement`` says."""
+    """One block, with its norms placed as ``placement`` says."""
 
     def __init__(self, config: ModelConfig, layer: int, *, rngs: nnx.Rngs):
         d, placement = config.hidden_size, config.placement
@@ -275,7 +275,7 @@ class Embedding(nnx.Module):
 
 
 class Positions(nnx.Module):
-    """Learned embeddings of positions; those of padding, which no token sees, are of no account."""
+    """Learned embeddings of positions; padding gets an arbitrary one, which no token sees."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.weight = nnx.Param(_INIT(rngs.params(), (config.max_positions, config.hidden_size), jnp.float32))
@@ -285,7 +285,17 @@ class Positions(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A decoder-only transformer. Call it through :func:`atlas_jax.run` or :func:`atlas_jax.models.forward`."""
+    """A decoder-only transformer. Call it through :func:`atlas_jax.run` or :func:`atlas_jax.models.forward`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel
+      >>> decoder = LanguageModel.from_pretrained(SUBJECT).decoder
+      >>> x = decoder.enter(decoder.embed_tokens(jnp.array([[0, 5]])), jnp.array([[0, 1]]))
+      >>> decoder.logits(x).shape
+      (1, 2, 3072)
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.embed_tokens = Embedding(config, rngs=rngs)
@@ -297,7 +307,7 @@ class Decoder(nnx.Module):
         self.config = config
 
     def enter(self, x: Float[Array, "b t d"], position: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """What enters the first block: token embeddings, with those of their positions where these are learned."""
+        """Input of the first block: token embeddings, plus those of their positions where these are learned."""
         return x if self.embed_positions is None else x + self.embed_positions(position)
 
     def logits(self, x: Float[Array, "*b d"]) -> Float[Array, "*b v"]:

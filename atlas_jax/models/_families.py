@@ -1,7 +1,7 @@
-"""The table of decoder families: one row a ``model_type`` of transformers, with all that tells it from the others.
+"""The table of decoder families: one row a ``model_type`` of transformers, with all that sets it apart.
 
-Sizes and strengths come from a checkpoint's config (``_config.py``); the decoder branches on what a row says, never on
-the name of a family.
+Sizes and strengths come from a checkpoint's config (``_config.py``); the decoder branches on the columns of a row,
+never on the name of a family.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ class Fused:
     """Projections that a checkpoint stores as one.
 
     Attributes:
-      name: of the module that holds them.
+      name: name of the module that holds them.
       parts: the projections in their order.
-      by_head: whether they follow one another for every head, instead of all heads of one before those of the next.
+      by_head: true where they follow one another for every head, instead of all heads of one before those of the next.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Fused:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """What tells a family from the others.
+    """Row of a family in the table.
 
     Attributes:
       reads: the attributes of a config that the model class of transformers reads. Any other changes nothing there,
@@ -63,18 +63,18 @@ class Family:
       qk_norm: of queries and keys: None, "head" (every head by itself) or "full" (all heads together).
       position: "rotary" (of queries and keys, except in layers where ``no_rope_layers`` of the config is 0) or
         "learned" (an embedding of each position, added to the token's).
-      scaled_embedding: whether token embeddings are multiplied by the root of their width.
+      scaled_embedding: true where token embeddings are multiplied by the root of their width.
       biases: projections that always have one: "qkv", "o", "mlp". Others have one where the family reads
         ``attention_bias`` or ``mlp_bias`` and the config sets it.
-      partial_rotary: whether ``partial_rotary_factor`` of the rotary embedding acts: only this share of a head's
+      partial_rotary: true where ``partial_rotary_factor`` of the rotary embedding acts: only this share of a head's
         dimensions is rotated.
-      gated: whether the MLP is ``act(gate x) * up x``, else ``act(up x)``.
+      gated: true where the MLP is ``act(gate x) * up x``, else ``act(up x)``.
       activation: the attribute of the config that names the activation function.
       intermediate_size: the attribute that gives the MLP's width; four times the model's where it is None.
       prefix: of the names of all tensors but the head's.
-      names: what its checkpoints call modules, where not as the decoder does.
+      names: names of modules in its checkpoints, where they differ from the decoder's.
       fused: projections that its checkpoints store as one.
-      conv1d: whether projections are stored ``[in, out]``.
+      conv1d: true where projections are stored ``[in, out]``.
       buffers: endings of tensors that are no parameters.
     """
 
@@ -135,6 +135,14 @@ FAMILIES: dict[str, Family] = {
         reads=_EVERY | {"hidden_act", "sliding_window", "original_max_position_embeddings"},
         partial_rotary=True,
         fused=(Fused("qkv_proj", ("q_proj", "k_proj", "v_proj")), Fused("gate_up_proj", ("gate_proj", "up_proj"))),
+    ),
+    "starcoder2": Family(
+        reads=(_EVERY - {"rms_norm_eps"}) | {"hidden_act", "norm_epsilon", "sliding_window", "use_bias"},
+        norm="layer",
+        norm_eps="norm_epsilon",
+        biases=frozenset({"qkv", "o", "mlp"}),
+        gated=False,
+        names={"up_proj": "c_fc", "down_proj": "c_proj"},
     ),
     "gpt2": Family(
         reads=_GPT2,

@@ -1,4 +1,4 @@
-"""A numerical fingerprint of a forward pass, kept with what was made by it: artifacts outlive code."""
+"""Numerical fingerprint of a forward pass, kept with the artifacts made by it, because artifacts outlive code."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +34,8 @@ def numerical_fingerprint(space: FeatureSpace) -> dict[str, Any]:
       Plain values: the dtype of the parameters, and the projections of the logits and of each site's features.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, numerical_fingerprint
       >>> from atlas_jax.subject import Subject
       >>> space = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
       >>> list(numerical_fingerprint(space)["values"])
@@ -46,9 +48,11 @@ def numerical_fingerprint(space: FeatureSpace) -> dict[str, Any]:
 
 
 def is_small(model: LanguageModel) -> bool:
-    """Whether a fingerprint is so quickly computed that artifacts of the model are checked whenever they are loaded.
+    """True if the model is small enough for its fingerprint to be checked whenever artifacts made by it are loaded.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, is_small
       >>> is_small(LanguageModel.from_pretrained(SUBJECT))
       True
     """
@@ -56,13 +60,15 @@ def is_small(model: LanguageModel) -> bool:
 
 
 def fingerprint_difference(recorded: Mapping[str, Any], space: FeatureSpace) -> str | None:
-    """What in a space's forward pass is no longer as recorded, None where all is within rounding.
+    """Describe the first difference of a space's forward pass from a recorded one; None where all is within rounding.
 
     Args:
-      recorded: what :func:`numerical_fingerprint` gave when an artifact was made.
+      recorded: result of :func:`numerical_fingerprint` when an artifact was made.
       space: the same space, loaded now.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, fingerprint_difference, numerical_fingerprint
       >>> from atlas_jax.subject import Subject
       >>> space = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
       >>> fingerprint_difference(numerical_fingerprint(space), space) is None

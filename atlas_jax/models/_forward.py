@@ -1,4 +1,4 @@
-"""The forward pass: read any site, edit any site, stop where nothing more is needed."""
+"""The forward pass: read any site, edit any site, and stop after the last layer that is needed."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -30,7 +30,7 @@ def run(
     logits: bool = True,
     pool: Pool | None = None,
 ) -> Run:
-    """One jitted forward pass with activations read and edited at named sites.
+    """Run one jitted forward pass with activations read and edited at named sites.
 
     Args:
       model: the language model.
@@ -39,7 +39,7 @@ def run(
       edits: a mapping of each site to its edit (``Steer``, ``Add``, ... or any callable pytree
         ``edit(x, where) -> x``), or to a sequence of them applied in order. Changing the values inside an edit does
         not retrace.
-      logits: whether to compute logits; without, the pass stops after the last captured layer.
+      logits: compute logits; without, the pass stops after the last captured layer.
       pool: a function ``[b, t, d] -> anything`` applied to each captured array inside the pass. It is static: pass the
         same function object each time, or the pass is traced again.
 
@@ -51,6 +51,9 @@ def run(
         edited twice, a token id the model does not have, or a text longer than the model's context.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, run
+      >>> from atlas_jax.types import Site
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
       >>> run(lm, lm.tokenize(["some text"]), capture=["mlp_act.1"]).acts[Site("mlp_act", 1)].ndim
       3
@@ -92,7 +95,17 @@ def forward(
     logits: bool = True,
     pool: Pool | None = None,
 ) -> Run:
-    """:func:`run` without the checks and the jit, to be called inside a jitted function of one's own."""
+    """Run the forward pass of :func:`run` without its checks and its jit, inside a jitted function of your own.
+
+    Example:
+      >>> import jax
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, forward
+      >>> lm = LanguageModel.from_pretrained(SUBJECT)
+      >>> last_logits = jax.jit(lambda decoder, tokens: forward(decoder, tokens).logits[:, -1])
+      >>> last_logits(lm.decoder, lm.tokenize(["some text"])).shape
+      (1, 3072)
+    """
     position = positions(tokens)
     where = Where(position, jnp.max(position, axis=1) + 1)
     taps = Taps(where, capture, edits or {}, pool)
@@ -111,7 +124,7 @@ def blocks(
     layers: range,
     caches: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "b t d"], tuple[LayerCache | None, ...]]:
-    """The residual stream after the blocks ``layers``, and their caches, which are given in the same order."""
+    """Run the blocks ``layers``; return the residual stream after them, and their caches in the same order."""
     context = Context.at(decoder.config, position, time)
     after = []
     for i, cache in zip(layers, caches or (None,) * len(layers), strict=True):
@@ -122,7 +135,16 @@ def blocks(
 
 
 def positions(tokens: Tokens) -> Int[Array, "b t"]:
-    """0-based positions counted over real tokens alone, so padding on either side changes nothing; -1 on padding."""
+    """0-based positions counted over real tokens alone, so padding on either side changes nothing; -1 on padding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.models import positions
+      >>> from atlas_jax.types import Tokens
+      >>> real = jnp.array([[False, True, True]])
+      >>> positions(Tokens(jnp.array([[0, 7, 8]]), real, jnp.array([0]), attention_mask=real)).tolist()
+      [[-1, 0, 1]]
+    """
     if tokens.attention_mask is None:
         return jnp.broadcast_to(jnp.arange(tokens.ids.shape[1])[None, :], tokens.ids.shape)
     real = tokens.attention_mask.astype(jnp.int32)
@@ -134,6 +156,13 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
 
     Raises:
       AtlasError: for an unknown point, one that the model does not have, or a layer past the last.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, check_site
+      >>> check_site(LanguageModel.from_pretrained(SUBJECT).config, "mlp_act.9")
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: site mlp_act.9 is past the last layer: the model has 4, so 0 to 3
     """
     site = Site.parse(site)
     if reason := config.absent(site.point):
@@ -181,14 +210,17 @@ def _sequence(site: Site, edit: Any) -> tuple:
 
 
 def _strong(leaf: Any) -> Array:
-    """An array of a definite dtype: a Python number would be traced apart from an array of the same value."""
+    """Make an array of a definite dtype: a Python number would be traced apart from an array of the same value."""
     return jnp.asarray(leaf, jnp.asarray(leaf).dtype)
 
 
 def split_heads(z: Float[Array, "*b d"], config: ModelConfig) -> Float[Array, "*b n h"]:
-    """The output of every attention head: activations of a site ``z`` as ``[..., heads, head_dim]``.
+    """Split activations of a site ``z`` into the outputs of the attention heads, ``[..., heads, head_dim]``.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, run, split_heads
+      >>> from atlas_jax.types import Site
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
       >>> z = run(lm, lm.tokenize(["some text"]), capture=["z.0"]).acts[Site("z", 0)]
       >>> split_heads(z, lm.config).shape[2:] == (lm.config.num_heads, lm.config.head_dim)

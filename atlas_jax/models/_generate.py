@@ -16,13 +16,19 @@ from atlas_jax.types import Tokens
 
 
 class Generation(NamedTuple):
-    """What was generated.
+    """Result of :func:`generate`.
 
     Attributes:
-      ids: new token ids ``[b, n]``; after a row's end-of-text token, that token repeats.
+      ids: new token ids; after a row's end-of-text token, that token repeats.
       texts: the new text of each row, without the prompt but with the space that separates them, so that prompt and
         text make the whole.
       lengths: new tokens of each row before its end-of-text token.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.models import Generation
+      >>> Generation(np.array([[5, 1]]), [" value"], np.array([1])).texts
+      [' value']
     """
 
     ids: Int[np.ndarray, "b n"]
@@ -69,6 +75,8 @@ def generate(
         the model does not have, sampling options out of range, or an edit that does not fit.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel, generate
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
       >>> generate(lm, ["Return the"], max_new_tokens=4).ids.shape
       (1, 4)
@@ -129,7 +137,7 @@ def _sampling(rows: int, temperature: Any, top_k: Any, top_p: Any, seed: Any) ->
 
 
 def _prompts(prompts: Any) -> tuple[list, str]:
-    """The prompts as a list, and whether they are "texts", "ids" or "embeddings"."""
+    """Return the prompts as a list and their kind: "texts", "ids" or "embeddings"."""
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:
         raise AtlasError("there is no prompt; give at least one")
@@ -153,7 +161,7 @@ def _kind(prompt: Any) -> str:
 
 
 def _prompt_ids(model: LanguageModel, prompts: list, kind: str) -> list[list[int]]:
-    """Token ids of each prompt; as many zeros as it has vectors where it comes embedded."""
+    """Token ids of each prompt; an embedded prompt gets a zero for each of its vectors."""
     if kind == "texts":
         ids = model.tokenizer.encode(prompts)
     else:
@@ -166,7 +174,7 @@ def _prompt_ids(model: LanguageModel, prompts: list, kind: str) -> list[list[int
 def _prompt_batch(
     model: LanguageModel, prompts: list, rows: list[list[int]], n: int, kind: str
 ) -> tuple[Tokens, Int[Array, " b"] | None, Float[Array, "b t d"] | None]:
-    """The padded prompts, which of them each row has if rows share prompts, and their embeddings if those are given."""
+    """Pad the prompts; return them, the prompt of each row if rows share prompts, and given embeddings."""
     longest, context = max(map(len, rows)), model.config.max_positions
     if longest + n > context:
         raise AtlasError(f"a prompt of {longest} tokens and {n} new ones exceed the model's context of {context}")
@@ -178,7 +186,7 @@ def _prompt_batch(
 
 
 def _shared(rows: list[list[int]]) -> tuple[list[list[int]], Int[Array, " b"] | None]:
-    """Distinct prompts and the prompt of each row, if those are at most half as many: others would only retrace."""
+    """Distinct prompts and the prompt of each row, if at most half as many as rows; else sharing would only retrace."""
     place: dict[tuple[int, ...], int] = {}
     prompt_of = [place.setdefault(tuple(row), len(place)) for row in rows]
     return (rows, None) if 2 * len(place) > len(rows) else ([list(p) for p in place], jnp.asarray(prompt_of, jnp.int32))

@@ -1,4 +1,4 @@
-"""A language model: configuration, tokenizer and decoder, as one thing."""
+"""A language model: configuration, tokenizer and decoder in one object."""
 
 import dataclasses
 import os
@@ -38,16 +38,22 @@ class LanguageModel:
     """A decoder with its tokenizer. A pytree whose leaves are the parameters, so it passes through ``jax.jit``.
 
     Attributes:
-      config: what the decoder computes with.
+      config: description of the decoder.
       tokenizer: text to ids and back.
       decoder: the Flax NNX module, a pytree that may be passed to jitted functions.
       hf_config: the content of the checkpoint's ``config.json``; of the text part alone where there are others.
       generation_config: the content of its ``generation_config.json``, empty where there is none.
 
     Example:
+      >>> import jax
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
-      >>> lm.tokenize(["some text"]).ids.shape[0]
-      1
+      >>> lm.tokenize(["some text", "a longer text"]).ids.shape[0]
+      2
+      >>> twice = jax.tree.map(lambda x: 2 * x, lm)
+      >>> twice.config == lm.config
+      True
     """
 
     def __init__(
@@ -62,12 +68,12 @@ class LanguageModel:
         self.generation_config = generation_config or {}
 
     def tree_flatten(self) -> "tuple[tuple, _Static]":
-        """The parameters, and all the rest as one static value compared by identity of the tokenizer."""
+        """Return the parameters, and all the rest as one static value compared by identity of the tokenizer."""
         return (self.decoder,), _Static(self.config, self.tokenizer, self.hf_config, self.generation_config)
 
     @classmethod
     def tree_unflatten(cls, static: "_Static", children: tuple) -> "LanguageModel":
-        """Inverse of :meth:`tree_flatten`."""
+        """Undo :meth:`tree_flatten`."""
         return cls(static.config, static.tokenizer, children[0], static.hf_config, static.generation_config)
 
     @classmethod
@@ -78,13 +84,19 @@ class LanguageModel:
 
         Args:
           name: a local directory, or a repository on the Hugging Face hub. A directory never touches the network.
-          dtype: of the parameters and activations, "float32" or "bfloat16".
+          dtype: dtype of the parameters and activations, "float32" or "bfloat16".
           mesh: a mesh with an axis "model" to shard the parameters over.
-          revision: of a hub repository.
+          revision: branch, tag or commit of a hub repository.
 
         Raises:
           AtlasError: for a missing directory or repository, an unsupported architecture, config attribute or dtype,
             or tensors that are missing, unexpected or mis-shaped (all of them in one message).
+
+        Example:
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import LanguageModel
+          >>> LanguageModel.from_pretrained(SUBJECT, dtype="bfloat16").config.num_layers
+          4
         """
         if dtype not in ("float32", "bfloat16"):
             raise AtlasError(f"dtype '{dtype}' is not supported; use float32 or bfloat16")
@@ -103,11 +115,20 @@ class LanguageModel:
         replaced one by one and all others are left alone.
 
         Args:
-          directory: where to.
-          dtype: of the stored parameters, their own by default.
+          directory: directory to write.
+          dtype: dtype of the stored parameters, their own by default.
 
         Raises:
           AtlasError: if it cannot be written, or holds a LoRA adapter, which would act on this model.
+
+        Example:
+          >>> import tempfile
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import LanguageModel
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     LanguageModel.from_pretrained(SUBJECT).save_pretrained(directory)
+          ...     LanguageModel.from_pretrained(directory).config.hidden_size
+          128
         """
         directory = Path(directory)
         if directory.exists() and not directory.is_dir():
@@ -150,8 +171,8 @@ class LanguageModel:
           messages: a conversation in place of texts, written by the model's own chat template (see :meth:`chat`).
           index: sentence ids; 0, 1, 2, ... by default.
           length: tokens a row; that of the longest text by default.
-          max_length: where longer texts are cut; none are by default.
-          side: on which side padding goes, "right" or "left".
+          max_length: length to which longer texts are cut; by default none is cut.
+          side: side of the padding, "right" or "left".
 
         Returns:
           :class:`Tokens` with ``ids[b, t]``; ``mask`` is false on BOS, special tokens and padding.
@@ -159,6 +180,13 @@ class LanguageModel:
         Raises:
           AtlasError: if there is no text, one is no string or is longer than the model's context and may not be cut,
             or a token is not in the model's embedding.
+
+        Example:
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import LanguageModel
+          >>> tokens = LanguageModel.from_pretrained(SUBJECT).tokenize(["the value", "the"], length=4)
+          >>> tokens.attention_mask.sum(axis=1).tolist(), tokens.mask.sum(axis=1).tolist()
+          ([3, 2], [2, 1])
         """
         if (texts is None) == (messages is None):
             raise AtlasError("give either texts or messages to tokenize")
@@ -174,16 +202,18 @@ class LanguageModel:
         return self.tokenizer.pad(rows, length or max(1, longest), range(len(rows)) if index is None else index, side)
 
     def chat(self, messages: Any, *, add_generation_prompt: bool = True) -> list[int]:
-        """Token ids of a conversation, by the chat template that came with the model: a prompt for :func:`generate`.
+        """Return the token ids of a conversation by the model's own chat template: a prompt for :func:`generate`.
 
         Args:
           messages: ``{"role": ..., "content": ...}`` each, roles as the template knows them.
-          add_generation_prompt: end with what opens the model's answer.
+          add_generation_prompt: end with the tokens that open the model's answer.
 
         Raises:
           AtlasError: if the model has no chat template, or the template refuses the messages.
 
         Example:
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import LanguageModel
           >>> lm = LanguageModel.from_pretrained(SUBJECT)
           >>> lm.tokenizer.hf.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}"
           >>> lm.tokenizer.decode(lm.chat([{"role": "user", "content": "the value"}]))
@@ -193,10 +223,16 @@ class LanguageModel:
 
 
 def resolve(name: str | Path, revision: str | None = None) -> Path:
-    """The local directory of a model, fetched from the hub when ``name`` is a repository.
+    """Return the local directory of a model, fetched from the hub when ``name`` is a repository.
 
     Raises:
       AtlasError: if there is no such directory and the hub cannot provide it.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import resolve
+      >>> resolve(SUBJECT) == SUBJECT
+      True
     """
     path = Path(name)
     if path.is_dir():

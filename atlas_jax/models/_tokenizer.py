@@ -1,4 +1,4 @@
-"""Text to token ids and back, by the tokenizer that transformers loads from a model directory."""
+"""Conversion of text to token ids and back, by the tokenizer that transformers loads from a model directory."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,19 +20,28 @@ _SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.j
 
 
 class Tokenizer:
-    """A tokenizer of transformers with a fast backend, and what pooling needs to know of it.
+    """A tokenizer of transformers with a fast backend, and the special ids that pooling leaves out.
 
     Attributes:
       hf: the tokenizer of transformers.
       backend: its ``tokenizers.Tokenizer``, which encodes.
       bos_id: the id that every encoded text begins with, None where there is none.
-      pad_id: the id that fills rows up. It is masked, so any will do.
+      pad_id: the id of padding; any id serves, since padding is masked.
       special_ids: ids that pooling leaves out.
       limit: rows of the model's embedding; ids from there on are refused. None for no model.
 
     Example:
-      >>> Tokenizer.load(SUBJECT).decode([])
-      ''
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import Tokenizer
+      >>> tokenizer = Tokenizer.load(SUBJECT)
+      >>> ids = tokenizer.encode(["Return the value"])[0]
+      >>> tokenizer.decode(ids)
+      'Return the value'
+      >>> first, after = tokenizer.span("Return the value", 5)
+      >>> "Return the value"[first:after]
+      ' value'
+      >>> tokenizer.pad([ids], length=8, index=[0], side="left").attention_mask.tolist()
+      [[False, False, True, True, True, True, True, True]]
     """
 
     def __init__(self, hf: "PreTrainedTokenizerFast", limit: int | None = None):
@@ -47,13 +56,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path, limit: int | None = None) -> "Tokenizer":
-        """Read a model directory's tokenizer by ``transformers.AutoTokenizer``.
+        """Read a model directory's tokenizer with ``transformers.AutoTokenizer``.
 
         A ``tokenizer.json`` without ``tokenizer_config.json`` is taken as it stands, where transformers would rebuild
         it as the usual tokenizer of the model's family.
 
         Args:
-          directory: the model's.
+          directory: directory of the model.
           limit: rows of the model's embedding.
 
         Raises:
@@ -72,9 +81,11 @@ class Tokenizer:
 
     @classmethod
     def from_backend(cls, backend: tokenizers.Tokenizer, bos_token: str | None) -> "Tokenizer":
-        """A tokenizer of the ``tokenizers`` library; every text begins with ``bos_token``, None for nothing.
+        """Wrap a tokenizer of the ``tokenizers`` library; every text begins with ``bos_token`` unless that is None.
 
         Example:
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import Tokenizer
           >>> Tokenizer.from_backend(Tokenizer.load(SUBJECT).backend, None).bos_id is None
           True
         """
@@ -83,7 +94,7 @@ class Tokenizer:
         return cls(transformers().PreTrainedTokenizerFast(**options))
 
     def encode(self, texts: Sequence[str], max_length: int | None = None) -> list[list[int]]:
-        """Ids of each text, as transformers encodes it, cut to ``max_length``; BOS at the beginning is never doubled.
+        """Return the ids of each text as transformers encodes it, cut to ``max_length``; BOS is never doubled.
 
         Raises:
           AtlasError: if a text has a token that the model's embedding does not.
@@ -95,7 +106,7 @@ class Tokenizer:
         return rows
 
     def encode_chat(self, messages: Any, add_generation_prompt: bool = True) -> list[int]:
-        """Ids of a conversation as the model's own chat template writes it; see :meth:`LanguageModel.chat`."""
+        """Return the ids of a conversation by the model's own chat template; see :meth:`LanguageModel.chat`."""
         from jinja2 import TemplateError
 
         if not isinstance(messages, Sequence) or not messages or not all(_is_message(m) for m in messages):
@@ -113,13 +124,15 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of ids, without special tokens unless they are asked for."""
+        """Return the text of ids, without special tokens unless they are asked for."""
         return self.hf.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def continuation(self, prompt: Sequence[int], ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of ids that follow a prompt: the prompt's text and this one, put together, are the text of all ids.
+        """Return the text that ids add to a prompt's: the two, put together, are the text of all ids.
 
         Example:
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import Tokenizer
           >>> tokenizer = Tokenizer.load(SUBJECT)
           >>> ids = tokenizer.encode(["Return the value"])[0]
           >>> tokenizer.continuation(ids[:-1], ids[-1:])
@@ -133,7 +146,7 @@ class Tokenizer:
         return both[next(i for i, (a, b) in enumerate(zip(before, both + "\0", strict=False)) if a != b) :]
 
     def span(self, text: str, position: int) -> tuple[int, int]:
-        """Where in a text the token at ``position`` (BOS counted) comes from: first character and one past the last."""
+        """Return the first character of the token at ``position`` (BOS counted) and the one past its last."""
         encoding = self.backend.encode(text)
         dropped = len(encoding.ids) - len(self._one_bos(encoding.ids))
         return encoding.offsets[position + dropped]
@@ -157,7 +170,18 @@ class Tokenizer:
         return Tokens(jnp.asarray(ids), jnp.asarray(content), jnp.asarray(index, jnp.int32), jnp.asarray(real))
 
     def save(self, directory: Path) -> None:
-        """Write the files ``AutoTokenizer`` loads it from, chat template included."""
+        """Write the files ``AutoTokenizer`` loads it from, chat template included.
+
+        Example:
+          >>> import tempfile
+          >>> from pathlib import Path
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import Tokenizer
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     Tokenizer.load(SUBJECT).save(Path(directory))
+          ...     Tokenizer.load(Path(directory)).bos_id
+          0
+        """
         self.hf.save_pretrained(directory)
 
     def _one_bos(self, ids: list[int]) -> list[int]:
@@ -178,6 +202,8 @@ def check_ids(ids: np.ndarray, limit: int | None) -> None:
       AtlasError: for a negative id, or one not below ``limit``.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.models._tokenizer import check_ids
       >>> check_ids(np.array([0, 4]), 5)
     """
     if limit is not None and (wrong := ids[(ids < 0) | (ids >= limit)]).size:

@@ -1,4 +1,4 @@
-"""Parameters from and to safetensors, read slice by slice onto the devices that hold them."""
+"""Reading and writing of parameters in safetensors, slice by slice onto the devices that hold them."""
 
 import dataclasses
 import re
@@ -35,12 +35,12 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 class Place(NamedTuple):
-    """Where a parameter is stored.
+    """Place of a parameter in a checkpoint.
 
     Attributes:
-      tensor: its name, without the prefix that a whole checkpoint has.
-      shape: of the tensor, in the parameter's layout.
-      transposed: whether it is stored ``[out, in]``.
+      tensor: name of the tensor, without the prefix that a whole checkpoint has.
+      shape: shape of the tensor, in the parameter's layout.
+      transposed: true where it is stored ``[out, in]``.
       columns: the tensor's columns that are this parameter; all where it is None.
     """
 
@@ -56,9 +56,10 @@ def layout(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 
 
 def stored_name(family: str, name: str) -> str:
-    """What a family's checkpoints call a parameter or module.
+    """Name of a parameter or module in a family's checkpoints.
 
     Example:
+      >>> from atlas_jax.models._weights import stored_name
       >>> stored_name("llama", "layers.0.mlp.up_proj.weight")
       'layers.0.mlp.up_proj.weight'
     """
@@ -67,7 +68,7 @@ def stored_name(family: str, name: str) -> str:
 
 
 def is_decoders(family: str, tensor: str) -> bool:
-    """Whether a tensor's name says that it is a part of the decoder, used or not."""
+    """True if a tensor's name belongs to the decoder, used or not."""
     parts = (*_PARTS, *FAMILIES[family].names)
     return tensor.split(".")[0] in {stored_name(family, part) for part in parts}
 
@@ -86,7 +87,7 @@ def _place(config: ModelConfig, name: str, shapes: Mapping[str, tuple[int, ...]]
 
 
 def _columns(fused: Fused, part: str, widths: list[int], head_dim: int) -> Int[np.ndarray, " o"]:
-    """The columns of a fused tensor that are one of its parts."""
+    """Columns of one part of a fused tensor."""
     i = fused.parts.index(part)
     if fused.by_head:
         return np.arange(sum(widths)).reshape(-1, len(widths), head_dim)[:, i].reshape(-1)
@@ -94,7 +95,7 @@ def _columns(fused: Fused, part: str, widths: list[int], head_dim: int) -> Int[n
 
 
 class _Tensor(NamedTuple):
-    """A tensor in a file, as the file's header tells."""
+    """A tensor in a file, as described by the file's header."""
 
     file: Path
     name: str
@@ -140,6 +141,8 @@ def weight_files(directory: Path) -> list[Path]:
       AtlasError: if there are none, several candidates, or a LoRA adapter beside them.
 
     Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models._weights import weight_files
       >>> [file.name for file in weight_files(SUBJECT)]
       ['model.safetensors']
     """
@@ -160,7 +163,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _only_candidate(directory: Path, names: list[str]) -> list[str]:
-    """A single file, or all shards of one set; what transformers would not find by itself."""
+    """Return a single file, or all shards of one set, which transformers would not take by itself."""
     if len(names) == 1 and not _SHARD.fullmatch(names[0]):
         return names
     shards = [m for m in map(_SHARD.fullmatch, names) if m]
@@ -253,7 +256,7 @@ def _by_name(tensors: Iterable[_Tensor], family: str) -> dict[str, _Tensor]:
 
 
 def _tie(stored: dict[str, _Tensor], config: ModelConfig) -> ModelConfig:
-    """Leave one of the two names of a tied matrix, or the config untied where they hold different values."""
+    """Keep one of the two names of a tied matrix, or untie the config where they hold different values."""
     embedding, head = (stored_name(config.family, name) for name in (EMBEDDING, HEAD))
     if head not in stored:
         return config

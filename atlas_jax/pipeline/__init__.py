@@ -1,4 +1,4 @@
-"""The stream: sentences through both models into statistics, translations and scores."""
+"""Streams: sentences through both models into statistics, translations and scores."""
 
 from atlas_jax.pipeline._alignment import (
     Alignment as Alignment,

@@ -1,4 +1,4 @@
-"""An alignment: a subject, an atlas, the corpus both read, and what was fitted; saved as a run directory."""
+"""An alignment: a subject, an atlas, the corpus both read, and the translations; saved as a run directory."""
 
 import dataclasses
 import importlib.metadata
@@ -42,20 +42,27 @@ from atlas_jax.types import FeatureSpace, Site
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """What an alignment run found.
+    """The result of an alignment run.
 
     Attributes:
       subject: the subject and its sites.
       atlas: the Concept Atlas.
       corpus: the sentences, in a fit and an eval half.
-      settings: how it was fitted.
+      settings: of the fit.
       sources: names and content hashes of subject, atlas and corpus.
       translations: by site and method.
       rate: share of the fit half in which each atlas feature fires ``[d_c]``.
-      top: by site, the held-out sentences that activate each subject feature most; None before they were looked for.
+      top: by site, the held-out sentences that activate each subject feature most; None before they are computed.
       left_out: sentences of the fit half with activations that are not finite, in no statistic.
       choice: the members of the whitened family chosen on a part of the fit half, where any were asked for; a run
         that was read back has their translations, and the grid in ``tables/whitened.json``.
+
+    Example:
+      >>> from atlas_jax import Alignment  # doctest: +SKIP
+      >>> run = Alignment.load("runs/quickstart")  # doctest: +SKIP
+      >>> query = run.atlas.query_text("dictionary")  # doctest: +SKIP
+      >>> run.translation("mlp_act.1", "procrustes").top_features(query).features.shape  # doctest: +SKIP
+      (10,)
     """
 
     subject: Subject
@@ -70,7 +77,7 @@ class Alignment:
     choice: Choice | None = None
 
     def translation(self, site: str | Site, method: str) -> Translation:
-        """One translation.
+        """Return the translation of a site by a method.
 
         Raises:
           AtlasError: for a site or method that was not aligned, naming those that were.
@@ -84,10 +91,10 @@ class Alignment:
         return self.translations[key]
 
     def strongest(self, site: str | Site) -> TopK:
-        """The held-out sentences that activate each feature of a site most.
+        """Return the held-out sentences that activate each feature of a site most.
 
         Raises:
-          AtlasError: for a site that was not aligned, or if they were not looked for.
+          AtlasError: for a site that was not aligned, or if they were not computed.
         """
         site = Site.parse(site)
         if self.top is None or site not in self.top:
@@ -95,7 +102,7 @@ class Alignment:
         return self.top[site]
 
     def stream(self, half: str) -> SentenceStream:
-        """A pass of subject and atlas over the "fit" or the "eval" half."""
+        """Return a pass of subject and atlas over the "fit" or the "eval" half."""
         return stream_of(self.subject, self.atlas, self.corpus, self.settings, half)
 
     def save(self, directory: Path, *, dtype: str = "float32") -> None:
@@ -184,7 +191,14 @@ class Pair(NamedTuple):
     Attributes:
       subject: the subject and its sites.
       atlas: the Concept Atlas.
-      sources: where they came from, and hashes of what was there.
+      sources: their paths, and hashes of the files there.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> pair.subject.widths, pair.atlas.width
+      ({Site('mlp_act.1'): 384}, 1536)
     """
 
     subject: Subject
@@ -199,10 +213,17 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
       subject: the subject model's directory or hub name.
       atlas: the atlas's directory or hub name.
       settings: sites, methods, pooling and dtype.
-      mesh: what the parameters are spread over, and everything that is computed with them.
+      mesh: the devices for the parameters, and for everything that is computed with them.
 
     Raises:
       AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> len(pair.sources["subject"]["sha256"])
+      64
     """
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
@@ -220,10 +241,22 @@ def is_finished(
     *,
     dtype: str = "float32",
 ) -> bool:
-    """Whether a directory holds the run that :func:`align` would make of these arguments, saved in this dtype.
+    """Return true if a directory holds the run that :func:`align` would make of these arguments, saved in this dtype.
 
     Raises:
       AtlasError: if it holds another run, naming every difference.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, build_corpus, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.corpus import Document
+      >>> from atlas_jax.pipeline import is_finished
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
+      >>> pair = load_pair(SUBJECT, ATLAS, settings)
+      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
+      >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))
+      >>> is_finished("no/such/run", pair, corpus, settings)
+      False
     """
     if kind_at(directory) != "a run":
         return False
@@ -249,8 +282,8 @@ def align(
       corpus: the sentences.
       settings: methods and the rest; the sites are the pair's.
       progress: called after every batch of each pass.
-      checkpoints: where the passes are saved now and then; one stopped at any moment and begun again with the same
-        arguments ends with the same bits.
+      checkpoints: where the passes are saved now and then; a run stopped at any moment and started again with the
+        same arguments ends with the same bits.
       chooser: chooses members of the whitened family on a part of the fit half, see
         :class:`atlas_jax.experiments.Chooser`; they become translations beside the methods.
 
@@ -258,6 +291,19 @@ def align(
       AtlasError: for an unknown method, activations that are not finite in many sentences, or checkpoints of another
         run.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, align, build_corpus, load_pair  # doctest: +SKIP
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT  # doctest: +SKIP
+      >>> from atlas_jax.corpus import Document  # doctest: +SKIP
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))  # doctest: +SKIP
+      >>> pair = load_pair(SUBJECT, ATLAS, settings)  # doctest: +SKIP
+      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero."  # doctest: +SKIP
+      >>> text += " The trace is nil. All entries are real."  # doctest: +SKIP
+      >>> text += " The trace is nil. All entries are real."  # doctest: +SKIP
+      >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))  # doctest: +SKIP
+      >>> align(pair, corpus, settings).translation("mlp_act.1", "covariance").matrix.shape  # doctest: +SKIP
+      (384, 1536)
     """
     subject, atlas, sources = pair
     needs, choice = needs_of(settings.methods), None
@@ -282,9 +328,21 @@ def align(
 
 
 def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str, Any]:
-    """All that decides the bits of an alignment, as plain values: what a checkpoint must agree with to be gone on from.
+    """Return all that decides the bits of an alignment, as plain values, for a checkpoint to agree with.
 
     Models and SAE enter by the hashes of their files, the corpus by its own.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, build_corpus, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.corpus import Document
+      >>> from atlas_jax.pipeline import fingerprint
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
+      >>> pair = load_pair(SUBJECT, ATLAS, settings)
+      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
+      >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))
+      >>> fingerprint(pair, corpus, settings)["sites"]
+      ['mlp_act.1']
     """
     device = jax.devices()[0]
     return dataclasses.asdict(settings) | {
@@ -305,7 +363,7 @@ def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str
 def stream_of(
     subject: Subject, atlas: ConceptAtlas, corpus: Corpus, settings: AlignSettings, half: str
 ) -> SentenceStream:
-    """A pass of subject and atlas over one half of a corpus."""
+    """Return a pass of subject and atlas over one half of a corpus."""
     texts: Sequence[str] = corpus.fit if half == "fit" else corpus.eval
     first = 0 if half == "fit" else len(corpus.fit)
     options = {"max_length": settings.max_length, "token_budget": settings.token_budget}

@@ -1,4 +1,4 @@
-"""Which sentences go into which batch (few shapes, little padding, the same on every run), and its way to devices."""
+"""Batches of sentences (few shapes, little padding, the same on every run), and their way to devices."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,6 +22,8 @@ class Ragged(NamedTuple):
       offsets: where each row begins, and where the last one ends.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.pipeline import Ragged
       >>> rows = Ragged.from_lists([[5, 6], [7], [8, 9]])
       >>> rows.take(np.array([2, 1])).values.tolist(), rows.lengths.tolist()
       ([8, 9, 7], [2, 1, 2])
@@ -37,7 +39,7 @@ class Ragged(NamedTuple):
         return cls(np.fromiter((i for row in rows for i in row), np.int32, offsets[-1]), offsets)
 
     def take(self, rows: Int[np.ndarray, " r"]) -> "Ragged":
-        """Some of the rows."""
+        """Return some of the rows."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return Ragged(
@@ -56,6 +58,16 @@ class Block(NamedTuple):
     Attributes:
       ids: for each model, the token ids of each sentence.
       index: sentence ids.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import LanguageModel
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import Block
+      >>> tokenizer = LanguageModel.from_pretrained(SUBJECT).tokenizer
+      >>> block = Block.from_texts([tokenizer], ["a short text", "a"], np.array([7, 8]), max_length=128)
+      >>> block.lengths.tolist(), block.take(np.array([1])).index.tolist()
+      ([4, 2], [8])
     """
 
     ids: tuple[Ragged, ...]
@@ -69,7 +81,7 @@ class Block(NamedTuple):
         return cls(tuple(Ragged.from_lists(t.encode(texts, max_length)) for t in tokenizers), index)
 
     def take(self, rows: Int[np.ndarray, " r"]) -> "Block":
-        """Some of the sentences."""
+        """Return some of the sentences."""
         return Block(tuple(ids.take(rows) for ids in self.ids), self.index[rows])
 
     @property
@@ -89,6 +101,13 @@ class BatchShapes(NamedTuple):
     Attributes:
       lengths: padded lengths, ascending.
       batch_sizes: rows of a batch of each length.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.pipeline import BatchShapes
+      >>> shapes = BatchShapes((8, 32), (16, 4))
+      >>> [batch.size for batch in shapes.plan(np.array([5, 30]))]
+      [16, 4]
     """
 
     lengths: tuple[int, ...]
@@ -111,6 +130,8 @@ class BatchShapes(NamedTuple):
           multiple: batch sizes are multiples of this, the number of devices that share the rows.
 
         Example:
+          >>> import numpy as np
+          >>> from atlas_jax.pipeline import BatchShapes
           >>> BatchShapes.from_lengths(np.array([5, 7, 30, 6]), 40, token_budget=64, shapes=2)
           BatchShapes(lengths=(8, 32, 40), batch_sizes=(8, 2, 1))
         """
@@ -122,6 +143,8 @@ class BatchShapes(NamedTuple):
         """Group sentences of like length into batches.
 
         Example:
+          >>> import numpy as np
+          >>> from atlas_jax.pipeline import BatchShapes
           >>> batches = BatchShapes((8, 32), (2, 2)).plan(np.array([5, 7, 30, 6]))
           >>> [(b.length, b.size, b.rows.tolist()) for b in batches]
           [(8, 2, [0, 1]), (8, 2, [3]), (32, 2, [2])]
@@ -141,6 +164,13 @@ class Batch(NamedTuple):
       length: tokens of a padded row.
       size: rows, those that only fill the shape included.
       rows: positions in the block.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.pipeline import Batch
+      >>> batch = Batch(length=8, size=4, rows=np.array([0, 2, 5]))
+      >>> batch.size - len(batch.rows)
+      1
     """
 
     length: int
@@ -167,9 +197,12 @@ def _least_padding(sample: Int[np.ndarray, " n"], shapes: int) -> list[int]:
 
 
 def share_of_rows(rows: Int[np.ndarray, " n"], share: Share) -> Int[np.ndarray, " m"]:
-    """The sentences of a block that this process reads: every ``count``-th, from its own on.
+    """Return the sentences of a block that this process reads: every ``count``-th, from its own on.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.pipeline._batches import share_of_rows
+      >>> from atlas_jax.sharding import Share
       >>> share_of_rows(np.arange(10, 17), Share(1, 3)).tolist()
       [11, 14]
     """
@@ -177,7 +210,7 @@ def share_of_rows(rows: Int[np.ndarray, " n"], share: Share) -> Int[np.ndarray, 
 
 
 def common_plan(block: Block, grid: BatchShapes, share: Share) -> tuple[list[Batch], Int[np.ndarray, "b 2"]]:
-    """The batches of this process's part of a block, and the sentences and tokens of each batch in all processes.
+    """Plan the batches of this process's part of a block; with the sentences and tokens of each batch in all processes.
 
     All processes get the same shapes in the same order; where one has fewer sentences of a length than another, its
     last batches are empty. ``size`` counts the rows of one process.
@@ -196,7 +229,7 @@ def common_plan(block: Block, grid: BatchShapes, share: Share) -> tuple[list[Bat
 
 
 def _first_of_each(share: Share, x: Int[np.ndarray, "b 2"]) -> Int[np.ndarray, "s b 2"]:
-    """An array of one process of every share: those whose devices hold the same rows have the same."""
+    """Gather an array of one process of every share: those whose devices hold the same rows have the same."""
     _, first = np.unique(gather(np.array([share.index])), return_index=True)
     return gather(x)[first]
 
@@ -204,7 +237,7 @@ def _first_of_each(share: Share, x: Int[np.ndarray, "b 2"]) -> Int[np.ndarray, "
 def to_device(
     block: Block, batch: Batch, tokenizers: tuple[Tokenizer, ...], mesh: Mesh | None = None
 ) -> tuple[Tokens, ...]:
-    """One batch of a block as padded tokens of every model, its rows over "data" of a mesh where there is one.
+    """Put one batch of a block on devices, padded, for every model, its rows over "data" of a mesh if there is one.
 
     Rows that only fill the shape have index -1 and no token that counts. In a run of several processes the block is
     this one's share, and the batch is that of all of them.

@@ -28,11 +28,11 @@ _log = logging.getLogger(__name__)
 
 
 class Record(NamedTuple):
-    """What lies beside a saved state.
+    """The record beside a saved state.
 
     Attributes:
-      cursor: where the pass stood, as plain numbers.
-      fingerprint: what the run is of.
+      cursor: of the pass, as plain numbers.
+      fingerprint: of the run.
       files: SHA-256 of every file of the state, by its path in it.
     """
 
@@ -47,7 +47,7 @@ class Record(NamedTuple):
 
 
 class UnusableError(Exception):
-    """A checkpoint that is not what was written; says which part."""
+    """A checkpoint that differs from what was written; the message names the part."""
 
 
 def write_checkpoint(path: Path, state: Any, cursor: list[int], fingerprint: Mapping[str, Any]) -> None:
@@ -81,7 +81,7 @@ def write_checkpoint(path: Path, state: Any, cursor: list[int], fingerprint: Map
 
 
 def read_record(path: Path) -> Record:
-    """The record of a checkpoint.
+    """Read the record of a checkpoint.
 
     Raises:
       UnusableError: if it is not what was written.
@@ -98,7 +98,7 @@ def read_record(path: Path) -> Record:
 
 
 def read_state(path: Path, record: Record, like: Any) -> Any:
-    """A saved state, every array where that of ``like`` is.
+    """Read a saved state, every array placed where that of ``like`` is.
 
     Raises:
       UnusableError: if a file of it is missing or is not what was written, or it has not the arrays of ``like``.
@@ -106,10 +106,10 @@ def read_state(path: Path, record: Record, like: Any) -> Any:
     import orbax.checkpoint as ocp
 
     try:
-        found = _digests(path / STATE)
+        digests = _digests(path / STATE)
     except OSError as e:
         raise UnusableError(str(e)) from e
-    if wrong := sorted(name for name in record.files if found.get(name) != record.files[name]):
+    if wrong := sorted(name for name in record.files if digests.get(name) != record.files[name]):
         raise UnusableError(f"{STATE}/{wrong[0]}")
     named = _named(like)
     if ocp.PyTreeCheckpointer().metadata(path / STATE).item_metadata.tree.keys() != named.keys():
@@ -134,13 +134,25 @@ def _digests(directory: Path) -> dict[str, str]:
 class Checkpoints:
     """The states of a run's passes in one directory, ``PASS/SENTENCES/`` each.
 
-    That a run goes on from one, or passes a damaged one over, is logged.
+    Continuing from one, and passing over a damaged one, is logged.
 
     Attributes:
-      directory: where they are.
+      directory: of the checkpoints.
       every: seconds between two of them.
-      fingerprint: what the run is of; set before a pass begins, plain values only.
-      unit: what ``Cursor.sentences`` counts, for what is logged.
+      fingerprint: of the run; set before a pass begins, plain values only.
+      unit: of ``Cursor.sentences``, for the log.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.pipeline import Checkpoints, Cursor
+      >>> tmp = Path(tempfile.mkdtemp())
+      >>> checkpoints = Checkpoints(tmp)
+      >>> checkpoints.save("fit", Cursor(sentences=8), {"total": jnp.ones(2)})
+      >>> cursor, state = checkpoints.restore("fit", {"total": jnp.zeros(2)}, total=16)
+      >>> cursor.sentences, state["total"].tolist()
+      (8, [1.0, 1.0])
     """
 
     def __init__(self, directory: str | Path, *, every: float = EVERY, unit: str = "sentences"):
@@ -150,20 +162,20 @@ class Checkpoints:
         self._saved: dict[str, Cursor] = {}
 
     def restore(self, name: str, like: State, total: int) -> tuple[Cursor, State]:
-        """Where a pass goes on: the newest sound checkpoint, or the beginning with the state ``like``.
+        """Return where a pass continues: the newest sound checkpoint, or the beginning with the state ``like``.
 
         Raises:
           AtlasError: if the checkpoint is of another run, naming the differences.
         """
-        damaged, found = [], self._found(name)
-        for path in found:
+        damaged, newest_first = [], self._paths(name)
+        for path in newest_first:
             try:
                 record = read_record(path)
                 self._check(record.fingerprint)
                 state = read_state(path, record, like)
             except UnusableError as e:
                 damaged.append(path)
-                before = "there is none" if path == found[-1] else "going back to the one"
+                before = "there is none" if path == newest_first[-1] else "going back to the one"
                 _log.warning(f"the checkpoint '{path}' is damaged ({e}); {before} before it")
                 continue
             cursor = self._saved[name] = Cursor(*record.cursor)
@@ -210,19 +222,19 @@ class Checkpoints:
         path = self.directory / name / f"{cursor.sentences:012d}"
         with unhurried():
             write_checkpoint(path, state, list(cursor), self.fingerprint)
-        for old in self._found(name)[KEPT:] if jax.process_index() == 0 else ():
+        for old in self._paths(name)[KEPT:] if jax.process_index() == 0 else ():
             shutil.rmtree(old, ignore_errors=True)
         self._saved[name], self._last = cursor, time.monotonic()
 
     def exist(self) -> bool:
-        """Whether there is one of any pass."""
+        """Return true if there is one of any pass."""
         return any(path.is_dir() and path.name.isdigit() for path in self.directory.glob("*/*"))
 
     def discard(self) -> None:
         """Remove all of them."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _found(self, name: str) -> list[Path]:
+    def _paths(self, name: str) -> list[Path]:
         return sorted((p for p in (self.directory / name).glob("*") if p.name.isdigit()), reverse=True)
 
     def _check(self, theirs: Mapping[str, Any]) -> None:
@@ -234,7 +246,7 @@ class Checkpoints:
 
 
 def _agreed(decisions: tuple[bool, bool]) -> tuple[bool, bool]:
-    """What the first process decided, in all of them."""
+    """Return the decision of the first process, in all of them."""
     if jax.process_count() == 1:
         return decisions
     return tuple(multihost_utils.broadcast_one_to_all(np.array(decisions)).tolist())

@@ -1,4 +1,4 @@
-"""Choosing members of the whitened family on a held-out part of the fit half, which is merged back afterwards."""
+"""Choice of members of the whitened family on a held-out part of the fit half, which is merged back afterwards."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -21,19 +21,27 @@ SHARE, MOST = 0.1, 10_000  # of the fit half held out, and sentences beyond whic
 
 
 class Choice(NamedTuple):
-    """Members of the whitened family, and how they were chosen.
+    """Members of the whitened family, and the record of their choice.
 
     Attributes:
       members: by site and by the name of the translation that each becomes.
       record: the grid and its scores on the held-out part, as plain values; where nothing could be chosen, why, under
         ``"fault"``.
+
+    Example:
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.pipeline import Choice
+      >>> from atlas_jax.translators import Member
+      >>> choice = Choice({(Site("mlp_act", 1), "whitened_detect"): Member(0.5)}, {"chosen": []})
+      >>> [member.alpha for member in choice.members.values()]
+      [0.5]
     """
 
     members: Mapping[tuple[Site, str], Member]
     record: Mapping[str, Any]
 
     def table(self) -> Table:
-        """The members of the whitened family that were chosen, with their scores on the part held out for it."""
+        """Tabulate the chosen members of the whitened family, with their scores on the part held out for it."""
         uses = "; ".join(f"{use}: {meaning}" for use, meaning in self.record["uses"].items())
         rows = [
             (
@@ -55,9 +63,15 @@ class Choice(NamedTuple):
 
 @runtime_checkable
 class Chooser(Protocol):
-    """Chooses members from statistics of one part of the fit half and sentences of the other.
+    """A choice of members from statistics of one part of the fit half and sentences of the other.
 
     ``needs`` names the statistics its members read, and ``names`` the translations it adds at every site.
+
+    Example:
+      >>> from atlas_jax import experiments
+      >>> from atlas_jax.pipeline import Chooser
+      >>> isinstance(experiments.Chooser(("detect",)), Chooser)
+      True
     """
 
     @property
@@ -71,7 +85,7 @@ class Chooser(Protocol):
     def __call__(
         self, held: SentenceStream, fitted: Fitted, held_fitted: Fitted, *, progress: Progress | None = None
     ) -> Choice:
-        """Choose.
+        """Choose members.
 
         Args:
           held: a pass over the held-out part.
@@ -82,10 +96,20 @@ class Chooser(Protocol):
 
 
 def held_out(stream: SentenceStream, *, seed: int) -> tuple[SentenceStream, SentenceStream]:
-    """A pass in two: most of its sentences, and a random tenth (at most 10,000 of them).
+    """Divide a pass in two: most of its sentences, and a random tenth (at most 10,000 of them).
 
     Raises:
       AtlasError: if there are fewer than ten sentences.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, held_out
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> stream = SentenceStream.from_texts([subject], [f"text {i}" for i in range(20)])
+      >>> most, held = held_out(stream, seed=0)
+      >>> most.size, held.size
+      (18, 2)
     """
     n = len(stream.texts)
     count = min(int(SHARE * n), MOST)
@@ -106,7 +130,7 @@ def fit_and_choose(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Fitted, Choice]:
-    """One pass over the fit half in two parts, the choice between them, and the statistics of the whole.
+    """Fit the fit half in two parts, choose between them, and return the statistics of the whole.
 
     Arguments as in :func:`fit_statistics`; no sentence is lost to the choice.
     """
@@ -122,7 +146,7 @@ def fit_and_choose(
 
 
 def solve_choice(fitted: Fitted, choice: Choice) -> dict[tuple[Site, str], Translation]:
-    """The chosen members, solved from the statistics of the whole fit half."""
+    """Solve the chosen members from the statistics of the whole fit half."""
     statistics = fitted.statistics
     wanted = {site: [m for (s, _), m in choice.members.items() if s == site] for site in statistics.sites}
     solved = {
@@ -130,18 +154,32 @@ def solve_choice(fitted: Fitted, choice: Choice) -> dict[tuple[Site, str], Trans
         for site, whitening, members in views(statistics, wanted)
         for member in members
     }
-    found = {}
+    translations = {}
     for (site, name), member in choice.members.items():
         at, (matrix, certificate) = statistics.statistics(site), solved[site, member]
         means = jnp.array(at.subject.raw.mean), jnp.array(at.atlas.raw.mean)
-        found[site, name] = Translation(matrix, *means, name, site, certificate, token_norm=fitted.token_norm(site))
-    return found
+        norm = fitted.token_norm(site)
+        translations[site, name] = Translation(matrix, *means, name, site, certificate, token_norm=norm)
+    return translations
 
 
 def views(
     statistics: PassStatistics, wanted: Mapping[Site, Sequence[Member]]
 ) -> Iterator[tuple[Site, Whitening, list[Member]]]:
-    """Members by view and site, each diagonalised once, the atlas side once for all sites of a view."""
+    """Yield members by view and site, each diagonalised once, the atlas side once for all sites of a view.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import PassStatistics, Site
+      >>> from atlas_jax.pipeline import views
+      >>> from atlas_jax.statistics import update_pass
+      >>> from atlas_jax.translators import Member
+      >>> site, x = Site("mlp_act", 1), jnp.array([[3.0, 0.0], [0.0, 1.0]])
+      >>> state = PassStatistics.init(["unit_cross", "unit_subject_gram"], {site: 2}, 2)
+      >>> state = update_pass(state, {site: x}, x)
+      >>> [len(members) for _, _, members in views(state, {site: [Member(0.5), Member(1.0)]})]
+      [2]
+    """
     view_of = lambda m: (m.normalize_rows, m.centre)
     for view in dict.fromkeys(view_of(m) for members in wanted.values() for m in members):
         atlas = None

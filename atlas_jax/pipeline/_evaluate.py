@@ -26,12 +26,21 @@ from atlas_jax.types import FeatureSpace, Site, Tokens
 
 
 class Scored(NamedTuple):
-    """What an evaluation pass leaves behind, sentences in the order of their ids.
+    """The result of an evaluation pass, sentences in the order of their ids.
 
     Attributes:
       scores: by site, similarity of each sentence to each direction, ``[directions, n]``.
-      positive: whether the atlas feature of each query fired in a sentence, ``[features, n]``.
+      positive: true where the atlas feature of each query fired in a sentence, ``[features, n]``.
       top: by site, the sentences that activate each subject feature most, with the token of the peak.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.pipeline import Scored
+      >>> site = Site("mlp_act", 1)
+      >>> scored = Scored({site: np.array([[0.9, 0.1]])}, np.array([[True, False]]), top={})
+      >>> scored.scores[site][scored.positive].tolist()
+      [0.9]
     """
 
     scores: dict[Site, Float[np.ndarray, "r n"]]
@@ -54,9 +63,22 @@ def score_sentences(
       stream: the evaluation half.
       directions: by site, rows to score against (similarity vectors ``s_c``).
       features: the atlas features whose firing marks a sentence as positive.
-      top_k: how many maximally activating sentences to keep per subject feature.
+      top_k: maximally activating sentences to keep per subject feature.
       stage: name of the pass for ``progress``.
       progress: called after every batch.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, score_sentences
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream, site = SentenceStream.from_texts(pair[:2], texts), pair.subject.sites[0]
+      >>> scored = score_sentences(stream, {site: jnp.eye(384)[:2]}, np.array([3]))
+      >>> scored.scores[site].shape, bool((abs(scored.scores[site]) <= 1).all())
+      ((2, 3), True)
     """
     subject, atlas = stream.spaces
     top = _peaks(subject, top_k, stream.mesh)
@@ -64,8 +86,8 @@ def score_sentences(
     parts: list[tuple[np.ndarray, dict[Site, np.ndarray], np.ndarray]] = []
     for tokens_s, tokens_c in stream.batches(stage=stage, progress=progress):
         pooled, a_c = encode_peaks(subject, tokens_s), encode_batch(atlas, tokens_c)[atlas.site]
-        top, found = _score_step(top, pooled, a_c, tokens_s.index, unit, jnp.asarray(features), mesh=stream.mesh)
-        parts.append(jax.tree.map(np.asarray, found))
+        top, scored = _score_step(top, pooled, a_c, tokens_s.index, unit, jnp.asarray(features), mesh=stream.mesh)
+        parts.append(jax.tree.map(np.asarray, scored))
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index)[np.sum(index < 0) :]
     gather = lambda arrays: np.ascontiguousarray(np.concatenate(arrays)[order].T)
@@ -95,7 +117,18 @@ def _score_step(
 def top_sentences(
     stream: SentenceStream, *, top_k: int, stage: str = "strongest", progress: Progress | None = None
 ) -> dict[Site, TopK]:
-    """The sentences that activate every feature of one space most, with the token of each peak."""
+    """Return the sentences that activate every feature of one space most, with the token of each peak.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, top_sentences
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream = SentenceStream.from_texts([subject], texts)
+      >>> top_sentences(stream, top_k=2)[subject.sites[0]].index.shape
+      (384, 2)
+    """
     (space,) = stream.spaces
     step = lambda top, tokens: _top_step(top, encode_peaks(space, tokens), tokens.index, mesh=stream.mesh)
     state = run_stream(stream, step, _peaks(space, top_k, stream.mesh), name=stage, progress=progress)
@@ -110,10 +143,21 @@ def _top_step(
 
 
 def pooled_activations(stream: SentenceStream) -> dict[Site, Float[np.ndarray, "n d"]]:
-    """Pooled activations of every sentence of a pass over one space, held whole: for small sets, never for fitting."""
+    """Return pooled activations of every sentence of a pass over one space: for small sets, never for fitting.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, pooled_activations
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream = SentenceStream.from_texts([subject], texts)
+      >>> pooled_activations(stream)[subject.sites[0]].shape
+      (3, 384)
+    """
     (space,) = stream.spaces
-    found = ((tokens.index, encode_batch(space, tokens)) for (tokens,) in stream.batches())
-    parts = [jax.device_get(_everywhere(pair, mesh=stream.mesh)) for pair in found]
+    batches = ((tokens.index, encode_batch(space, tokens)) for (tokens,) in stream.batches())
+    parts = [jax.device_get(_everywhere(pair, mesh=stream.mesh)) for pair in batches]
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index, kind="stable")[np.sum(index < 0) :]
     return {site: np.concatenate([p[1][site] for p in parts])[order] for site in space.widths}
@@ -145,7 +189,19 @@ def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
 def site_activations(
     stream: SentenceStream, sites: tuple[Site, ...], *, stage: str = "activations", progress: Progress | None = None
 ) -> Iterator[tuple[dict[Site, Float[Array, "b t d"]], Tokens]]:
-    """Activations of every token at some sites of a pass over one space, with the tokens."""
+    """Yield activations of every token at some sites of a pass over one space, with the tokens.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, site_activations
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream = SentenceStream.from_texts([subject], texts)
+      >>> acts, tokens = next(site_activations(stream, subject.sites))
+      >>> acts[subject.sites[0]].shape == (*tokens.ids.shape, 384)
+      True
+    """
     (space,) = stream.spaces
     for (tokens,) in stream.batches(stage=stage, progress=progress):
         yield _activations(space.model, tokens, sites), tokens
@@ -154,7 +210,19 @@ def site_activations(
 def token_activations(
     stream: SentenceStream, site: Site, *, progress: Progress | None = None
 ) -> Iterator[tuple[Float[Array, "b t d"], Bool[Array, "b t"]]]:
-    """Activations of every token of a pass over one space, with the mask of those that count."""
+    """Yield activations of every token of a pass over one space, with the mask of those that count.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, token_activations
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream = SentenceStream.from_texts([subject], texts)
+      >>> acts, mask = next(token_activations(stream, subject.sites[0]))
+      >>> acts.shape[:2] == mask.shape
+      True
+    """
     for acts, tokens in site_activations(stream, (site,), progress=progress):
         yield acts[site], tokens.mask
 
@@ -165,9 +233,17 @@ def _activations(model: LanguageModel, tokens: Tokens, sites: tuple[Site, ...]) 
 
 
 def sae_quality(stream: SentenceStream, *, progress: Progress | None = None) -> Quality:
-    """FVU, L0 and dead share of an atlas's SAE on the tokens of a pass over the atlas.
+    """Measure FVU, L0 and dead share of an atlas's SAE on the tokens of a pass over the atlas.
 
     A transcoder is held against the site its reconstruction belongs to; its FVU is nan where that is not known.
+
+    Example:
+      >>> from atlas_jax import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.pipeline import SentenceStream, sae_quality
+      >>> stream = SentenceStream.from_texts([ConceptAtlas.from_pretrained(ATLAS)], ["the font of a text"])
+      >>> bool(0 < sae_quality(stream).fvu < 1)
+      True
     """
     (atlas,) = stream.spaces
     config, state = atlas.sae.config, init_quality(atlas.sae)

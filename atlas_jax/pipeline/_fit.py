@@ -1,4 +1,4 @@
-"""Fitting: both spaces read every batch, what is pooled goes into the statistics at once, and these are solved."""
+"""Fitting: both spaces read every batch, pooled activations enter the statistics at once, and these are solved."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -39,13 +39,24 @@ LEFT_OUT = 64  # more sentences than these that are not finite stop a run
 
 
 class Fitted(NamedTuple):
-    """What a fitting pass leaves behind.
+    """The result of a fitting pass.
 
     Attributes:
       statistics: of every subject site against the atlas.
       active: sentences in which each atlas feature fired.
       left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
       norms: of the subject's activations at single tokens, by site.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import PassStatistics, Site
+      >>> from atlas_jax.pipeline import Fitted
+      >>> from atlas_jax.statistics import TokenNorms
+      >>> site = Site("mlp_act", 1)
+      >>> statistics, norms = PassStatistics.init(["cross"], {site: 2}, 3), TokenNorms.init([site])
+      >>> fitted = Fitted(statistics, jnp.ones(3, jnp.int32), jnp.array([7, -1]), norms)
+      >>> fitted.faulty, fitted.token_norm(site)
+      ([7], None)
     """
 
     statistics: PassStatistics
@@ -59,7 +70,7 @@ class Fitted(NamedTuple):
         return sorted(i for i in self.left_out.tolist() if i >= 0)
 
     def token_norm(self, site: Site) -> float | None:
-        """The mean norm of the subject's activations at a token; None where there was none, or none was told."""
+        """Return the mean norm of the subject's activations at a token; None where there was none."""
         mean = self.norms.mean(site)
         return mean if math.isfinite(mean) else None
 
@@ -75,7 +86,7 @@ def fit_statistics(
     checkpoints: Checkpoints | None = None,
     state: Fitted | None = None,
 ) -> Fitted:
-    """One pass over the fit half that serves every method that needs no second one.
+    """Run one pass over the fit half that serves every method that needs no second one.
 
     No activation is kept but the pooled ones of a batch, until they are added. A few sentences with activations that
     are not finite are left out and named; more of them stop the pass, for then it is the model and not the sentences.
@@ -87,12 +98,23 @@ def fit_statistics(
       name: of the pass, among the checkpoints.
       stage: its name for ``progress``.
       progress: called after every batch.
-      checkpoints: where the state is saved now and then, and from where a stopped pass goes on.
+      checkpoints: where the state is saved now and then, and from where a stopped pass continues.
       state: what a pass over other sentences left, to add these to; donated. Empty by default.
 
     Raises:
       AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
         as :func:`run_stream`.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, fit_statistics
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream = SentenceStream.from_texts(pair[:2], texts)
+      >>> fitted = fit_statistics(stream, ["cross"])
+      >>> float(fitted.statistics.sums.weight)
+      3.0
     """
     subject, atlas = stream.spaces
 
@@ -115,10 +137,21 @@ def fit_statistics(
 
 
 def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
-    """What a pass over the sentences of both would have left, to rounding; without top-k where ``a`` has none.
+    """Return the result of a pass over the sentences of both, to rounding; without top-k where ``a`` has none.
 
     Raises:
       AtlasError: as :func:`fit_statistics`, for the sentences left out of both together.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import PassStatistics, Site
+      >>> from atlas_jax.pipeline import Fitted, merge_fitted
+      >>> from atlas_jax.statistics import TokenNorms
+      >>> site = Site("mlp_act", 1)
+      >>> statistics, norms = PassStatistics.init(["cross"], {site: 2}, 3), TokenNorms.init([site])
+      >>> fitted = Fitted(statistics, jnp.ones(3, jnp.int32), jnp.array([7, -1]), norms)
+      >>> merge_fitted(fitted, fitted).active.tolist()
+      [2, 2, 2]
     """
     faulty = np.array(a.faulty + b.faulty, np.int32)
     left_out = np.full(max(LEFT_OUT, faulty.size), -1, np.int32)
@@ -166,7 +199,18 @@ def fit_lenses(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> dict[Site, Lens]:
-    """SemanticLens' second pass (Eq. 9), over the selected sentences alone."""
+    """Run SemanticLens' second pass (Eq. 9), over the selected sentences alone.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, Site, load_pair  # doctest: +SKIP
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT  # doctest: +SKIP
+      >>> from atlas_jax.pipeline import SentenceStream, fit_lenses, fit_statistics  # doctest: +SKIP
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("semantic_lens",)))  # doctest: +SKIP
+      >>> stream = SentenceStream.from_texts(pair[:2], ["a text", "another", "a third"])  # doctest: +SKIP
+      >>> fitted = fit_statistics(stream, ["top_k"], top_k=2)  # doctest: +SKIP
+      >>> fit_lenses(stream, fitted.statistics)[Site("mlp_act", 1)].total.shape  # doctest: +SKIP
+      (384, 1536)
+    """
     tops = {site: statistics.statistics(site).top for site in statistics.sites}
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
@@ -206,14 +250,25 @@ def solve(
 
     Raises:
       AtlasError: for statistics that lack what a method needs; or as :func:`atlas_jax.pipeline.run_stream`.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, fit_statistics, solve
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> texts = ["the font of a text", "a list of numbers", "an open file"]
+      >>> stream = SentenceStream.from_texts(pair[:2], texts)
+      >>> fitted = fit_statistics(stream, ["cross"])
+      >>> [method for _, method in solve(stream, fitted, ["covariance", "correlation"])]
+      ['covariance', 'correlation']
     """
     lenses = {}
     if any(METHODS[m].second_pass for m in methods):
         lenses = fit_lenses(stream, fitted.statistics, progress=progress, checkpoints=checkpoints)
-    found = {}
+    translations = {}
     for site in fitted.statistics.sites:
         statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))
         for method in methods:
             options = {"site": site, "metadata": metadata, "token_norm": fitted.token_norm(site)}
-            found[site, method] = Translation.from_statistics(statistics, method, **options)
-    return found
+            translations[site, method] = Translation.from_statistics(statistics, method, **options)
+    return translations

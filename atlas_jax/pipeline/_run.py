@@ -37,6 +37,15 @@ def run_stream(
     Raises:
       KeyboardInterrupt: after a signal, once the state is saved.
       AtlasError: if a checkpoint is of another run or cannot be written.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream, run_stream
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> stream = SentenceStream.from_texts([subject], ["one text", "another", "a third"])
+      >>> run_stream(stream, lambda count, tokens: count + int((tokens.index >= 0).sum()), 0)
+      3
     """
     at, report, stage = Cursor(), progress or unreported, stage or name
     with contextlib.nullcontext() if checkpoints is None else postponed_interrupts() as stopped:
@@ -57,7 +66,16 @@ def run_stream(
 
 @jax.jit
 def encode_batch(space: FeatureSpace, tokens: Tokens) -> dict[Site, Float[Array, "b _"]]:
-    """Pooled activations ``[b, d]`` of a batch by site; the residual streams they come from stay inside."""
+    """Compute pooled activations ``[b, d]`` of a batch by site; the residual streams they come from stay inside.
+
+    Example:
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import encode_batch
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> encode_batch(subject, subject.tokenize(["some text"]))[subject.sites[0]].shape
+      (1, 384)
+    """
     return space.encode(tokens)
 
 
@@ -65,7 +83,7 @@ def encode_batch(space: FeatureSpace, tokens: Tokens) -> dict[Site, Float[Array,
 def encode_norms(
     space: FeatureSpace, tokens: Tokens
 ) -> tuple[dict[Site, Float[Array, "b _"]], dict[Site, Float[Array, " b"]], Float[Array, " b"]]:
-    """The same with the sums of the token norms by site, nan where the space does not tell them, and the tokens."""
+    """Compute the same with the sums of the token norms by site, nan where the space has none, and the tokens."""
     count = jnp.sum(tokens.mask, axis=1, dtype=jnp.float32)
     if isinstance(space, NormedSpace):
         return *space.encode_norms(tokens), count
@@ -74,5 +92,5 @@ def encode_norms(
 
 @jax.jit
 def encode_peaks(space: FeatureSpace, tokens: Tokens) -> dict[Site, Pooled]:
-    """The same with the token of each peak."""
+    """Compute the same with the token of each peak."""
     return space.pooled(tokens)

@@ -27,7 +27,7 @@ AGAIN = "align again with --overwrite"
 
 @dataclasses.dataclass(frozen=True)
 class AlignSettings:
-    """How an alignment is fitted. Defaults are the paper's where it states one.
+    """The settings of an alignment. Defaults are the paper's where it states one.
 
     Attributes:
       sites: subject sites, as names; each once, in the order given.
@@ -43,6 +43,7 @@ class AlignSettings:
       AtlasError: for a site, method, pooling or dtype that there is not, or a number out of its range.
 
     Example:
+      >>> from atlas_jax import AlignSettings
       >>> AlignSettings(("mlp_act.1",), ("procrustes", "ridge")).pooling
       'max'
     """
@@ -77,15 +78,15 @@ class AlignSettings:
 
 
 class Record(NamedTuple):
-    """What ``run.json`` says.
+    """The content of ``run.json``.
 
     Attributes:
-      settings: how the run was fitted.
+      settings: of the fit.
       sources: names and hashes of subject, atlas and corpus.
       left_out: sentences in no statistic.
       chosen: names of the translations chosen from the whitened family.
-      top: whether the maximally activating sentences were looked for.
-      dtype: of the stored translations, None in runs that do not say.
+      top: true if the maximally activating sentences were computed.
+      dtype: of the stored translations, None in runs without it.
       fingerprints: of the forward passes of subject and atlas, empty in runs that have none.
     """
 
@@ -99,7 +100,7 @@ class Record(NamedTuple):
 
     @classmethod
     def read(cls, directory: Path) -> "Record":
-        """The record of a run.
+        """Read the record of a run.
 
         Raises:
           AtlasError: if the directory is no run, or the record is damaged.
@@ -126,7 +127,7 @@ class Record(NamedTuple):
         return self.settings.methods + self.chosen
 
     def asked(self) -> dict[str, Any]:
-        """What decides whether a run is the one that is asked for, as :func:`asked_for` describes one."""
+        """Describe the run in the values of :func:`asked_for`."""
         sources = {name: self.sources[name]["sha256"] for name in ("subject", "atlas")}
         return asked_for(self.settings, sources, self.sources["corpus"]["hash"], self.chosen, self.dtype)
 
@@ -134,7 +135,7 @@ class Record(NamedTuple):
 def asked_for(
     settings: AlignSettings, sources: Mapping[str, str], corpus: str, chosen: tuple[str, ...], dtype: str | None
 ) -> dict[str, Any]:
-    """A run in plain values: settings, hashes, names of chosen translations, and how they are stored."""
+    """Describe a run in plain values: settings, hashes, names of chosen translations, and their stored dtype."""
     return dataclasses.asdict(settings) | dict(sources) | {"corpus": corpus, "chosen": chosen, "save dtype": dtype}
 
 
@@ -159,21 +160,21 @@ def check_same(directory: Path, asked: Mapping[str, Any]) -> None:
 
 
 def read_translation(directory: Path, site: Site, method: str, shape: tuple[int, int]) -> Translation:
-    """One translation of a run.
+    """Read one translation of a run.
 
     Raises:
-      AtlasError: if it is damaged, or not what its place says.
+      AtlasError: if it is damaged, or of another site or method than its directory.
     """
     folder = directory / "translations" / str(site) / method
     with reading(folder / RECORD, AGAIN):
-        found = Translation.from_pretrained(folder)
-        if (found.site, found.method, found.matrix.shape) != (site, method, shape):
-            raise ValueError(f"it is of {found.site} by {found.method}, of shape {found.matrix.shape}, not {shape}")
-    return found
+        t = Translation.from_pretrained(folder)
+        if (t.site, t.method, t.matrix.shape) != (site, method, shape):
+            raise ValueError(f"it is of {t.site} by {t.method}, of shape {t.matrix.shape}, not {shape}")
+    return t
 
 
 def read_top(directory: Path, site: Site, d_s: int, corpus: Corpus) -> TopK:
-    """The maximally activating sentences of one site.
+    """Read the maximally activating sentences of one site.
 
     Raises:
       AtlasError: if the file is damaged.
@@ -189,7 +190,7 @@ def read_top(directory: Path, site: Site, d_s: int, corpus: Corpus) -> TopK:
 
 
 def read_rate(directory: Path, width: int) -> Float[np.ndarray, " d_c"]:
-    """The share of sentences in which each atlas feature fires.
+    """Read the share of sentences in which each atlas feature fires.
 
     Raises:
       AtlasError: if the file is damaged.

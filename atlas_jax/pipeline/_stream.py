@@ -20,13 +20,18 @@ SENTENCES_A_SHAPE = 1000  # fewer would spend more time compiling one more shape
 
 
 class Cursor(NamedTuple):
-    """Where a pass stands.
+    """The position of a pass.
 
     Attributes:
       block: the block of the next batch.
       batch: the next batch, counted within its block.
       sentences: sentences in the batches before it.
       tokens: tokens of all models in the batches before it.
+
+    Example:
+      >>> from atlas_jax.pipeline import Cursor
+      >>> Cursor(block=0, batch=2, sentences=256, tokens=4096)._replace(batch=3).batch
+      3
     """
 
     block: int = 0
@@ -36,11 +41,11 @@ class Cursor(NamedTuple):
 
 
 class SentenceStream(NamedTuple):
-    """Sentences to stream through feature spaces. Nothing of them is held but a block or two.
+    """Sentences to stream through feature spaces. At most two blocks of them are held.
 
     The batches depend on the sentences, the options and the mesh alone: they are the same on every run, and from every
-    cursor. Where the mesh spans several processes, each reads and tokenizes every so-manieth sentence of a block, its
-    share of the rows of every batch; the sentences that decide the batch shapes are read by all.
+    cursor. Where the mesh spans several processes, each reads and tokenizes its share of the sentences of a
+    block, and of the rows of every batch; the sentences that decide the batch shapes are read by all.
 
     Attributes:
       spaces: feature spaces; for an alignment, the subject and the atlas.
@@ -49,6 +54,16 @@ class SentenceStream(NamedTuple):
       rows: positions of the sentences to visit, ascending; None for all.
       max_length: tokens at which sentences are cut.
       shapes: the shapes of the batches.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import LanguageModel, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream
+      >>> subject = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), ["mlp_act.1"])
+      >>> stream = SentenceStream.from_texts([subject], ["one text", "another", "a third"], first=10)
+      >>> stream.size, stream.only(np.array([11])).size, len(list(stream.batches()))
+      (3, 1, 1)
     """
 
     spaces: tuple[FeatureSpace, ...]
@@ -71,7 +86,7 @@ class SentenceStream(NamedTuple):
         """Fix the batch shapes from sentences spread evenly over the corpus.
 
         Args:
-          spaces: what the sentences stream through.
+          spaces: feature spaces, see the class.
           texts: the sentences, numbered from ``first``.
           first: sentence id of the first of them.
           max_length: tokens at which sentences are cut; no more than every model can read.
@@ -96,22 +111,22 @@ class SentenceStream(NamedTuple):
         return cls(tuple(spaces), texts, first, None, limit, grid)
 
     def only(self, index: Int[np.ndarray, " n"]) -> "SentenceStream":
-        """The same pass over some of its sentences, given by their ids, in the same batch shapes."""
+        """Return the same pass over some of its sentences, given by their ids, in the same batch shapes."""
         wanted = np.unique(index) - self.first
         return self._replace(rows=wanted[(wanted >= 0) & (wanted < len(self.texts))])
 
     @property
     def mesh(self) -> Mesh | None:
-        """The mesh that the spaces' parameters lie on, and the batches with them."""
+        """Mesh of the spaces' parameters and of the batches."""
         return mesh_of(self.spaces)
 
     @property
     def size(self) -> int:
-        """How many sentences it visits."""
+        """Number of sentences it visits."""
         return len(self.texts) if self.rows is None else len(self.rows)
 
     def batches(self, *, stage: str = "pass", progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
-        """The batches in order, as tokens of every model; ``progress`` is called when the next one is asked for."""
+        """Yield the batches in order, as tokens of every model; report each when the next one is asked for."""
         report = progress or unreported
         report(stage, 0, self.size, 0)
         for after, batch in self.steps():
@@ -119,7 +134,7 @@ class SentenceStream(NamedTuple):
             report(stage, after.sentences, self.size, after.tokens)
 
     def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Tokens, ...]]]:
-        """The batches from a cursor on, each with the cursor behind it."""
+        """Yield the batches from a cursor on, each with the cursor behind it."""
         tokenizers, share = tuple(s.model.tokenizer for s in self.spaces), Share.from_mesh(self.mesh)
         at = start or Cursor()
         skip = at.batch
@@ -132,7 +147,7 @@ class SentenceStream(NamedTuple):
             skip = 0
 
     def _blocks(self, start: int) -> Iterator[tuple[int, Block]]:
-        """Blocks from one on, each tokenized while the one before it is at work."""
+        """Yield blocks from one on, each tokenized while the device works on the one before it."""
         count = -(-self.size // BLOCK)
         with ThreadPoolExecutor(1, "tokenize") as worker:
             ahead = worker.submit(self._block, start)

@@ -1,4 +1,4 @@
-"""How pre-activations become sparse features: one function per kind."""
+"""Functions that turn pre-activations into sparse features, one for each kind."""
 
 import jax
 import jax.numpy as jnp
@@ -6,9 +6,11 @@ from jaxtyping import Array, Float
 
 
 def jump_relu(pre: Float[Array, "*b m"], threshold: Float[Array, " m"]) -> Float[Array, "*b m"]:
-    """``pre`` where it is positive and strictly above its feature's threshold, else 0. No equation in the paper.
+    """Keep ``pre`` where it is positive and strictly above its feature's threshold, else 0. No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import jump_relu
       >>> jump_relu(jnp.array([0.5, 1.5]), jnp.array([1.0, 1.0])).tolist()
       [0.0, 1.5]
     """
@@ -17,10 +19,13 @@ def jump_relu(pre: Float[Array, "*b m"], threshold: Float[Array, " m"]) -> Float
 
 
 def top_k(pre: Float[Array, "*b m"], k: int) -> Float[Array, "*b m"]:
-    """The ``k`` largest of ``relu(pre)`` in each row, else 0; ties go to the lowest feature. No equation in the
-    paper.
+    """Keep the ``k`` largest of ``relu(pre)`` in each row, else 0; ties go to the lowest feature.
+
+    No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import top_k
       >>> top_k(jnp.array([0.5, 1.5, 1.0]), 2).tolist()
       [0.0, 1.5, 1.0]
     """
@@ -29,9 +34,11 @@ def top_k(pre: Float[Array, "*b m"], k: int) -> Float[Array, "*b m"]:
 
 
 def group_max(pre: Float[Array, "*b m"], k: int) -> Float[Array, "*b m"]:
-    """The largest of ``relu(pre)`` in each of ``k`` equal runs of features, else 0. No equation in the paper.
+    """Keep the largest of ``relu(pre)`` in each of ``k`` equal runs of features, else 0. No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import group_max
       >>> group_max(jnp.array([0.5, 1.5, 1.0, 0.2]), 2).tolist()
       [0.0, 1.5, 1.0, 0.0]
     """
@@ -45,9 +52,13 @@ def gated(
     r_mag: Float[Array, " m"],
     b_mag: Float[Array, " m"],
 ) -> Float[Array, "*b m"]:
-    """``relu(projected * exp(r_mag) + b_mag)`` where ``projected + b_gate > 0``, else 0. No equation in the paper.
+    """Compute ``relu(projected * exp(r_mag) + b_mag)`` where ``projected + b_gate > 0``, else 0.
+
+    No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import gated
       >>> one = jnp.ones(2)
       >>> gated(jnp.array([1.0, -2.0]), one, 0.0 * one, one).tolist()
       [2.0, 0.0]

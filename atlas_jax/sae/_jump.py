@@ -9,12 +9,16 @@ from jaxtyping import Array, Float
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def trained_jump(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwidth: float) -> Float[Array, "n m"]:
-    r"""``pre`` where it is above its threshold, else 0; its Eq. (11) for the backward pass. None in our paper.
+    r"""Keep ``pre`` where it is above its threshold, else 0; the backward pass is Eq. (11) of Rajamanoharan et al.
 
-    The derivative by a threshold is zero almost everywhere. Its stand-in is an average over a window of width
-    :math:`\varepsilon`, the bandwidth: :math:`-\frac{\theta}{\varepsilon} [|pre - \theta| < \varepsilon / 2]`.
+    No equation in the paper of this package. The derivative by a threshold is zero almost everywhere; it is replaced
+    by an average over a window of width :math:`\varepsilon`, the bandwidth:
+    :math:`-\frac{\theta}{\varepsilon} [|pre - \theta| < \varepsilon / 2]`.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._jump import trained_jump
       >>> total = lambda t: jnp.sum(trained_jump(jnp.array([[0.5, 1.1, 2.0]]), jnp.full(3, t), 0.5))
       >>> float(total(1.0)), round(float(jax.grad(total)(1.0)), 3)
       (3.0999999046325684, -2.0)
@@ -24,12 +28,15 @@ def trained_jump(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwi
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def trained_step(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwidth: float) -> Float[Array, "n m"]:
-    r"""1 where ``pre`` is above its threshold, else 0; summed over a row it is L0.
+    r"""Give 1 where ``pre`` is above its threshold, else 0; the sum over a row is L0.
 
-    Backward, :math:`-\frac{1}{\varepsilon} [|pre - \theta| < \varepsilon / 2]` by the threshold and nothing by
-    ``pre``: sparsity is bought by thresholds alone, so that it shrinks no feature.
+    The derivative by the threshold is :math:`-\frac{1}{\varepsilon} [|pre - \theta| < \varepsilon / 2]`, that by
+    ``pre`` is 0, so that the sparsity penalty moves thresholds and shrinks no feature.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._jump import trained_step
       >>> count = lambda t: jnp.sum(trained_step(jnp.array([[0.5, 1.1, 2.0]]), jnp.full(3, t), 0.5))
       >>> float(count(1.0)), round(float(jax.grad(count)(1.0)), 3)
       (2.0, -2.0)

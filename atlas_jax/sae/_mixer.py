@@ -1,4 +1,4 @@
-"""Shuffled batches of an endless stream of activations, from any point of it on."""
+"""Shuffled batches of an endless stream of activations, resumable at any batch."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -12,13 +12,18 @@ Chunks = Callable[[int], Iterable[Float[np.ndarray, "n d"]]]
 
 
 class Cursor(NamedTuple):
-    """A place in the batches of :func:`mixed_batches`.
+    """A position in the batches of :func:`mixed_batches`.
 
     Attributes:
       round: rounds handed out in full.
-      batch: batches handed out of the round after these.
+      batch: batches handed out of the next round.
       chunk: the chunk in which the segment before that round begins; 0 in round 0.
       row: the row of that chunk with which it begins.
+
+    Example:
+      >>> from atlas_jax.sae import Cursor
+      >>> Cursor(round=2, batch=5)
+      Cursor(round=2, batch=5, chunk=0, row=0)
     """
 
     round: int = 0
@@ -30,24 +35,26 @@ class Cursor(NamedTuple):
 def mixed_batches(
     chunks: Chunks, *, batch: int, buffer: int, seed: int = 0, start: Cursor | None = None
 ) -> Iterator[tuple[Float[np.ndarray, "{batch} d"], Cursor]]:
-    """Shuffled batches of a stream of rows, each with the cursor from which the next ones can be had again.
+    """Yield shuffled batches of a stream of rows, each with the cursor from which the next ones can be repeated.
 
     The stream, chunk after chunk, is cut into segments of half the buffer, and each segment at random into two
     halves. A round is one half of its segment and one of the segment before, shuffled. So no row is handed out
-    twice, neighbours in the text come far apart, and a run goes on from a cursor after computing two segments,
-    nothing having been written to disk.
+    twice, neighbours in the text come far apart, and a run resumes at a cursor after computing two segments, without
+    anything on disk.
 
     Args:
       chunks: the stream. It ends with the first chunk that has no array; what does not fill a segment is left out.
       batch: rows in a batch.
       buffer: rows held, at least four batches.
-      seed: of the shuffling.
-      start: where to begin; at the beginning by default.
+      seed: seed of the shuffling.
+      start: the cursor to begin at; the beginning by default.
 
     Raises:
       ValueError: if the buffer is smaller than four batches.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import mixed_batches
       >>> rows = [np.arange(8.0)[:, None]]
       >>> stream = lambda i: rows[i:]
       >>> first, cursor = next(mixed_batches(stream, batch=1, buffer=4))
@@ -77,13 +84,13 @@ def mixed_batches(
 
 
 def _halves(rows: Float[np.ndarray, "n d"], seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both halves of a segment, split at random."""
+    """Split a segment into two halves at random."""
     order = np.random.default_rng([seed, 0, number]).permutation(len(rows))
     return rows[order[: len(rows) // 2]], rows[order[len(rows) // 2 :]]
 
 
 def _segments(chunks: Chunks, size: int, at: Cursor) -> Iterator[tuple[Float[np.ndarray, "n d"], tuple[int, int]]]:
-    """Runs of ``size`` rows, each with the chunk and row with which it begins."""
+    """Yield runs of ``size`` rows, each with its first chunk and row."""
     held, count, place, skip = [], 0, (at.chunk, at.row), at.row
     for number, row, rows in _numbered(chunks, at.chunk):
         taken, skip = min(skip, len(rows)), max(0, skip - len(rows))
@@ -96,7 +103,7 @@ def _segments(chunks: Chunks, size: int, at: Cursor) -> Iterator[tuple[Float[np.
 
 
 def _numbered(chunks: Chunks, start: int) -> Iterator[tuple[int, int, Float[np.ndarray, "n d"]]]:
-    """Arrays of rows with the number of their chunk and of their first row in it."""
+    """Yield arrays of rows with the number of their chunk and of their first row in it."""
     for number in itertools.count(start):
         row = None
         for rows in chunks(number):

@@ -11,13 +11,15 @@ Undo = Callable[[Float[Array, "*b o"]], Float[Array, "*b o"]]
 
 
 def apply(x: Float[Array, "*b d"], how: Normalization) -> tuple[Float[Array, "*b d"], Undo]:
-    """Normalised rows, and the function that takes a reconstruction back. No equation in the paper.
+    """Normalise rows; return them and the function that undoes it. No equation in the paper.
 
     ``constant_norm_rescale`` gives every row the norm ``sqrt(d)``. ``layer_norm`` subtracts the row's mean and
-    divides by its standard deviation plus 1e-5, the deviation with the divisor ``d - 1``; the way back leaves the
+    divides by its standard deviation plus 1e-5, the deviation with the divisor ``d - 1``; undoing it leaves the
     1e-5 out, as the SAEs trained with it do. A zero row stays zero.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._normalize import apply
       >>> y, undo = apply(jnp.array([3.0, 4.0]), "constant_norm_rescale")
       >>> bool(jnp.allclose(undo(y), jnp.array([3.0, 4.0])))
       True

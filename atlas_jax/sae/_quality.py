@@ -1,4 +1,4 @@
-"""How well an SAE explains the activations it is given: streaming, mergeable, inside jit."""
+"""Quality of an SAE on given activations: streaming, mergeable, inside jit."""
 
 from typing import NamedTuple
 
@@ -19,6 +19,12 @@ class QualityState(NamedTuple):
       residual: mean over rows of the squared reconstruction error.
       l0: mean number of active features.
       fired: rows on which each feature was active.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import QualityState
+      >>> QualityState(jnp.int32(0), jnp.zeros(2), *jnp.zeros(3), jnp.zeros(4, jnp.int32)).fired.tolist()
+      [0, 0, 0, 0]
     """
 
     count: Int[Array, ""]
@@ -30,7 +36,7 @@ class QualityState(NamedTuple):
 
 
 class Quality(NamedTuple):
-    """What :func:`quality` reports.
+    """Result of :func:`quality`.
 
     Attributes:
       fvu: fraction of variance unexplained: squared error over squared distance to the mean; nan without variance.
@@ -38,6 +44,12 @@ class Quality(NamedTuple):
       dead: share of features that were never active.
       frequency: share of rows on which each feature was active.
       count: rows seen.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import Quality
+      >>> Quality(*jnp.array([0.25, 10.0, 0.0]), frequency=jnp.ones(4), count=jnp.int32(100)).fvu.item()
+      0.25
     """
 
     fvu: Float[Array, ""]
@@ -48,13 +60,21 @@ class Quality(NamedTuple):
 
 
 def init_quality(sae: SparseAutoencoder) -> QualityState:
-    """Statistics of no rows at all.
+    """Start with the statistics of no rows.
 
     Example:
-      >>> state = init_quality(sae)                        # doctest: +SKIP
-      >>> for x in batches:                                # doctest: +SKIP
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax.sae import SAEConfig, SparseAutoencoder, finish_quality, init_quality, update_quality
+      >>> config = SAEConfig("relu", d_in=2, d_sae=2)
+      >>> zeros = {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = init_quality(sae)
+      >>> for x in (jnp.array([[1.0, 2.0], [3.0, 0.0]]), jnp.array([[0.0, 1.0], [0.0, 3.0]])):
       ...     state = update_quality(state, sae, x)
-      >>> finish_quality(state).fvu                        # doctest: +SKIP
+      >>> quality = finish_quality(state)
+      >>> float(quality.fvu), float(quality.l0)
+      (0.0, 1.25)
     """
     zero = jnp.zeros((), jnp.float32)
     fired = jnp.zeros(sae.config.d_sae, jnp.int32)
@@ -69,14 +89,25 @@ def update_quality(
     mask: Bool[Array, "*b"] | None = None,
     target: Float[Array, "*b o"] | None = None,
 ) -> QualityState:
-    """Add a batch of activations.
+    """Add a batch of activations to the statistics.
 
     Args:
-      state: what came before.
+      state: statistics of the batches before.
       sae: the SAE under test.
       x: activations of any float dtype.
       mask: the rows that count; all of them when None. Masked rows may hold anything, NaN included.
-      target: what should be reconstructed, for transcoders; ``x`` itself when None.
+      target: the activations to reconstruct, for transcoders; ``x`` itself when None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax import SparseAutoencoder
+      >>> from atlas_jax.sae import SAEConfig, init_quality, update_quality
+      >>> config, zeros = SAEConfig("relu", d_in=2, d_sae=2), {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = update_quality(init_quality(sae), sae, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      >>> int(state.count), state.fired.tolist()
+      (2, [2, 1])
     """
     weight = jnp.ones(x.shape[:-1], bool) if mask is None else mask
     target = x if target is None else target
@@ -102,7 +133,16 @@ def update_quality(
 
 @jax.jit
 def merge_quality(a: QualityState, b: QualityState) -> QualityState:
-    """Statistics of both streams together, in either order; the means move as in Chan's parallel variance."""
+    """Merge the statistics of two streams, in either order; the means move as in Chan's parallel variance.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import QualityState, merge_quality
+      >>> mean = lambda value: jnp.full(2, value)
+      >>> state = lambda n, value: QualityState(n, mean(value), *jnp.zeros(3), jnp.zeros(4, jnp.int32))
+      >>> merge_quality(state(jnp.int32(1), 2.0), state(jnp.int32(3), 6.0)).mean.tolist()
+      [5.0, 5.0]
+    """
     count = a.count + b.count
     share = b.count.astype(jnp.float32) / jnp.maximum(count, 1).astype(jnp.float32)
     blend = lambda p, q: p + (q - p) * share
@@ -119,7 +159,19 @@ def merge_quality(a: QualityState, b: QualityState) -> QualityState:
 
 @jax.jit
 def finish_quality(state: QualityState) -> Quality:
-    """The numbers a reader wants from the statistics."""
+    """Compute the quality from the statistics.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax import SparseAutoencoder
+      >>> from atlas_jax.sae import SAEConfig, finish_quality, init_quality, update_quality
+      >>> config, zeros = SAEConfig("relu", d_in=2, d_sae=2), {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = update_quality(init_quality(sae), sae, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      >>> float(finish_quality(state).l0)
+      1.5
+    """
     rows = jnp.maximum(state.count, 1).astype(jnp.float32)
     fvu = jnp.where(state.variance > 0, state.residual / jnp.where(state.variance > 0, state.variance, 1.0), jnp.nan)
     dead = jnp.mean((state.fired == 0).astype(jnp.float32))
@@ -141,6 +193,14 @@ def quality(sae: SparseAutoencoder, x: Float[Array, "*b d"], mask: Bool[Array, "
       A :class:`Quality`. FVU 0 is perfect, 1 no better than the mean, above 1 worse: the usual sign of a wrong site.
 
     Example:
-      >>> quality(sae, acts, tokens.mask).fvu              # doctest: +SKIP
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax.sae import SAEConfig, SparseAutoencoder, quality
+      >>> config = SAEConfig("relu", d_in=2, d_sae=2)
+      >>> zeros = {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> report = quality(sae, jnp.array([[1.0, 0.0], [3.0, 0.0]]))
+      >>> float(report.fvu), float(report.dead), report.frequency.tolist()
+      (0.0, 0.5, [1.0, 0.0])
     """
     return finish_quality(update_quality(init_quality(sae), sae, x, mask))

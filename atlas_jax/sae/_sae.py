@@ -49,6 +49,9 @@ class SparseAutoencoder:
       W_skip: linear path from input to output, ``[d, d_out]`` (skip transcoders).
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax.sae import SAEConfig, SparseAutoencoder
       >>> config = SAEConfig("jumprelu", d_in=2, d_sae=3)
       >>> W, half = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, -1.0]]), np.full(3, 0.5)
       >>> biases = {"b_enc": np.zeros(3), "b_dec": np.zeros(2)}
@@ -74,8 +77,12 @@ class SparseAutoencoder:
 
     @classmethod
     def build(cls, config: SAEConfig, *, mesh: Mesh | None = None, **parameters: Any) -> "SparseAutoencoder":
-        """Check parameters against ``config``, make them float32 and, given a mesh, spread the features over
-        ``"model"``.
+        """Make an SAE of parameters, checked against ``config`` and as float32; the example is that of the class.
+
+        Args:
+          config: the static description.
+          mesh: spread the features over this mesh's ``"model"`` axis.
+          parameters: the arrays that the attributes of the class describe.
 
         Raises:
           AtlasError: for a missing, unexpected, mis-shaped or non-finite parameter.
@@ -96,15 +103,22 @@ class SparseAutoencoder:
         """Load from a directory, a file, or ``owner/repo/folder`` on the Hugging Face hub.
 
         Args:
-          path: where it is. A path that exists is never looked up on the hub.
-          format: a layout's name, such as ``"saelens"``; found from the files when None.
-          norm_scaling_factor: what activations were multiplied by in training, for the releases whose files leave
-            it out.
+          path: the directory, file or hub folder. A path that exists is never looked up on the hub.
+          format: a layout's name, such as ``"saelens"``; detected from the files when None.
+          norm_scaling_factor: factor by which activations were multiplied in training, for the releases whose files
+            leave it out.
           mesh: spread the features over this mesh's ``"model"`` axis.
 
         Raises:
           AtlasError: when nothing is there, the layout is unknown, or the files are incomplete or contradict each
             other.
+
+        Example:
+          >>> from atlas_jax.bundled import ATLAS
+          >>> from atlas_jax.sae import SparseAutoencoder
+          >>> sae = SparseAutoencoder.from_pretrained(ATLAS / "sae")
+          >>> sae.config.kind, sae.W_enc.shape, sae.config.site
+          ('jumprelu', (160, 1536), Site('resid_post.3'))
         """
         config, parameters = formats.load(path, format, norm_scaling_factor)
         return cls.build(config, mesh=mesh, **parameters)
@@ -113,19 +127,32 @@ class SparseAutoencoder:
     def from_state_dict(
         cls, file: str | Path, *, kind: Kind, apply_b_dec_to_input: bool, k: int | None = None, site: Site | None = None
     ) -> "SparseAutoencoder":
-        """Load bare parameters (torch, safetensors or npz) of an SAE in no known layout; the caller says what they
-        mean.
+        """Load bare parameters (torch, safetensors or npz) of an SAE in no known layout, described by the caller.
 
         Args:
-          file: holds ``W_enc b_enc W_dec b_dec`` or ``encoder.weight encoder.bias decoder.weight decoder.bias``,
+          file: a file with ``W_enc b_enc W_dec b_dec`` or ``encoder.weight encoder.bias decoder.weight decoder.bias``,
             the matrices either way round, and ``threshold``, ``b_gate``, ``r_mag`` where the kind has them.
-          kind: how pre-activations become features.
-          apply_b_dec_to_input: whether the input loses ``b_dec`` before encoding.
-          k: for topk.
-          site: where its activations are read.
+          kind: function from pre-activations to features.
+          apply_b_dec_to_input: subtract ``b_dec`` from the input before encoding.
+          k: features kept per row, for topk.
+          site: site of its activations.
 
         Raises:
           AtlasError: if a parameter is missing, unknown, or of a shape that leaves its meaning open.
+
+        Example:
+          >>> import tempfile
+          >>> import jax.numpy as jnp
+          >>> import numpy as np
+          >>> from atlas_jax.sae import SparseAutoencoder
+          >>> arrays = {"W_enc": np.ones((2, 3)), "b_enc": np.zeros(3), "W_dec": np.ones((3, 2)), "b_dec": np.zeros(2)}
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     np.savez(f"{directory}/mine.npz", **arrays)
+          ...     sae = SparseAutoencoder.from_state_dict(
+          ...         f"{directory}/mine.npz", kind="topk", k=1, apply_b_dec_to_input=False
+          ...     )
+          >>> sae.encode(jnp.array([1.0, 2.0])).tolist()
+          [3.0, 0.0, 0.0]
         """
         config, parameters = formats.load_state_dict(Path(file), kind, apply_b_dec_to_input, k, site)
         return cls.build(config, **parameters)
@@ -137,6 +164,17 @@ class SparseAutoencoder:
 
         Raises:
           AtlasError: if the layout cannot express this SAE, or the directory cannot be written.
+
+        Example:
+          >>> import tempfile
+          >>> from atlas_jax.bundled import ATLAS
+          >>> from atlas_jax.sae import SparseAutoencoder
+          >>> sae = SparseAutoencoder.from_pretrained(ATLAS / "sae")
+          >>> with tempfile.TemporaryDirectory() as directory:
+          ...     sae.save_pretrained(directory, format="saelens")
+          ...     again = SparseAutoencoder.from_pretrained(directory)
+          >>> again.config.format, bool((again.W_enc == sae.W_enc).all())
+          ('saelens', True)
         """
         parameters = {name: np.asarray(value) for name, value in self.parameters.items()}
         with writable(directory):
@@ -144,13 +182,20 @@ class SparseAutoencoder:
 
     @property
     def parameters(self) -> dict[str, Array]:
-        """The arrays this SAE has, by name."""
+        """The arrays of this SAE, by name.
+
+        Example:
+          >>> from atlas_jax.bundled import ATLAS
+          >>> from atlas_jax.sae import SparseAutoencoder
+          >>> list(SparseAutoencoder.from_pretrained(ATLAS / "sae").parameters)
+          ['W_enc', 'b_enc', 'W_dec', 'b_dec', 'threshold']
+        """
         names = [field.name for field in dataclasses.fields(self) if field.name != "config"]
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @jax.jit
     def encode(self, x: Float[Array, "*b d"]) -> Float[Array, "*b m"]:
-        """Features of activations: float32, non-negative.
+        """Compute the features of activations: float32, non-negative.
 
         ``pre = x @ W_enc + b_enc`` with ``x`` first normalised and ``b_dec`` subtracted where the config says so,
         then by kind: jumprelu and batchtopk ``relu(pre) * (pre > threshold)``; relu ``relu(pre)``; topk the k
@@ -173,7 +218,7 @@ class SparseAutoencoder:
 
     @jax.jit
     def decode(self, f: Float[Array, "*b m"], x: Float[Array, "*b d"] | None = None) -> Float[Array, "*b o"]:
-        """Reconstruction from features, ``f @ W_dec + b_dec``, float32.
+        """Compute the reconstruction from features, ``f @ W_dec + b_dec``, float32.
 
         Args:
           f: features.
@@ -196,7 +241,7 @@ class SparseAutoencoder:
         return undo(out)
 
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b o"]:
-        """``decode(encode(x), x)``: what the SAE makes of ``x``."""
+        """Reconstruct ``x``: ``decode(encode(x), x)``."""
         return self.decode(self.encode(x), x)
 
 

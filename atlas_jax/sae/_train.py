@@ -15,7 +15,16 @@ from atlas_jax.sae._train_step import Metrics, TrainConfig, TrainState, init_sta
 
 
 class TrainingLog(NamedTuple):
-    """Curves of a run, one entry per logged step; host arrays."""
+    """Curves of a run, one entry per logged step; host arrays.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import TrainingLog
+      >>> step = np.array([0, 50])
+      >>> log = TrainingLog(step, np.array([0.9, 0.4]), np.array([60.0, 32.0]), np.zeros(2), np.full(2, 1e-3))
+      >>> log.fvu[-1].item()
+      0.4
+    """
 
     step: np.ndarray
     fvu: np.ndarray
@@ -41,19 +50,19 @@ def train(
     By default each step keeps the ``k * n`` largest activations of the batch (BatchTopK), so the mean L0 is ``k``
     without a penalty to tune; the running mean of the cut becomes the threshold of every feature. With
     ``architecture="jumprelu"`` each feature's threshold is trained through straight-through gradients against a
-    penalty on L0 whose weight follows L0 to ``k``. Features that stopped firing are
-    trained on the error the others leave. Activations are scaled while training; the result takes raw ones, has
-    unit decoder rows and subtracts nothing.
+    penalty on L0 whose weight follows L0 to ``k``. Features that stopped firing are trained on the error the others
+    leave. Activations are scaled while training; the result takes raw ones, has unit decoder rows and subtracts
+    nothing.
 
     Args:
       batches: shuffled activations, all of one shape, read lazily; ``steps`` of them are used.
       d_sae: number of features.
       k: target L0.
       steps: number of batches.
-      seed: of the initial dictionary; same seed and batches give the same SAE.
+      seed: seed of the initial dictionary; same seed and batches give the same SAE.
       log_every: steps between two entries of the log.
       on_log: called with the step and its metrics at each of them.
-      describe: where site and model of the result are taken from.
+      describe: description whose site and model the result gets.
       options: the other fields of :class:`TrainConfig`.
 
     Returns:
@@ -63,8 +72,12 @@ def train(
       AtlasError: if the batches run out.
 
     Example:
-      >>> sae, log = train(batches, d_sae=1024, k=32, steps=4000)       # doctest: +SKIP
-      >>> sae.save_pretrained("my-sae")                                 # doctest: +SKIP
+      >>> import numpy as np
+      >>> from atlas_jax.sae import train
+      >>> batches = np.random.default_rng(0).normal(size=(20, 64, 8)).astype(np.float32)
+      >>> sae, log = train(batches, d_sae=16, k=4, steps=20)  # doctest: +SKIP
+      >>> bool(log.fvu[-1] < log.fvu[0])  # doctest: +SKIP
+      True
     """
     config = TrainConfig(d_sae=d_sae, k=k, steps=steps, seed=seed, **options)
     stream, state, curves = iter(batches), None, []
@@ -84,7 +97,16 @@ def train(
 
 
 def to_sae(config: TrainConfig, state: TrainState, describe: SAEConfig | None = None) -> SparseAutoencoder:
-    """The JumpReLU SAE of a training state, for raw activations; ``describe`` tells its site, model and L0."""
+    """Make the JumpReLU SAE of a training state, for raw activations, with site, model and L0 of ``describe``.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import TrainConfig, init_state, to_sae
+      >>> rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> config = TrainConfig(d_sae=16, k=4, steps=100)
+      >>> to_sae(config, init_state(config, rows)).W_dec.shape
+      (16, 8)
+    """
     p, scale = state.dictionary, state.scale
     b_enc = p.b_enc - jnp.matmul(p.b_dec, p.W_enc, precision=jax.lax.Precision.HIGHEST)
     d, m = p.W_enc.shape

@@ -1,4 +1,4 @@
-"""Training of sparse autoencoders: its settings and one step of it."""
+"""Settings and single step of the training of sparse autoencoders."""
 
 import dataclasses
 from functools import partial
@@ -17,7 +17,7 @@ ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Everything that determines a training run besides its activations.
+    """Settings of a training run: all that determines it besides its activations.
 
     Attributes:
       d_sae: number of features.
@@ -27,7 +27,7 @@ class TrainConfig:
         "jumprelu" trains a threshold for each feature against a penalty on their number.
       learning_rate: peak of Adam's learning rate; None means a tenth of a decoder entry's typical size, ``0.1 /
         sqrt(d)``.
-      seed: of the initial dictionary.
+      seed: seed of the initial dictionary.
       warmup: share of the steps over which the learning rate rises from 0.
       decay: share of the steps, at the end, over which it falls to 0.
       sparsity_warmup: share of the steps over which the number of active features falls from ``k_start * k`` to
@@ -39,10 +39,15 @@ class TrainConfig:
       bandwidth: width of the window in which a trained threshold sees activations, in units of ``sqrt(d)`` and the
         scaled activations.
       penalty: first weight of the penalty ``L0 / k`` beside the FVU, with trained thresholds.
-      penalty_rate: how fast that weight follows L0: its logarithm moves by this times ``log(L0 / target)``, at most
-        1, a step.
-      penalty_gain: how much of ``log(L0 / target)`` is added to that logarithm for one step alone, against swinging.
-      calibration_rows: rows of each batch on which the threshold is found.
+      penalty_rate: rate at which that weight follows L0: its logarithm moves by this times ``log(L0 / target)``, at
+        most 1, a step.
+      penalty_gain: multiple of ``log(L0 / target)`` added to that logarithm for one step alone, against swinging.
+      calibration_rows: rows of each batch on which the threshold is computed.
+
+    Example:
+      >>> from atlas_jax.sae import TrainConfig
+      >>> TrainConfig(d_sae=1024, k=32, steps=4000, architecture="jumprelu").first_active
+      128.0
     """
 
     d_sae: int
@@ -65,13 +70,13 @@ class TrainConfig:
 
     @property
     def first_active(self) -> float:
-        """Active features a row before the sparsity warm-up."""
+        """Number of active features a row before the sparsity warm-up."""
         default = 1.0 if self.architecture == "batchtopk" else 4.0
         return self.k * (default if self.k_start is None else self.k_start)
 
 
 def target_active(config: TrainConfig, step: Int[Array, ""]) -> Float[Array, ""]:
-    """Active features a row that a step aims at: from ``first_active`` to ``k`` along a straight line."""
+    """Target number of active features a row at a step: from ``first_active`` to ``k`` along a straight line."""
     progress = step.astype(jnp.float32) / max(1.0, config.sparsity_warmup * config.steps)
     return config.first_active + (config.k - config.first_active) * jnp.minimum(progress, 1.0)
 
@@ -94,7 +99,14 @@ class Dictionary(NamedTuple):
       b_enc: its bias.
       W_dec: decoder, unit rows.
       b_dec: its bias, subtracted before encoding.
-      log_threshold: logarithm of each feature's threshold; None where one threshold is found batch by batch.
+      log_threshold: logarithm of each feature's threshold; None where one threshold is computed batch by batch.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import Dictionary, TrainConfig, init_state
+      >>> rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> isinstance(init_state(TrainConfig(d_sae=16, k=4, steps=100), rows).dictionary, Dictionary)
+      True
     """
 
     W_enc: Float[Array, "d m"]
@@ -105,7 +117,7 @@ class Dictionary(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on.
+    """State of a training run, from which it can be resumed.
 
     Attributes:
       step: batches seen.
@@ -115,6 +127,14 @@ class TrainState(NamedTuple):
       log_penalty: logarithm of the weight of the sparsity penalty (jumprelu).
       scale: activations are multiplied by this before anything else.
       silent: batches since each feature last fired.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import TrainConfig, TrainState, init_state
+      >>> rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> state = init_state(TrainConfig(d_sae=16, k=4, steps=100), rows)
+      >>> isinstance(state, TrainState), state.silent.shape
+      (True, (16,))
     """
 
     step: Int[Array, ""]
@@ -127,7 +147,14 @@ class TrainState(NamedTuple):
 
 
 class Metrics(NamedTuple):
-    """What one step reports: FVU and L0 of its batch, the share of dead features, the learning rate."""
+    """Report of one step: FVU and L0 of its batch, the share of dead features, the learning rate.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae import Metrics
+      >>> Metrics(*jnp.array([0.2, 32.0, 0.0, 1e-3])).l0.item()
+      32.0
+    """
 
     fvu: Float[Array, ""]
     l0: Float[Array, ""]
@@ -135,8 +162,8 @@ class Metrics(NamedTuple):
     learning_rate: Float[Array, ""]
 
 
-class _Found(NamedTuple):
-    """What the loss finds on its way."""
+class _Measured(NamedTuple):
+    """Quantities measured while the loss is computed."""
 
     threshold: Float[Array, " one_or_m"]
     fired: Bool[Array, " m"]
@@ -150,6 +177,14 @@ def init_state(config: TrainConfig, x: Float[Array, "n d"]) -> TrainState:
 
     The scale brings the mean squared norm of the centred rows to ``d``, so that learning rates mean the same at any
     site. Trained thresholds start where ``first_active`` features a row are above them.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import TrainConfig, init_state
+      >>> rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> state = init_state(TrainConfig(d_sae=16, k=4, steps=100), rows)
+      >>> state.dictionary.W_enc.shape, int(state.step)
+      ((8, 16), 0)
     """
     x, d = x.astype(jnp.float32), x.shape[1]
     mean = jnp.mean(x, 0)
@@ -168,11 +203,21 @@ def init_state(config: TrainConfig, x: Float[Array, "n d"]) -> TrainState:
 
 @partial(jax.jit, static_argnames="config", donate_argnames="state")
 def train_step(config: TrainConfig, state: TrainState, x: Float[Array, "n d"]) -> tuple[TrainState, Metrics]:
-    """One batch: the new state and the batch's metrics. ``state`` is donated."""
+    """Train on one batch; return the new state and the batch's metrics. ``state`` is donated.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.sae import TrainConfig, init_state, train_step
+      >>> rows = np.random.default_rng(0).normal(size=(64, 8)).astype(np.float32)
+      >>> config = TrainConfig(d_sae=16, k=4, steps=100)
+      >>> state, metrics = train_step(config, init_state(config, rows), rows)
+      >>> int(state.step), round(float(metrics.l0))
+      (1, 4)
+    """
     x, d = x.astype(jnp.float32) * state.scale, x.shape[1]
     dead, target = state.silent >= config.dead_after, target_active(config, state.step)
     weights = dead, target, jnp.exp(state.log_penalty)
-    grad, found = jax.grad(_loss, has_aux=True)(state.dictionary, config, x, *weights)
+    grad, measured = jax.grad(_loss, has_aux=True)(state.dictionary, config, x, *weights)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
         updates, optimizer = _optimizer(config, d).update(_tangent(grad, state.dictionary), state.optimizer)
         rate = learning_rate(config, d)(state.step)
@@ -182,12 +227,12 @@ def train_step(config: TrainConfig, state: TrainState, x: Float[Array, "n d"]) -
         state.step + 1,
         dictionary._replace(W_dec=_unit_rows(dictionary.W_dec)),
         optimizer,
-        keep * state.threshold + (1.0 - keep) * jnp.mean(found.threshold),
-        state.log_penalty + config.penalty_rate * _off(found.l0, target),
+        keep * state.threshold + (1.0 - keep) * jnp.mean(measured.threshold),
+        state.log_penalty + config.penalty_rate * _off(measured.l0, target),
         state.scale,
-        jnp.where(found.fired, 0, state.silent + 1),
+        jnp.where(measured.fired, 0, state.silent + 1),
     )
-    return state, Metrics(found.fvu, found.l0, jnp.mean(dead.astype(jnp.float32)), rate)
+    return state, Metrics(measured.fvu, measured.l0, jnp.mean(dead.astype(jnp.float32)), rate)
 
 
 def _loss(
@@ -197,7 +242,7 @@ def _loss(
     dead: Bool[Array, " m"],
     target: Float[Array, ""],
     penalty: Float[Array, ""],
-) -> tuple[Float[Array, ""], _Found]:
+) -> tuple[Float[Array, ""], _Measured]:
     centred = x - jnp.broadcast_to(p.b_dec, x.shape)
     pre = centred @ p.W_enc
     pre = pre + jnp.broadcast_to(p.b_enc, pre.shape)
@@ -215,8 +260,8 @@ def _loss(
     none = lambda *_: jnp.zeros(())
     revival = jax.lax.cond(jnp.any(dead), partial(_revival, config), none, p.W_dec, pre, error, dead, threshold)
     active = f > 0
-    found = _Found(threshold, jnp.any(active, 0), fvu, jnp.sum(active) / x.shape[0])
-    return fvu + sparsity + config.revival * revival, found
+    measured = _Measured(threshold, jnp.any(active, 0), fvu, jnp.sum(active) / x.shape[0])
+    return fvu + sparsity + config.revival * revival, measured
 
 
 def _revival(
@@ -227,10 +272,10 @@ def _revival(
     dead: Bool[Array, " m"],
     threshold: Float[Array, " one_or_m"],
 ) -> Float[Array, ""]:
-    """What trains dead features: how far they are below the threshold, and how badly they explain what is left.
+    """Loss of dead features: their distance below the threshold, and their error on what the others leave unexplained.
 
-    The first term brings back those that are off everywhere; the second, over the d/2 largest of a row, turns them to
-    the error of the living.
+    The first term brings back features that are off everywhere; the second, over the d/2 largest of a row, turns them
+    to the error of the others.
     """
     dead = jnp.broadcast_to(dead, pre.shape)
     goal = jnp.broadcast_to(jax.lax.stop_gradient(threshold), pre.shape)
@@ -242,7 +287,7 @@ def _revival(
 
 
 def _cut(config: TrainConfig, pre: Float[Array, "n m"], active: Float[Array, ""]) -> Float[Array, ""]:
-    """The non-negative value that ``active`` entries a row exceed on average, by bisection: sorting is slow."""
+    """Find the non-negative value that ``active`` entries a row exceed on average, by bisection: sorting is slow."""
     pre = jax.lax.stop_gradient(pre[: config.calibration_rows])
 
     def halve(_, bounds):
@@ -255,7 +300,7 @@ def _cut(config: TrainConfig, pre: Float[Array, "n m"], active: Float[Array, ""]
 
 
 def _off(l0: Float[Array, ""], target: Float[Array, ""]) -> Float[Array, ""]:
-    """How far L0 is from its target, on a logarithmic scale, at most 1."""
+    """Distance of L0 from its target on a logarithmic scale, at most 1."""
     return jnp.clip(jnp.log(jnp.maximum(l0, 1e-3) / target), -1.0, 1.0)
 
 
@@ -264,7 +309,7 @@ def _optimizer(config: TrainConfig, d: int) -> optax.GradientTransformation:
 
 
 def _tangent(grad: Dictionary, at: Dictionary) -> Dictionary:
-    """The gradient without the part that would only lengthen decoder rows."""
+    """Remove the part of the gradient that would only lengthen decoder rows."""
     along = jnp.sum(grad.W_dec * at.W_dec, -1, keepdims=True)
     return grad._replace(W_dec=grad.W_dec - along * at.W_dec)
 

@@ -1,4 +1,4 @@
-"""The workshop of sparse autoencoders: trained, measured, labelled and checked against what their release says."""
+"""Training, measuring and labelling of sparse autoencoders, and checks against the figures of their releases."""
 
 from atlas_jax.sae_lab._check import (
     Advertised as Advertised,

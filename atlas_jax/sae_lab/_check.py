@@ -1,4 +1,4 @@
-"""A check of an atlas's SAE against what its release says, and the usual ways to read an SAE wrong, each undone."""
+"""A check of an atlas's SAE against the figures of its release, and the usual mistakes in reading one, each undone."""
 
 import dataclasses
 import math
@@ -32,11 +32,16 @@ class Trial(NamedTuple):
     """One usual mistake undone.
 
     Attributes:
-      name: what was done differently.
+      name: the change.
       l0: mean number of active features then.
       fvu: fraction of variance unexplained then, nan for a transcoder whose output site is not known.
       dead: share of features that never fired.
-      agrees: whether that is what the release states.
+      agrees: true if that agrees with the figures of the release.
+
+    Example:
+      >>> from atlas_jax.sae_lab import Trial
+      >>> Trial("the SAE reads resid_mid.3", l0=6.7, fvu=0.15, dead=0.0).agrees
+      False
     """
 
     name: str
@@ -71,6 +76,14 @@ def trials(atlas: ConceptAtlas, texts: Sequence[str], l0: float | None) -> list[
       atlas: the atlas.
       texts: some sentences.
       l0: the stated number of active features, for the trial of a top-k SAE read as ReLU.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae_lab import trials
+      >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
+      >>> trials(atlas, ["Return the value.", "Raise an error."], l0=None)[0].name  # doctest: +SKIP
+      'the SAE reads resid_pre.2'
     """
     near, out = _near_sites(atlas), atlas.sae.config.site_out
     sites = tuple(dict.fromkeys([atlas.site, *near, *([] if out is None else [out])]))
@@ -103,7 +116,7 @@ def _near_sites(atlas: ConceptAtlas) -> list[Site]:
 def _readings(
     sae: SparseAutoencoder, x: Float[np.ndarray, "n d"], l0: float | None
 ) -> Iterator[tuple[str, SparseAutoencoder, float]]:
-    """The SAE described otherwise, and what its input is multiplied by."""
+    """Yield other descriptions of the SAE, each with the factor of its input."""
     c = sae.config
     scale = math.sqrt(c.d_in) / float(np.linalg.norm(x, axis=1).mean())
     for name, factor in ((f"times {scale:.3g} (sqrt(d) / mean norm)", scale), (f"divided by {scale:.3g}", 1 / scale)):
@@ -125,10 +138,10 @@ def _readings(
 
 
 def _thresholds(sae: SparseAutoencoder, scale: float) -> Iterator[tuple[str, Float[Array, " m"]]]:
-    """Thresholds in units of the pre-activation times the norm of the feature's row of the decoder, or no longer so.
+    """Yield thresholds divided and multiplied by the norms of the decoder's rows, where that makes a difference.
 
     Where training activations were scaled, the norm was that of the row as it was for them, ``scale`` times today's,
-    and the threshold itself may have been scaled or not. What is left out is as good as another trial.
+    and the threshold itself may have been scaled or not. Combinations that are left out equal another trial.
     """
     if sae.threshold is None:
         return
@@ -141,7 +154,7 @@ def _thresholds(sae: SparseAutoencoder, scale: float) -> Iterator[tuple[str, Flo
 
 
 def _with_bos(model: LanguageModel) -> LanguageModel | None:
-    """The model with BOS before every text, None where it has that already or knows none."""
+    """Return the model with BOS before every text, None where it has that already or has no BOS."""
     bos, tokenizer = model.hf_config.get("bos_token_id"), model.tokenizer
     if tokenizer.bos_id is not None or not isinstance(bos, int) or tokenizer.encode(["a"])[0][:1] == [bos]:
         return None
@@ -150,7 +163,7 @@ def _with_bos(model: LanguageModel) -> LanguageModel | None:
 
 
 def _rows(model: LanguageModel, texts: Sequence[str], sites: tuple[Site, ...]) -> _Rows:
-    """As many texts as fit :data:`TOKENS`, in one batch, so that one program is compiled."""
+    """Run as many texts as fit :data:`TOKENS`, in one batch, so that one program is compiled."""
     length = min(MAX_LENGTH, model.config.max_positions)
     total = np.cumsum([min(len(ids), length) for ids in model.tokenizer.encode(texts[:TOKENS])])
     tokens = model.tokenize(texts[: max(1, int(np.searchsorted(total, TOKENS)))], max_length=length)
@@ -191,12 +204,17 @@ SHOWN = 3
 
 
 class Advertised(NamedTuple):
-    """The figures an SAE should show on its own model, None where nobody says them.
+    """The figures that an SAE should show on its own model, None where they are not stated.
 
     Attributes:
       l0: mean number of active features.
       fvu: fraction of variance unexplained.
       dead: share of features that never fire.
+
+    Example:
+      >>> from atlas_jax.sae_lab import Advertised
+      >>> Advertised(l0=71.0).or_else(Advertised(l0=50.0, fvu=0.2))
+      Advertised(l0=71.0, fvu=0.2, dead=None)
     """
 
     l0: float | None = None
@@ -205,15 +223,30 @@ class Advertised(NamedTuple):
 
     @classmethod
     def from_atlas(cls, atlas: ConceptAtlas) -> "Advertised":
-        """Read what the SAE's own files state."""
+        """Read the figures that the SAE's own files state.
+
+        Example:
+          >>> from atlas_jax.atlas import ConceptAtlas
+          >>> from atlas_jax.bundled import ATLAS
+          >>> from atlas_jax.sae_lab import Advertised
+          >>> Advertised.from_atlas(ConceptAtlas.from_pretrained(ATLAS)).l0
+          10.0
+        """
         c = atlas.sae.config
         return cls(c.advertised_l0, c.advertised_fvu, c.advertised_dead)
 
     @classmethod
     def when_built(cls, atlas: ConceptAtlas) -> "Advertised":
-        """Read what was measured when the atlas was built, if it was sound.
+        """Read the figures measured when the atlas was built, if they were sound.
 
-        An FVU above 0.7 then was a fault to be warned of, not a standard.
+        An FVU above 0.7 was a fault, of which the command warned, and no standard.
+
+        Example:
+          >>> from atlas_jax.atlas import ConceptAtlas
+          >>> from atlas_jax.bundled import ATLAS
+          >>> from atlas_jax.sae_lab import Advertised
+          >>> round(Advertised.when_built(ConceptAtlas.from_pretrained(ATLAS)).fvu, 3)
+          0.089
         """
         kept = {} if atlas.home is None else Manifest.read(atlas.home).metadata.get("measured")
         numbers = {k: v for k, v in kept.items() if isinstance(v, int | float)} if isinstance(kept, Mapping) else {}
@@ -222,7 +255,7 @@ class Advertised(NamedTuple):
         return cls(*(numbers.get(name) for name in ("L0", "FVU", "dead share")))
 
     def or_else(self, other: "Advertised") -> "Advertised":
-        """These figures, and another's where there are none."""
+        """Return these figures, and another's where there are none."""
         return Advertised(*(b if a is None else a for a, b in zip(self, other, strict=True)))
 
 
@@ -230,10 +263,18 @@ class SAECheck(NamedTuple):
     """The verdict on an SAE.
 
     Attributes:
-      advertised: what its own files state.
-      built: what was measured when the atlas was built.
-      warnings: what disagrees with that, and what would explain it; empty when all is well.
+      advertised: the figures that its own files state.
+      built: the figures measured when the atlas was built.
+      warnings: the disagreements with them, and their possible reasons; empty when all is well.
       trials: the usual mistakes undone one at a time, the best explanation first; empty when all is well.
+
+    Example:
+      >>> from atlas_jax.sae_lab import Advertised, SAECheck
+      >>> check = SAECheck(Advertised(l0=10.0), Advertised(), [], [])
+      >>> check.to_dict()["advertised"]["l0"]
+      10.0
+      >>> [list(table.texts()) for table in check.tables("SAE", {"L0": 9.5})]
+      [[['L0', '9.5', '10', '']]]
     """
 
     advertised: Advertised
@@ -250,7 +291,7 @@ class SAECheck(NamedTuple):
     as_json = to_dict
 
     def tables(self, title: str, facts: Mapping[str, Any]) -> list[Table]:
-        """The figures measured beside those stated, and the usual mistakes undone where the two disagree."""
+        """Make tables of the figures measured beside those stated, and of the mistakes undone where they disagree."""
         stated = [dict(zip(("L0", "FVU", "dead share"), c, strict=True)) for c in (self.advertised, self.built)]
         number = lambda name: Column(name, ".4g", left=True)
         columns = Column(), number("measured"), number("stated"), number("when built")
@@ -265,16 +306,25 @@ class SAECheck(NamedTuple):
 def check_sae(atlas: ConceptAtlas, texts: Sequence[str], facts: dict[str, Any]) -> SAECheck:
     """Compare measured L0, FVU and dead share with what the SAE's files state, and look for the reason of a difference.
 
-    What the files leave open is compared with what was measured when the atlas was built.
+    Figures that the files do not state are compared with those measured when the atlas was built.
 
-    L0 disagrees beyond a factor of 1.5, FVU above 1.5 times what is stated plus 0.05 (above 0.7 where none is
-    stated), the dead share 0.25 above what is stated, given text enough for 20 firings a feature. No equation in the
+    L0 disagrees beyond a factor of 1.5, FVU above 1.5 times the stated one plus 0.05 (above 0.7 where none is
+    stated), the dead share 0.25 above the stated one, given text enough for 20 firings a feature. No equation in the
     paper.
 
     Args:
       atlas: the atlas.
       texts: sentences to try the usual mistakes on; a few hundred are enough.
-      facts: of :func:`atlas_facts`.
+      facts: the result of :func:`atlas_facts`.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae_lab import check_sae
+      >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
+      >>> facts = {"L0": 9.5, "FVU": 0.09, "dead share": 0.0, "tokens": 20, "features": atlas.width}
+      >>> check_sae(atlas, ["Return the value."], facts).warnings
+      []
     """
     advertised, built = Advertised.from_atlas(atlas), Advertised.when_built(atlas)
     expected = advertised.or_else(built)
@@ -290,16 +340,16 @@ def check_sae(atlas: ConceptAtlas, texts: Sequence[str], facts: dict[str, Any]) 
 
 def _disagreements(stated: Advertised, expected: Advertised, facts: dict[str, Any]) -> list[str]:
     l0, fvu, dead = facts["L0"], facts["FVU"], facts["dead share"]
-    said = [" is stated" if own is not None else " was measured when the atlas was built" for own in stated]
+    phrases = [" is stated" if own is not None else " was measured when the atlas was built" for own in stated]
     wrong = []
     if expected.l0 is not None and not _near(l0, expected.l0):
-        wrong.append(f"L0 is {l0:.3g} and {expected.l0:.3g}{said[0]}")
+        wrong.append(f"L0 is {l0:.3g} and {expected.l0:.3g}{phrases[0]}")
     if fvu > _fvu_limit(expected):
         none = "none is stated, 1 is no better than the mean"
-        wrong.append(f"FVU is {fvu:.3g} and {none if expected.fvu is None else f'{expected.fvu:.3g}{said[1]}'}")
+        wrong.append(f"FVU is {fvu:.3g} and {none if expected.fvu is None else f'{expected.fvu:.3g}{phrases[1]}'}")
     enough = facts["tokens"] * (expected.l0 or l0) >= FIRINGS * facts["features"]
     if expected.dead is not None and enough and dead > expected.dead + DEAD_SLACK:
-        wrong.append(f"{dead:.0%} of the features never fire and {expected.dead:.0%}{said[2]}")
+        wrong.append(f"{dead:.0%} of the features never fire and {expected.dead:.0%}{phrases[2]}")
     return wrong
 
 

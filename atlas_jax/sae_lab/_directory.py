@@ -1,4 +1,4 @@
-"""The directory of a training run: claimed at its start, resumable until it is done, and then an SAE to load."""
+"""The directory of a training run: claimed at its start, resumable until the run is finished, then an SAE to load."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,14 +15,22 @@ SAELENS = "saelens"
 
 
 def finished_training(out: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The result of a run that is done already, None where there is none.
+    """Return the result of a finished run, None where there is none.
 
     Args:
-      out: its directory.
+      out: the directory of the run.
       about: all that determines the run, as plain values in one level.
 
     Raises:
-      AtlasError: if the run that is there had other settings, naming every difference.
+      AtlasError: if the run in that directory had other settings, naming every difference.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae_lab import finished_training
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     finished_training(Path(directory), {"k": 10}) is None
+      True
     """
     if not (out / RESULT).is_file():
         return None
@@ -40,6 +48,21 @@ def write_result(directory: Path, trained: Trained, about: Mapping[str, Any]) ->
 
     Returns:
       The content of ``training.json``.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae import SparseAutoencoder
+      >>> from atlas_jax.sae_lab import Curves, HeldOut, Trained, finished_training, write_result
+      >>> sae = SparseAutoencoder.from_pretrained(ATLAS / "sae")
+      >>> measured = HeldOut(0.1, 10.0, 0.0, 3.0, 3.1, 8.0, 0.98, tokens=4096)
+      >>> row = {"step": 1} | measured._asdict()
+      >>> trained = Trained(sae, Curves([row], [row]), measured, passes=1.0)
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     _ = write_result(Path(directory), trained, {"k": 10})
+      ...     finished_training(Path(directory), {"k": 10})["measured"]["l0"]
+      10.0
     """
     trained.sae.save_pretrained(directory)
     try:
@@ -61,7 +84,14 @@ def write_result(directory: Path, trained: Trained, about: Mapping[str, Any]) ->
 
 
 def plot_curves(curves: Curves) -> Figure:
-    """FVU, L0, dead share and loss recovered by step, of single training batches and of held-out text."""
+    """Plot FVU, L0, dead share and loss recovered by step, of single training batches and of held-out text.
+
+    Example:
+      >>> from atlas_jax.sae_lab import Curves, plot_curves
+      >>> row = {"step": 1, "fvu": 0.5, "l0": 10.0, "dead": 0.0}
+      >>> [axes.get_title() for axes in plot_curves(Curves([row], [row | {"loss_recovered": 0.9}])).axes]
+      ['FVU', 'L0', 'share of dead features', 'loss recovered']
+    """
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels = (("fvu", "FVU"), ("l0", "L0"), ("dead", "share of dead features"), ("loss_recovered", "loss recovered"))
     for axes, (key, title) in zip(figure.subplots(2, 2).flat, panels, strict=True):

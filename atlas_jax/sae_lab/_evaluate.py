@@ -1,4 +1,4 @@
-"""SAEs and labels measured on text: what an SAE keeps of a model, and how good an atlas is."""
+"""Measurements of SAEs and labels on text: the quality of an SAE, its effect on the model's loss, and an atlas's."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -21,18 +21,23 @@ from atlas_jax.types import Site, Tokens, Where
 
 
 class HeldOut(NamedTuple):
-    """An SAE on held-out text; losses are nats a token.
+    """Measurements of an SAE on held-out text; losses are nats a token.
 
     Attributes:
       fvu: fraction of variance unexplained.
       l0: mean number of active features a token.
       dead: share of the features that were never active.
-      loss: of the model as it is.
-      loss_spliced: of the model that reads the SAE's reconstruction instead of the activation.
-      loss_ablated: of the model that reads zeros instead.
+      loss: loss of the model as it is.
+      loss_spliced: loss of the model that reads the SAE's reconstruction instead of the activation.
+      loss_ablated: loss of the model that reads zeros instead.
       loss_recovered: ``(loss_ablated - loss_spliced) / (loss_ablated - loss)``: 1 where the reconstruction does as
         well as the activation, 0 where it does no better than zeros.
-      tokens: activations that were measured.
+      tokens: number of activations measured.
+
+    Example:
+      >>> from atlas_jax.sae_lab import HeldOut
+      >>> HeldOut(0.1, 10.0, 0.0, loss=3.0, loss_spliced=3.1, loss_ablated=8.0, loss_recovered=0.98, tokens=4096).l0
+      10.0
     """
 
     fvu: float
@@ -46,11 +51,18 @@ class HeldOut(NamedTuple):
 
 
 class Splice(NamedTuple):
-    """An edit: the chosen activations become what an SAE makes of them, or zeros without one.
+    """An edit that replaces the chosen activations by their reconstructions, or by zeros without an SAE.
 
     Attributes:
       sae: the SAE, or None.
-      chosen: the positions that change; BOS and padding never do in :func:`held_out`, for SAEs do not see them.
+      chosen: the positions that change; never BOS and padding in :func:`held_out`, for SAEs do not see them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae_lab import Splice
+      >>> x = jnp.ones((1, 2, 3))
+      >>> Splice(None, jnp.array([[False, True]]))(x, None).sum(axis=-1).tolist()
+      [[3.0, 0.0]]
     """
 
     sae: Any
@@ -75,13 +87,19 @@ def held_out(
     Args:
       sae: an SAE of ``site``.
       stream: a pass over one space; its tokens other than BOS, special ones and padding are measured.
-      site: where the activations are read and spliced in.
+      site: site at which activations are read and spliced in.
       norm_limit: activations longer than this are neither measured nor changed.
       progress: called after every batch.
 
     Example:
-      >>> stream = SentenceStream.from_texts([subject], texts)                       # doctest: +SKIP
-      >>> held_out(sae, stream, Site("resid_post", 3)).loss_recovered                # doctest: +SKIP
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.pipeline import SentenceStream
+      >>> from atlas_jax.sae_lab import held_out
+      >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
+      >>> stream = SentenceStream.from_texts([atlas], ["Return the value.", "Raise an error."])
+      >>> held_out(atlas.sae, stream, atlas.site).loss_recovered > 0.9  # doctest: +SKIP
+      True
     """
     (space,) = stream.spaces
     state, sums = init_quality(sae), np.zeros(4)
@@ -114,7 +132,7 @@ def _measure(
 
 
 def within(x: Float[Array, "b t d"], norm_limit: Float[Array, ""]) -> Bool[Array, "b t"]:
-    """Find the activations that are not longer than a limit."""
+    """Mark the activations that are not longer than a limit."""
     return jnp.linalg.norm(x.astype(jnp.float32), axis=-1) <= norm_limit
 
 
@@ -130,11 +148,19 @@ CELLS = 1 << 28
 
 
 class LabelQuality(NamedTuple):
-    """How well sentences that contain a label's words activate its feature.
+    """Detection of the sentences that contain a label's words by its feature.
 
     Attributes:
       auroc: mean over features, with its interval.
       by_feature: AUROC of each feature, nan where no or every sentence contains its words.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> from atlas_jax.sae_lab import LabelQuality
+      >>> scores = np.array([0.9, np.nan])
+      >>> LabelQuality(bootstrap_mean(scores), scores).auroc.n
+      1
     """
 
     auroc: Interval
@@ -142,11 +168,20 @@ class LabelQuality(NamedTuple):
 
 
 def label_quality(atlas: ConceptAtlas, texts: Sequence[str], stream: SentenceStream) -> LabelQuality:
-    """AUROC of pooled feature activations for "the sentence contains a word of the label".
+    """Measure the AUROC of pooled feature activations for "the sentence contains a word of the label".
 
-    Of every labelled feature, or of 4096 drawn at random where there are more. Function words of a label do not count
-    unless it has no other. ``texts`` are the sentences of ``stream``, in order; the activations of these features on
-    all of them are held.
+    Every labelled feature is measured, or 4096 drawn at random where there are more. Function words of a label do not
+    count unless it has no other. ``texts`` are the sentences of ``stream``, in order; the activations of these features
+    on all of them are held.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.pipeline import SentenceStream
+      >>> from atlas_jax.sae_lab import label_quality
+      >>> texts, atlas = ["Return the value.", "Raise an error."], ConceptAtlas.from_pretrained(ATLAS)
+      >>> label_quality(atlas, texts, SentenceStream.from_texts([atlas], texts)).auroc.mean > 0.5  # doctest: +SKIP
+      True
     """
     described = np.array(atlas.labels.described(), np.int32)
     drawn = np.random.default_rng(0).permutation(described)[:LABELS_MEASURED]
@@ -161,7 +196,15 @@ def label_quality(atlas: ConceptAtlas, texts: Sequence[str], stream: SentenceStr
 
 
 def mean_activation(atlas: ConceptAtlas, texts: Sequence[str]) -> Float[np.ndarray, " d_c"]:
-    """Mean pooled activation of every feature over some sentences."""
+    """Compute the mean pooled activation of every feature over some sentences.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae_lab import mean_activation
+      >>> mean_activation(ConceptAtlas.from_pretrained(ATLAS), ["Return the value.", "Raise an error."]).shape
+      (1536,)
+    """
     total = np.zeros(atlas.width, np.float64)
     for (tokens,) in _stream(atlas, texts).batches():
         total += np.asarray(_sum(encode_batch(atlas, tokens)[atlas.site], tokens.index), np.float64)
@@ -176,7 +219,7 @@ def _sum(acts: Float[Array, "b d_c"], index: Int[Array, " b"]) -> Float[Array, "
 def _activations(
     atlas: ConceptAtlas, stream: SentenceStream, features: Int[np.ndarray, " f"]
 ) -> Float[np.ndarray, "n f"]:
-    """Pooled activations of some features on every sentence, in the order of their ids."""
+    """Compute pooled activations of some features on every sentence, in the order of their ids."""
     chosen = lambda tokens: encode_batch(atlas, tokens)[atlas.site][:, features]
     parts = [jax.device_get((tokens.index, chosen(tokens))) for (tokens,) in stream.batches()]
     index = np.concatenate([p[0] for p in parts])
@@ -190,12 +233,22 @@ def _content_words(label: str) -> list[str]:
 
 
 def _stream(atlas: ConceptAtlas, texts: Sequence[str]) -> SentenceStream:
-    """Batches whose features fit into memory however wide the SAE is."""
+    """Make batches whose features fit into memory however wide the SAE is."""
     return SentenceStream.from_texts([atlas], texts, token_budget=min(4096, max(256, CELLS // atlas.width)))
 
 
 def atlas_facts(atlas: ConceptAtlas, texts: Sequence[str], *, progress: Progress | None = None) -> dict[str, Any]:
-    """FVU, L0 and dead share of the SAE, coverage and quality of the labels, on the given sentences."""
+    """Measure FVU, L0 and dead share of the SAE, coverage and quality of the labels, on the given sentences.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae_lab import atlas_facts
+      >>> atlas = ConceptAtlas.from_pretrained(ATLAS)
+      >>> facts = atlas_facts(atlas, ["Return the value.", "Raise an error."])  # doctest: +SKIP
+      >>> facts["FVU"] < 0.1, facts["features"]  # doctest: +SKIP
+      (True, 1536)
+    """
     stream = _stream(atlas, texts)
     quality = sae_quality(stream, progress=progress)
     facts = {

@@ -1,11 +1,11 @@
-"""Labels for an SAE of one's own, by counting words or by asking a chat model, each with a detection score."""
+"""Labels for your own SAE, by counting words or by asking a chat model, each with a detection score."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import pydantic
 from jaxtyping import Bool
 
 from atlas_jax.atlas import ConceptAtlas
@@ -15,6 +15,7 @@ from atlas_jax.labels import (
     AnswerBook,
     ChatEndpoint,
     Context,
+    Cost,
     Description,
     Detection,
     Label,
@@ -31,12 +32,11 @@ from atlas_jax.labels import (
 from atlas_jax.metrics import auroc
 from atlas_jax.models import Tokenizer
 from atlas_jax.pipeline import SentenceStream, pooled_activations, top_sentences
-from atlas_jax.progress import Progress, unreported
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import TopK
 
-STRONGEST, FIRING, SILENT = 50, 10, 10  # held-out sentences: looked for, and tested on of either kind
-QUIET_POOL = 500  # held-out sentences among which silent ones are looked for
-CHARACTERS_PER_TOKEN = 4
+STRONGEST, FIRING, SILENT = 50, 10, 10  # held-out sentences: candidates, and those tested of either kind
+QUIET_POOL = 500  # held-out sentences from which silent ones are drawn
 ANSWER_TOKENS = 20  # of a description or a list of numbers, for the estimate
 
 
@@ -44,10 +44,18 @@ class Evidence(NamedTuple):
     """The evidence of one feature.
 
     Attributes:
-      feature: its id.
+      feature: id of the feature.
       contexts: sentences of the fit half that activate it most, strongest first.
       sentences: held-out sentences, in random order.
-      fires: in which of these it is active.
+      fires: true for the held-out sentences in which it is active.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.labels import Context
+      >>> from atlas_jax.sae_lab import Evidence
+      >>> contexts = [Context(3.0, "A red ", "hat", "."), Context(2.0, "The ", "hat", " fits.")]
+      >>> Evidence(0, contexts, ["My hat.", "My dog."], np.array([True, False])).tests
+      True
     """
 
     feature: int
@@ -71,22 +79,33 @@ def gather_evidence(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Evidence]:
-    """Top activating sentences of every feature that has any, and sentences to test a description on.
+    """Gather the top activating sentences of every feature that has any, and sentences to test a description on.
 
     The test sentences are held out: up to ten spread over the fifty that activate the feature most, and ten
-    drawn at random among those in which it is silent.
+    drawn at random from those in which it is silent.
 
     Args:
       atlas: the model, its SAE and their site; its labels are not read.
-      corpus: sentences to show are of its fit half, those to test on of the other.
+      corpus: its fit half gives the sentences to show, the other those to test on.
       features: ids; all of them by default.
       contexts: sentences to show for each feature.
       max_length: tokens at which sentences are cut.
-      seed: of the draws.
+      seed: seed of the draws.
       progress: called after every batch of each pass.
 
     Raises:
       AtlasError: for a feature the SAE does not have, or where none fires at all.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.corpus import Document, build_corpus
+      >>> from atlas_jax.sae_lab import gather_evidence
+      >>> text = "Return the value. Raise an error. The array is sorted. Read the file. Give a number."
+      >>> corpus = build_corpus([Document(text, "docs", "doctest")], percentiles=(0, 100))
+      >>> evidence = gather_evidence(ConceptAtlas.from_pretrained(ATLAS), corpus)  # doctest: +SKIP
+      >>> evidence[0].contexts[0].activation > 0  # doctest: +SKIP
+      True
     """
     wanted = range(atlas.width) if features is None else features
     if outside := [f for f in wanted if not 0 <= f < atlas.width]:
@@ -114,7 +133,7 @@ def gather_evidence(
 
 
 def _contexts(top: TopK, feature: int, texts: Sequence[str], tokenizer: Tokenizer) -> Iterator[Context]:
-    """The sentences in which a feature is most active, strongest first."""
+    """Yield the sentences in which a feature is most active, strongest first."""
     for value, index, position in zip(*(x[feature].tolist() for x in top), strict=True):
         if index >= 0 and value > 0:
             text = texts[index]
@@ -125,7 +144,7 @@ def _contexts(top: TopK, feature: int, texts: Sequence[str], tokenizer: Tokenize
 def _test(
     top: TopK, feature: int, texts: Sequence[str], quiet: np.ndarray, rng: np.random.Generator
 ) -> tuple[list[str], Bool[np.ndarray, " n"]]:
-    """Sentences in which a feature fires and others, shuffled, and which is which."""
+    """Return sentences in which a feature fires and others, shuffled, and a mask of the former."""
     there = zip(top.values[feature].tolist(), top.index[feature].tolist(), strict=True)
     fires = [texts[i] for value, i in there if i >= 0 and value > 0]
     fires = [fires[i] for i in np.unique(np.linspace(0, len(fires) - 1, FIRING).astype(int))] if fires else []
@@ -136,7 +155,13 @@ def _test(
 
 
 class Estimate(NamedTuple):
-    """The cost of asking about some features; tokens are guessed from characters."""
+    """The cost of asking about some features; tokens are estimated from characters.
+
+    Example:
+      >>> from atlas_jax.sae_lab import Estimate
+      >>> Estimate(100, 200, 60_000, 4_000).facts(price=(1.0, 5.0))["cost, about"]
+      0.08
+    """
 
     features: int
     requests: int
@@ -144,26 +169,34 @@ class Estimate(NamedTuple):
     completion_tokens: int
 
     def facts(self, price: tuple[float, float] = (0.0, 0.0)) -> dict[str, float | int]:
-        """As named values, with the cost at prices of a million prompt and a million answer tokens, if there are."""
-        cost = (self.prompt_tokens * price[0] + self.completion_tokens * price[1]) / 1e6
-        facts = {"features to ask about": self.features, "requests": self.requests}
-        facts |= {"prompt tokens, about": self.prompt_tokens, "answer tokens, about": self.completion_tokens}
-        return facts | ({"cost, about": round(cost, 4)} if any(price) else {})
+        """Return named values, with the cost at given prices of a million prompt and a million answer tokens."""
+        return {"features to ask about": self.features} | Cost(*self[1:]).facts(price)
 
 
 def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: int, *, count: int = 3) -> Labels:
-    """Offline labels: the words at the peaks that set a feature apart (see :func:`characteristic_words`).
+    """Make labels offline: the words at the peaks that set a feature apart (see :func:`characteristic_words`).
 
-    A label's score is the AUROC with which the number of its words in a sentence tells whether the feature fires.
+    A label's score is the AUROC of the number of its words in a sentence for "the feature fires".
 
     Args:
-      evidence: of some features.
+      evidence: evidence of some features.
       texts: all sentences of the fit half.
       width: features of the SAE.
       count: words a label.
 
     Raises:
       AtlasError: where no feature has a word that sets it apart.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.labels import Context
+      >>> from atlas_jax.sae_lab import Evidence, label_by_words
+      >>> contexts = [Context(3.0, "A red ", "hat", "."), Context(2.0, "The ", "hat", " fits.")]
+      >>> evidence = Evidence(0, contexts, ["My hat.", "My dog."], np.array([True, False]))
+      >>> texts = ["A red hat.", "The hat fits.", "A hat.", "Hat.", "My hat.", "A dog.", "The cat."]
+      >>> labels = label_by_words([evidence], texts, width=1)
+      >>> labels[0], labels.chosen(0).score
+      ('hat', 1.0)
     """
     evidence = list(evidence)
     bags = [[words_at(c.text, len(c.before + c.token) - 1) for c in e.contexts] for e in evidence]
@@ -180,23 +213,31 @@ def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: in
 
 
 def estimate_requests(evidence: Iterable[Evidence], endpoint: ChatEndpoint, book: AnswerBook) -> Estimate:
-    """Estimate what :func:`label_by_chat` would ask, less what the book already answers.
+    """Estimate the requests of :func:`label_by_chat` that the book does not answer already.
 
-    A description is taken to have sixty characters where there is none yet.
+    A description that does not exist yet counts as sixty characters.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.labels import AnswerBook, ChatEndpoint, Context
+      >>> from atlas_jax.sae_lab import Evidence, estimate_requests
+      >>> contexts = [Context(3.0, "A red ", "hat", "."), Context(2.0, "The ", "hat", " fits.")]
+      >>> evidence = Evidence(0, contexts, ["My hat.", "My dog."], np.array([True, False]))
+      >>> endpoint = ChatEndpoint("m", "http://localhost:8000/v1")
+      >>> estimate_requests([evidence], endpoint, AnswerBook("no-such-file.jsonl")).requests
+      2
     """
-    features = requests = characters = 0
+    asked: list[list[tuple[ChatEndpoint, str]]] = []
     describing, detecting = endpoint.answering(Description), endpoint.answering(Detection)
     for e in evidence:
         prompt = explanation_prompt(e.contexts)
         answer = book.get(describing, prompt)
         description = "x" * 60 if answer is None else description_in(answer.text)
-        open_ones = [prompt] if answer is None else []
-        if e.tests and description:
-            test = detection_prompt(description, e.sentences)
-            open_ones += [test] if book.get(detecting, test) is None else []
-        features, requests = features + bool(open_ones), requests + len(open_ones)
-        characters += sum(map(len, open_ones))
-    return Estimate(features, requests, characters // CHARACTERS_PER_TOKEN, requests * ANSWER_TOKENS)
+        test = [(detecting, detection_prompt(description, e.sentences))] if e.tests and description else []
+        asked.append([(describing, prompt), *test])
+    costs = [book.cost(questions, ANSWER_TOKENS) for questions in asked]
+    total = book.cost([question for questions in asked for question in questions], ANSWER_TOKENS)
+    return Estimate(sum(cost.requests > 0 for cost in costs), *total)
 
 
 def label_by_chat(
@@ -208,63 +249,63 @@ def label_by_chat(
     workers: int = 8,
     progress: Progress | None = None,
 ) -> Labels:
-    """Labels by a chat model: it describes the contexts of each feature, then says which test sentences fit.
+    """Make labels by a chat model: it describes the contexts of each feature, then chooses the test sentences that fit.
 
     A label's score is the AUROC of these decisions. Answers are kept in the book as they come, and those that are
     in it are not asked again. An answer that cannot be read is missing, and counted in ``book.unread``: a feature gets
     no label, or its label no score.
 
     Args:
-      evidence: of some features.
+      evidence: evidence of some features.
       endpoint: the chat model.
-      book: where answers are kept.
+      book: the answers so far, and the place of new ones.
       width: features of the SAE.
       workers: questions asked at the same time.
       progress: called after every answer, to the descriptions and then to the tests, with features and tokens spent.
 
     Raises:
       AtlasError: if the endpoint refuses or stays silent; the answers before that are in the book.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.labels import AnswerBook, ChatEndpoint, Context
+      >>> from atlas_jax.sae_lab import Evidence, label_by_chat
+      >>> contexts = [Context(3.0, "A red ", "hat", "."), Context(2.0, "The ", "hat", " fits.")]
+      >>> evidence = Evidence(0, contexts, ["My hat.", "My dog."], np.array([True, False]))
+      >>> endpoint = ChatEndpoint.connect("my-model", base_url="http://localhost:8000/v1")
+      >>> label_by_chat([evidence], endpoint, AnswerBook("answers.jsonl"), width=1)[0]  # doctest: +SKIP
+      'hats'
     """
-    ask = lambda form, prompts, stage: _asked(prompts, endpoint.answering(form), book, workers, stage, progress)
+
+    def ask(form: type[pydantic.BaseModel], prompts: list[str], stage: str) -> list[str]:
+        questions = [(endpoint.answering(form), prompt) for prompt in prompts]
+        return book.ask_all(questions, workers=workers, stage=stage, progress=progress)
+
     answers = ask(Description, [explanation_prompt(e.contexts) for e in evidence], "describe")
-    named = [(e, said) for e, answer in zip(evidence, answers, strict=True) if (said := description_in(answer))]
+    texts = map(description_in, answers)
+    named = [(e, text) for e, text in zip(evidence, texts, strict=True) if text]
     book.unread += len(evidence) - len(named)
     if not named:
         raise AtlasError(f"{endpoint.model} gave no description of any of {len(evidence)} features")
-    tested = [detection_prompt(said, e.sentences) for e, said in named if e.tests]
+    tested = [detection_prompt(text, e.sentences) for e, text in named if e.tests]
     answers, rows = iter(ask(Detection, tested, "test")), []
-    for e, said in named:
+    for e, text in named:
         votes = detected_in(next(answers), len(e.sentences)) if e.tests else None
         book.unread += bool(e.tests and votes is None)
         score = None if votes is None else float(auroc(np.array(votes, np.float64), e.fires))
-        rows.append(Label(e.feature, said, endpoint.model, "chat", score))
+        rows.append(Label(e.feature, text, endpoint.model, "chat", score))
     return Labels.from_rows(rows, width)
 
 
-def _asked(
-    prompts: Sequence[str],
-    endpoint: ChatEndpoint,
-    book: AnswerBook,
-    workers: int,
-    stage: str,
-    progress: Progress | None,
-) -> list[str]:
-    """The answers to some questions, in their order; new ones are in the book as soon as they come."""
-    report = progress or unreported
-    report(stage, 0, len(prompts), sum(book.spent))
-    answers = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for answer in pool.map(lambda prompt: book.ask(endpoint, prompt), prompts):
-                answers.append(answer.text)
-                report(stage, len(answers), len(prompts), sum(book.spent))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return answers
-
-
 def label_facts(labels: Labels) -> dict[str, float | int]:
-    """Count the features that have a label, and average how well labels detect."""
+    """Count the features that have a label, and average the labels' detection scores.
+
+    Example:
+      >>> from atlas_jax.labels import Label, Labels
+      >>> from atlas_jax.sae_lab import label_facts
+      >>> label_facts(Labels.from_rows([Label(0, "hats", score=0.9)], n_features=2))
+      {'labelled': 1, 'coverage': 0.5, 'mean detection AUROC': 0.9}
+    """
     chosen = [labels.chosen(i) for i in labels.described()]
     scores = np.array([label.score for label in chosen if label.score is not None])
     mean = float(scores.mean()) if len(scores) else float("nan")

@@ -48,25 +48,31 @@ class SAESettings:
     """The settings of a training run: all that determines it besides the model and the text.
 
     Attributes:
-      site: where the activations are read.
-      features: of the SAE.
+      site: site of the activations.
+      features: number of features of the SAE.
       k: target mean number of active features a token (L0).
       architecture: "batchtopk" or "jumprelu".
       tokens: activations to train on; text is read again when there are fewer.
       batch: activations of a step.
       buffer: activations held for shuffling.
-      learning_rate: peak of Adam's; ``0.1 / sqrt(width)`` by default.
+      learning_rate: peak of Adam's learning rate; ``0.1 / sqrt(width)`` by default.
       sparsity_warmup: share of the steps over which L0 falls to ``k``.
-      dead_after: activations without which a feature counts as dead.
+      dead_after: number of activations in a row after which a silent feature counts as dead.
       norm_limit: activations longer than this many times the median are left out.
       max_length: tokens at which sentences are cut.
-      held_out: sentences that are measured on.
-      seed: of everything random.
+      held_out: number of held-out sentences to measure on.
+      seed: seed of everything random.
+
+    Example:
+      >>> from atlas_jax.sae_lab import SAESettings
+      >>> settings = SAESettings("resid_post.3", features=1536, k=10, tokens=1_000_000)
+      >>> settings.config().steps, settings.to_dict()["architecture"]
+      (976, 'batchtopk')
     """
 
     site: str
     features: int
-    k: float
+    k: float | int
     architecture: str = "batchtopk"
     tokens: int = 4_000_000
     batch: int = 1024
@@ -86,10 +92,10 @@ class SAESettings:
     as_json = to_dict
 
     def config(self) -> TrainConfig:
-        """The settings of the optimiser.
+        """Return the settings of the optimiser.
 
         Raises:
-          AtlasError: for a value that cannot be.
+          AtlasError: for a value out of range.
         """
         if self.architecture not in ARCHITECTURES:
             raise AtlasError(f"unknown architecture '{self.architecture}'; known are {', '.join(ARCHITECTURES)}")
@@ -113,18 +119,26 @@ GROUP = 2048  # sentences of a chunk; a cursor is meaningless under another valu
 
 
 class ActivationStream(NamedTuple):
-    """The activations of the tokens of a pass that count, chunk by chunk, in another order each time around.
+    """The activations of the tokens of a pass that count, chunk by chunk, in another order in every round.
 
     Attributes:
       stream: a pass over one space, its sentences numbered from 0.
-      sentences: how many there are.
-      site: where the activations are read.
+      sentences: number of sentences.
+      site: site of the activations.
       norm_limit: longer activations are left out.
-      seed: of the order.
+      seed: seed of the order.
 
     Example:
-      >>> rows = ActivationStream(stream, 4000, Site("resid_post", 3), np.inf, 0)       # doctest: +SKIP
-      >>> batches = mixed_batches(rows, batch=1024, buffer=1 << 17)                     # doctest: +SKIP
+      >>> import numpy as np
+      >>> from atlas_jax import LanguageModel, Site, Subject
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream
+      >>> from atlas_jax.sae_lab._train import ActivationStream
+      >>> texts, site = ["Return the value.", "Raise an error."], Site("resid_post", 3)
+      >>> space = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), [site])
+      >>> rows = ActivationStream(SentenceStream.from_texts([space], texts), 2, site, np.inf, 0)
+      >>> rows.chunks, next(rows(0)).shape[1]
+      (1, 128)
     """
 
     stream: SentenceStream
@@ -135,11 +149,11 @@ class ActivationStream(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """Chunks in which every sentence occurs once."""
+        """Number of chunks in which every sentence occurs once."""
         return -(-self.sentences // GROUP)
 
     def __call__(self, number: int) -> Iterator[Float[np.ndarray, "n d"]]:
-        """The rows of a chunk, a batch of sentences at a time.
+        """Yield the rows of a chunk, a batch of sentences at a time.
 
         Raises:
           AtlasError: if an activation is not finite.
@@ -157,29 +171,34 @@ class ActivationStream(NamedTuple):
 
 
 def typical_norm(stream: SentenceStream, site: Site) -> float:
-    """The median norm of the activations of a few sentences."""
+    """Measure the median norm of the activations of a few sentences."""
     taken = stream.only(np.arange(GROUP, dtype=np.int32))
     lengths = [norms(np.asarray(acts)[np.asarray(mask)]) for acts, mask in token_activations(taken, site)]
     return float(np.median(np.concatenate(lengths)))
 
 
 def norms(rows: Float[Array | np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
-    """Euclidean norms of rows of any float dtype."""
+    """Compute the Euclidean norms of rows of any float dtype."""
     return np.linalg.norm(rows.astype(np.float32), axis=1)
 
 
 STAGE = "train"
-LOOKS, MEASUREMENTS = 200, 10  # rows of the two curves, about
+LOOKS, MEASUREMENTS = 200, 10  # rows of the two curves, approximately
 HELD_OUT_BUDGET = 1024  # tokens of a batch whose logits are held thrice
 _log = logging.getLogger(__name__)
 
 
 class Curves(NamedTuple):
-    """The course of a training run, a row of numbers for each step that was looked at.
+    """The course of a training run, a row of numbers for each step that was recorded.
 
     Attributes:
       training: ``step, fvu, l0, dead, learning_rate`` of single batches.
       held_out: ``step`` and the fields of :class:`HeldOut`.
+
+    Example:
+      >>> from atlas_jax.sae_lab import Curves
+      >>> Curves([{"step": 1, "fvu": 0.9}], []).training[-1]["fvu"]
+      0.9
     """
 
     training: list[dict[str, Any]]
@@ -187,14 +206,14 @@ class Curves(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """A run at some step: what a checkpoint holds.
+    """A run at some step: the content of a checkpoint.
 
     Attributes:
-      state: of the training; its numbers mean nothing before the first step.
-      cursor: where the activations stand, the fields of :class:`Cursor`.
+      state: state of the training; its numbers mean nothing before the first step.
+      cursor: position in the activations, the fields of :class:`Cursor`.
       norm_limit: longer activations are left out.
-      training: a row a look at a batch: step and ``Metrics``; nan where it is still to come.
-      held_out: a row a measurement: step and ``HeldOut``; nan where it is still to come.
+      training: a row for each recorded batch: step and ``Metrics``; nan where it is still to come.
+      held_out: a row for each measurement: step and ``HeldOut``; nan where it is still to come.
     """
 
     state: TrainState
@@ -205,7 +224,7 @@ class _Run(NamedTuple):
 
     @property
     def curves(self) -> Curves:
-        """The rows that are there, with names."""
+        """The rows so far, with names."""
         return Curves(_rows(self.training, Metrics._fields), _rows(self.held_out, HeldOut._fields))
 
 
@@ -213,10 +232,19 @@ class Trained(NamedTuple):
     """The result of a training run.
 
     Attributes:
-      sae: the SAE, for raw activations; its ``advertised_l0`` is what was measured.
-      curves: of the run.
-      measured: the SAE on held-out text.
-      passes: how often the text was read, if its sentences are as long as those measured.
+      sae: the SAE, for raw activations; its ``advertised_l0`` is the measured L0.
+      curves: the course of the run.
+      measured: measurements of the SAE on held-out text.
+      passes: number of times the text was read, if its sentences are as long as those measured.
+
+    Example:
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.sae import SparseAutoencoder
+      >>> from atlas_jax.sae_lab import Curves, HeldOut, Trained
+      >>> measured = HeldOut(0.1, 10.0, 0.0, 3.0, 3.1, 8.0, 0.98, tokens=4096)
+      >>> sae = SparseAutoencoder.from_pretrained(ATLAS / "sae")
+      >>> Trained(sae, Curves([], []), measured, passes=1.5).measured.l0
+      10.0
     """
 
     sae: SparseAutoencoder
@@ -234,27 +262,34 @@ def train_sae(
     checkpoints: Checkpoints | None = None,
     progress: Progress | None = None,
 ) -> Trained:
-    """Train an SAE, or go on with a run that was stopped.
+    """Train an SAE, or resume a run that was stopped.
 
     Activations are computed as they are needed and held only in a shuffled buffer. The result does not depend on
     where the run was stopped: on one machine it is the same to the bit. Each measurement on held-out text is logged.
 
     Args:
-      model: whose activations are explained.
-      corpus: its fit half is trained on, the first sentences of the other are measured on.
+      model: the model whose activations are explained.
+      corpus: its fit half is trained on, the first sentences of the other are measured.
       settings: all that determines the run besides these two.
-      name: of the model, for the SAE's files.
-      checkpoints: where the run is saved, and gone on with; Ctrl-C then saves it first.
+      name: name of the model, for the SAE's files.
+      checkpoints: place in which the run is saved, and from which it is resumed; Ctrl-C then saves it first.
       progress: called after each step with steps done, steps in all, and activations seen.
 
     Raises:
-      AtlasError: for settings that cannot be, a site the model does not have, a checkpoint of another run, or
+      AtlasError: for settings out of range, a site the model does not have, a checkpoint of another run, or
         activations that are not finite.
       KeyboardInterrupt: after Ctrl-C, once the run is saved.
 
     Example:
-      >>> settings = SAESettings("resid_post.3", 1536, 10)                       # doctest: +SKIP
-      >>> train_sae(model, corpus, settings, name="my-model").measured.fvu       # doctest: +SKIP
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.corpus import build_corpus, installed_documentation
+      >>> from atlas_jax.models import LanguageModel
+      >>> from atlas_jax.sae_lab import SAESettings, train_sae
+      >>> model = LanguageModel.from_pretrained(SUBJECT)
+      >>> settings = SAESettings("resid_post.2", features=512, k=8, tokens=100_000, buffer=8192)
+      >>> corpus = build_corpus(installed_documentation(max_bytes=500_000))  # doctest: +SKIP
+      >>> train_sae(model, corpus, settings, name="my-model").measured.fvu < 0.3  # doctest: +SKIP
+      True
     """
     config, site = settings.config(), check_site(model.config, settings.site)
     space, cut = [Subject.from_model(model, [site])], {"max_length": settings.max_length}
@@ -276,7 +311,7 @@ def train_sae(
 
 
 def _begin(config: TrainConfig, width: int) -> _Run:
-    """A run before its first step."""
+    """Return a run before its first step."""
     empty = lambda looks, columns: np.full((-(-config.steps // _every(config, looks)), columns), np.nan)
     curves = empty(LOOKS, 1 + len(Metrics._fields)), empty(MEASUREMENTS, 1 + len(HeldOut._fields))
     return _Run(init_state(config, jnp.zeros((1, width))), np.zeros(4, np.int64), np.full(1, np.inf), *curves)
@@ -289,7 +324,7 @@ def _steps(
     rows: ActivationStream,
     measure: Callable[[TrainState], HeldOut],
 ) -> Iterator[_Run]:
-    """The run after each of the steps that are left."""
+    """Yield the run after each of the steps that are left."""
     start = Cursor(*run.cursor.tolist())
     batches = mixed_batches(rows, batch=settings.batch, buffer=settings.buffer, seed=settings.seed, start=start)
     for step in range(int(run.state.step) + 1, config.steps + 1):
@@ -315,7 +350,7 @@ def _watched(
     checkpoints: Checkpoints | None,
     progress: Progress | None,
 ) -> _Run:
-    """The run after its last step; on the way it is saved and shown."""
+    """Return the run after its last step; save it and report progress on the way."""
     done, report = int(run.state.step), progress or unreported
     report(STAGE, done, config.steps, done * settings.batch)
     with contextlib.nullcontext() if checkpoints is None else postponed_interrupts() as stopped:

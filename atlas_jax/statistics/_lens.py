@@ -15,9 +15,11 @@ from atlas_jax.statistics._types import Lens, TopK, layout, on_mesh
 
 
 def selected_samples(*tops: TopK) -> Int[np.ndarray, " n"]:
-    """The sentence ids, ascending, that a second pass has to visit for these top-k states.
+    """Return the sentence ids, ascending, that a second pass has to visit for these top-k states.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import TopK, selected_samples
       >>> top = TopK(jnp.ones((2, 2)), jnp.array([[4, 1], [1, -1]]), None)
       >>> selected_samples(top).tolist()
       [1, 4]
@@ -27,7 +29,17 @@ def selected_samples(*tops: TopK) -> Int[np.ndarray, " n"]:
 
 
 def lens_init(top: TopK, d_c: int) -> Lens:
-    """An empty second pass for the sentences ``top`` selected, over an atlas of ``d_c`` features."""
+    """Return an empty second pass for the sentences ``top`` selected, over an atlas of ``d_c`` features.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import lens_init
+      >>> stats = update(Statistics.init(["top_k"], 1, 1, top_k=2), jnp.array([[1.0], [3.0]]), jnp.ones((2, 1)))
+      >>> lens = lens_init(stats.top, d_c=4)
+      >>> lens.index.tolist(), lens.total.shape
+      ([[1, 0]], (1, 4))
+    """
     d_s = top.index.shape[0]
     empty = lambda: (jnp.zeros((d_s, d_c), jnp.float32), jnp.zeros(d_s, jnp.int32))
     return Lens(jnp.array(top.index), *on_mesh(empty, mesh_of(top)))
@@ -47,12 +59,14 @@ def lens_update(
       index: sentence ids; rows with a negative id or one that no feature selected add nothing. A sentence must be
         offered once only.
       a_c: pooled atlas activations.
-      mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
+      mesh: the mesh of the state. Read from the state by default; needed inside a jitted function.
 
     Raises:
       AtlasError: for arrays of other shapes, or without a row.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import TopK, lens_init, lens_update
       >>> top = TopK(jnp.ones((1, 2)), jnp.array([[7, 3]]), None)
       >>> lens = lens_update(lens_init(top, 2), jnp.array([3, 5, 7]), jnp.array([[1., 0.], [9., 9.], [3., 4.]]))
       >>> lens.total.tolist(), lens.found.tolist()
@@ -97,8 +111,8 @@ def _add(
 def _add_rows(
     total: Float[Array, "d_s d_c"], hit: Bool[Array, "d_s k"], row: Int[Array, "d_s k"], a_c: Float[Array, "b d_c"]
 ) -> Float[Array, "d_s d_c"]:
-    """One hit after the other: few sentences of a batch are selected, and the product would cost as much as the first
-    pass.
+    """Add one hit after the other: few sentences of a batch are selected, and the product would cost as much as the
+    first pass.
     """
     (hits,) = jnp.nonzero(hit.ravel(), size=hit.size, fill_value=0)
 
@@ -113,7 +127,7 @@ def _add_rows(
 def _add_product(
     total: Float[Array, "d_s d_c"], hit: Bool[Array, "d_s k"], row: Int[Array, "d_s k"], a_c: Float[Array, "b d_c"]
 ) -> Float[Array, "d_s d_c"]:
-    """One product with a matrix of zeros and ones: a GPU would ask its host at every turn of a loop."""
+    """Add by one product with a matrix of zeros and ones: a GPU would ask its host at every turn of a loop."""
     chosen = (
         jnp.zeros((hit.shape[0], a_c.shape[0])).at[jnp.arange(hit.shape[0])[:, None], row].add(hit.astype(jnp.float32))
     )

@@ -22,13 +22,13 @@ class Rows(NamedTuple):
 def row_maximum(a: Float[Array, "b d"]) -> Float[Array, " b"]:
     """The largest magnitude of each row; infinite exactly where the row is not finite.
 
-    Asked apart, for XLA's maximum on CPUs passes over some nan.
+    Finiteness is tested apart because XLA's maximum on CPUs passes over some nan.
     """
     return jnp.where(jnp.all(jnp.isfinite(a), axis=1), jnp.max(jnp.abs(a), axis=1), jnp.inf)
 
 
 def unit_scale(a: Float[Array, "b d"], peak: Float[Array, " b"]) -> Float[Array, " b"]:
-    """What gives each row an L2 norm of one, 0 for zero rows; ``peak`` keeps squares from over- and underflowing."""
+    """Factors that give each row an L2 norm of one, 0 for zero rows; ``peak`` keeps squares in range."""
     some = peak > jnp.finfo(jnp.float32).tiny
     scaled = a / jnp.where(some, peak, 1.0)[:, None]
     norm = jnp.sqrt(jnp.sum(scaled * scaled, axis=1))
@@ -96,7 +96,7 @@ def _chunk_moments(
     mean: Float[Array, " d"],
     like: Moments,
 ) -> tuple[Moments, Moments, Float[Array, "b d"]]:
-    """Moments of the rows times ``scale``, given their mean; what its rounding left is the mean's low part."""
+    """Moments of the rows times ``scale``, given their mean; the mean's low part is the rest that rounding left."""
     root = jnp.sqrt(weight)
     centred = lambda: (a * scale[:, None] - mean[None, :]) * root[:, None]
     # Written out once, which XLA on CPUs does for a branch only: it would compute them again, by columns, to transpose.
@@ -125,7 +125,7 @@ def _column_squares(x: Float[Array, "b d"], most: int = 64) -> Float[Array, " d"
 def _absorb_side(
     a: Side, a_low: Side, b: Side, b_low: Side, share: Float[Array, ""], factor: Float[Array, ""]
 ) -> tuple[Side, Side, tuple[Any, Any]]:
-    """What ``b`` adds to ``a``, its low part, and the difference of the means by view."""
+    """The change of ``a`` by ``b``, its low part, and the difference of the means by view."""
     parts = [
         (None, None, None) if x is None else _absorb_moments(x, x_low, y, y_low, share, factor)
         for x, x_low, y, y_low in zip(a, a_low, b, b_low, strict=True)
@@ -157,7 +157,7 @@ def _two_sum(x: Float[Array, "*s"], y: Float[Array, "*s"]) -> tuple[Float[Array,
 
 
 def compensated_add(a: Tree, a_low: Tree, delta: Tree, delta_low: Tree) -> tuple[Tree, Tree]:
-    """``a + delta`` with what was rounded away before, and what is rounded away now (Kahan)."""
+    """``a + delta`` with the rounding error of before, and the rounding error of now (Kahan)."""
     step = jax.tree.map(lambda x_low, d, d_low: d + (x_low + d_low), a_low, delta, delta_low)
     total = jax.tree.map(jnp.add, a, step)
     return total, jax.tree.map(lambda x, t, y: y - (t - x), a, total, step)

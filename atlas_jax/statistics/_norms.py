@@ -1,4 +1,4 @@
-"""The mean norm of the activations at single tokens, the unit that steering strengths are given in."""
+"""The mean norm of the activations at single tokens, the unit of steering strengths."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -14,8 +14,15 @@ class NormSums(NamedTuple):
     """Sums over tokens, of all sentences ``[]`` or of each row ``[b]``.
 
     Attributes:
-      norm: by site, of the L2 norms of the activations.
-      tokens: how many tokens.
+      norm: by site, sum of the L2 norms of the activations.
+      tokens: number of tokens.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import NormSums
+      >>> sums = NormSums({"mlp_act.1": jnp.array([3.0, 5.0])}, tokens=jnp.array([1.0, 2.0]))
+      >>> (sums.norm["mlp_act.1"] / sums.tokens).tolist()
+      [3.0, 2.5]
     """
 
     norm: dict[Any, Float[Array, "*b"]]
@@ -23,13 +30,15 @@ class NormSums(NamedTuple):
 
 
 class TokenNorms(NamedTuple):
-    """Token norms of a pass, float32, with what rounding left out.
+    """Token norms of a pass, float32, with their rounding errors.
 
     Attributes:
       sums: the sums.
-      compensation: the same tree, holding what float32 rounded away.
+      compensation: the same tree, holding the rounding errors of float32.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import NormSums, TokenNorms, add_norms
       >>> norms = add_norms(TokenNorms.init(["a"]), NormSums({"a": jnp.float32(6.0)}, jnp.float32(4.0)))
       >>> norms.mean("a")
       1.5
@@ -40,7 +49,7 @@ class TokenNorms(NamedTuple):
 
     @classmethod
     def init(cls, sites: Iterable[Any]) -> "TokenNorms":
-        """No token yet."""
+        """Start without a token."""
         nothing = NormSums({site: jnp.zeros((), jnp.float32) for site in sites}, jnp.zeros((), jnp.float32))
         return cls(nothing, jax.tree.map(jnp.zeros_like, nothing))
 
@@ -52,10 +61,27 @@ class TokenNorms(NamedTuple):
 
 
 def add_norms(state: TokenNorms, batch: NormSums) -> TokenNorms:
-    """Add the sums of a batch; the error does not grow with the number of batches."""
+    """Add the sums of a batch; the error does not grow with the number of batches.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import NormSums, TokenNorms, add_norms
+      >>> batch = NormSums({"a": jnp.float32(6.0)}, jnp.float32(4.0))
+      >>> add_norms(add_norms(TokenNorms.init(["a"]), batch), batch).mean("a")
+      1.5
+    """
     return merge_norms(state, TokenNorms(batch, jax.tree.map(jnp.zeros_like, batch)))
 
 
 def merge_norms(a: TokenNorms, b: TokenNorms) -> TokenNorms:
-    """The sums of both."""
+    """Add the sums of two passes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import NormSums, TokenNorms, add_norms, merge_norms
+      >>> one = add_norms(TokenNorms.init(["a"]), NormSums({"a": jnp.float32(6.0)}, jnp.float32(4.0)))
+      >>> other = add_norms(TokenNorms.init(["a"]), NormSums({"a": jnp.float32(4.0)}, jnp.float32(1.0)))
+      >>> merge_norms(one, other).mean("a")
+      2.0
+    """
     return TokenNorms(*compensated_add(a.sums, a.compensation, b.sums, b.compensation))

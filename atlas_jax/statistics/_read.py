@@ -16,13 +16,22 @@ LARGEST = 2**16  # features of a Gram matrix, which is then 34 GB
 
 
 def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bool = False) -> Float[Array, "d_s d_c"]:
-    """``A_s^T A_c`` of raw or unit rows, centred or not.
+    """Return ``A_s^T A_c`` of raw or unit rows, centred or not.
 
     Where the statistics are and sharded like them, in float64 where their devices have it, else float32; or in float64
     on :func:`solver_device`.
 
     Raises:
       AtlasError: if the statistics do not hold it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import cross_product
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> stats = update(Statistics.init(["cross"], 1, 1), x, 2 * x)
+      >>> [cross_product(stats, unit=False, centre=centre).tolist() for centre in (False, True)]
+      [[[20.0]], [[4.0]]]
     """
     view = "unit" if unit else "raw"
     centred, (weight, atlas, subject, cross) = centred_cross(stats, unit=unit), stats.compensation
@@ -35,10 +44,19 @@ def cross_product(stats: Statistics, *, unit: bool, centre: bool, one_device: bo
 
 
 def centred_cross(stats: Statistics, *, unit: bool) -> Float[np.ndarray | Array, "d_s d_c"]:
-    """The centred cross product of raw or unit rows as it was accumulated.
+    """Return the centred cross product of raw or unit rows as it was accumulated.
 
     Raises:
       AtlasError: if the statistics do not hold it, or no rows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import centred_cross
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> stats = update(Statistics.init(["cross"], 1, 1), x, 2 * x)
+      >>> centred_cross(stats, unit=False).tolist()
+      [[4.0]]
     """
     centred = stats.cross.unit if unit else stats.cross.raw
     if centred is None:
@@ -48,7 +66,17 @@ def centred_cross(stats: Statistics, *, unit: bool) -> Float[np.ndarray | Array,
 
 
 class GramMoments(NamedTuple):
-    """What a Gram matrix is made of, on :func:`solver_device`: each sum, and what float32 rounded away from it."""
+    """The parts of a Gram matrix, on :func:`solver_device`: each sum, and its rounding error in float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import gram_moments
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> stats = update(Statistics.init(["atlas_gram"], 1, 1), x, 2 * x)
+      >>> gram_moments(stats, "atlas", unit=False).mean[0].tolist()
+      [4.0]
+    """
 
     gram: tuple[Float[Array, "d d"], Float[Array, "d d"]]
     mean: tuple[Float[Array, " d"], Float[Array, " d"]]
@@ -56,10 +84,19 @@ class GramMoments(NamedTuple):
 
 
 def gram_moments(stats: Statistics, side: str, *, unit: bool) -> GramMoments:
-    """Those of one side, ``"subject"`` or ``"atlas"``, of raw or unit rows.
+    """Return the moments of one side, ``"subject"`` or ``"atlas"``, of raw or unit rows.
 
     Raises:
       AtlasError: if the statistics do not hold them, or they are too large for one device.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import gram_moments
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> stats = update(Statistics.init(["atlas_gram"], 1, 1), x, 2 * x)
+      >>> gram_moments(stats, "atlas", unit=False).gram[0].tolist()
+      [[8.0]]
     """
     moments, low = _moments(stats, side, unit)
     if (width := moments.gram.shape[0]) > LARGEST:
@@ -72,7 +109,18 @@ def gram_moments(stats: Statistics, side: str, *, unit: bool) -> GramMoments:
 
 
 def gram_matrix(moments: GramMoments, *, centre: bool) -> Float[Array, "d d"]:
-    """``A^T A``, symmetric, in float64 where the moments are; centred or not."""
+    """Return ``A^T A``, symmetric, in float64 where the moments are; centred or not.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import gram_matrix, gram_moments
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> stats = update(Statistics.init(["atlas_gram"], 1, 1), x, 2 * x)
+      >>> moments = gram_moments(stats, "atlas", unit=False)
+      >>> gram_matrix(moments, centre=False).tolist(), gram_matrix(moments, centre=True).tolist()
+      ([[40.0]], [[8.0]])
+    """
     with jax.enable_x64(True):
         means = None if centre else tuple((mean, mean, weight) for mean, weight in zip(*moments[1:], strict=True))
         product = _sum(*moments.gram, means)
@@ -91,18 +139,39 @@ def _sum(high: Float[Array, "a b"], low: Float[Array, "a b"], means: Any) -> Flo
 
 
 def has_double(x: Float[Array, "..."]) -> bool:
-    """Whether the devices that hold x multiply in float64."""
+    """Return true if the devices that hold x multiply in float64.
+
+    Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import has_double
+      >>> has_double(jax.device_put(jnp.ones(2), jax.devices("cpu")[0]))
+      True
+    """
     return all(device.platform in DOUBLE for device in x.sharding.device_set)
 
 
 def solver_device() -> jax.Device:
-    """A device of this process with float64: its first accelerator, or the host."""
+    """Return a device of this process with float64: its first accelerator, or the host.
+
+    Example:
+      >>> from atlas_jax.statistics import solver_device
+      >>> solver_device().platform in ("cpu", "gpu")
+      True
+    """
     first = jax.local_devices()[0]
     return first if first.platform in DOUBLE else jax.local_devices(backend="cpu")[0]
 
 
 def on_one_device(tree: Any) -> Any:
-    """Arrays whole on :func:`solver_device`, wherever they are; all processes that hold a part must call."""
+    """Move arrays whole to :func:`solver_device`, wherever they are; all processes that hold a part must call.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import on_one_device
+      >>> len(on_one_device({"a": jnp.ones(3)})["a"].sharding.device_set)
+      1
+    """
     spans = lambda x: isinstance(x, jax.Array) and not x.is_fully_addressable
     device = solver_device()
     return jax.tree.map(lambda x: jax.device_put(to_host(x) if spans(x) else x, device), tree)
@@ -112,7 +181,14 @@ def check_rows(stats: Statistics) -> None:
     """Refuse statistics of no rows: every matrix of theirs would be zero.
 
     Raises:
-      AtlasError: saying why there are none, if rows were left out.
+      AtlasError: with the reason, if rows were left out.
+
+    Example:
+      >>> from atlas_jax import Statistics
+      >>> from atlas_jax.statistics import check_rows
+      >>> check_rows(Statistics.init(["cross"], 1, 1))
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: these statistics hold no rows; add some with update before solving
     """
     if not float(stats.weight) > 0:
         left_out = int(stats.nonfinite.rows)
@@ -121,7 +197,7 @@ def check_rows(stats: Statistics) -> None:
 
 
 def _moments(stats: Statistics, side: str, unit: bool) -> tuple[Moments, Moments]:
-    """Those of one side that hold a Gram matrix, and what float32 rounded away from them."""
+    """The moments of one side that hold a Gram matrix, and their rounding errors in float32."""
     view = "unit" if unit else "raw"
     moments = getattr(getattr(stats, side), view)
     if moments is None or moments.gram is None:

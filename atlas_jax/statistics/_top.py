@@ -48,12 +48,12 @@ def top_merge(a: TopK, b: TopK) -> TopK:
 
 
 def _before_by_pairs(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
-    """How many of ``a`` stay before each of ``b``: all pairs are compared, which is quick where these are few."""
+    """Count those of ``a`` that stay before each of ``b``: all pairs are compared, quick where these are few."""
     return jnp.sum(~_earlier(b.values[:, None], b.index[:, None], a.values[:, :, None], a.index[:, :, None]), axis=1)
 
 
 def _before(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
-    """The same by bisection, in memory that does not grow with the number of pairs."""
+    """Count the same by bisection, in memory that does not grow with the number of pairs."""
     k = a.values.shape[1]
 
     def halve(_: Any, bounds: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -70,7 +70,7 @@ def _before(a: TopK, b: TopK) -> Int[Array, "d k_b"]:
 def _earlier(
     value: Float[Array, "*s"], index: Int[Array, "*s"], other: Float[Array, "*r"], other_index: Int[Array, "*r"]
 ) -> Bool[Array, "..."]:
-    """Whether an activation comes before another: it is larger, or as large and of a lower sentence id."""
+    """Return true if an activation comes before another: it is larger, or as large and of a lower sentence id."""
     return (value > other) | ((value == other) & (index < other_index))
 
 

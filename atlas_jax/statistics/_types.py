@@ -1,8 +1,8 @@
-"""Sufficient statistics of paired activations: what one streamed pass keeps, whatever the method.
+"""Sufficient statistics of paired activations: the result of one streamed pass, for every method.
 
 Two *views* of the rows are kept: ``raw`` as they come, and ``unit`` with each row divided by its L2 norm (zero rows
 stay zero). All second moments are centred; the uncentred product is ``centred + weight * outer(means)``.
-Every number is float32 and has a twin under ``compensation`` that holds what the addition rounded away.
+Every number is float32 and has a twin under ``compensation`` that holds the rounding errors of the additions.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -35,6 +35,14 @@ class Moments(NamedTuple):
       mean: column means ``[d]``.
       scatter: weighted sum of squared deviations from the mean ``[d]``; the variance times the weight.
       gram: centred Gram matrix ``[d, d]``, None unless needed.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> x = jnp.array([[1.0], [3.0]])
+      >>> moments = update(Statistics.init(["cross"], 1, 1), x, x).atlas.raw
+      >>> moments.mean.tolist(), moments.scatter.tolist(), moments.gram
+      ([2.0], [2.0], None)
     """
 
     mean: Float[Array, " d"]
@@ -63,6 +71,14 @@ class TopK(NamedTuple):
       values: activations ``[d_s, k]``, ``-inf`` in empty places.
       index: sentence ids ``[d_s, k]``, -1 in empty places.
       position: a number carried along (the token position of the peak) ``[d_s, k]``; None when not asked for.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> a_s = jnp.array([[1.0], [3.0], [2.0]])
+      >>> top = update(Statistics.init(["top_k"], 1, 1, top_k=2), a_s, a_s).top
+      >>> top.values.tolist(), top.index.tolist()
+      ([[3.0, 2.0]], [[1, 2]])
     """
 
     values: Float[Array, "d_s k"]
@@ -83,7 +99,15 @@ class Lens(NamedTuple):
     Attributes:
       index: the selected sentence ids ``[d_s, k]`` from :class:`TopK`, -1 in empty places.
       total: sum of the atlas activations seen so far ``[d_s, d_c]``.
-      found: how many of the selected sentences were seen ``[d_s]``.
+      found: number of selected sentences seen so far ``[d_s]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.statistics import TopK, lens_init, lens_update
+      >>> top = TopK(jnp.ones((1, 2)), jnp.array([[7, 3]]), None)
+      >>> lens = lens_update(lens_init(top, 2), jnp.array([3]), jnp.array([[1.0, 0.0]]))
+      >>> lens.total.tolist(), lens.found.tolist()
+      ([[1.0, 0.0]], [1])
     """
 
     index: Int[Array, "d_s k"]
@@ -111,10 +135,11 @@ class Statistics(NamedTuple):
       top: largest activations per subject feature, None unless needed.
       seen: rows offered so far, padding included.
       nonfinite: rows left out because they were not finite.
-      compensation: ``(weight, atlas, subject, cross)`` again, holding what float32 rounded away from each sum.
+      compensation: ``(weight, atlas, subject, cross)`` again, holding the rounding error of each sum in float32.
       lens: SemanticLens' second pass, None before it.
 
     Example:
+      >>> from atlas_jax import Statistics
       >>> stats = Statistics.init(["cross"], d_s=3, d_c=5)
       >>> stats.cross.raw.shape, stats.atlas.raw.gram is None
       ((3, 5), True)
@@ -141,7 +166,7 @@ class Statistics(NamedTuple):
         peaks: bool = False,
         mesh: Mesh | None = None,
     ) -> "Statistics":
-        """Empty statistics that hold what ``needs`` names (see :data:`NEEDS`).
+        """Empty statistics of the names in ``needs`` (see :data:`NEEDS`).
 
         Args:
           needs: names of statistics, usually the union of ``METHODS[name].needs``.
@@ -149,7 +174,7 @@ class Statistics(NamedTuple):
           d_c: atlas width.
           top_k: how many activations per subject feature the need ``"top_k"`` keeps.
           peaks: carry a token position beside each of them.
-          mesh: lay the statistics out on this mesh as :func:`layout` says; every update keeps that.
+          mesh: lay the statistics out on this mesh by :func:`layout`; every update keeps that.
 
         Raises:
           AtlasError: for an unknown need, a width or a ``top_k`` that is no whole number from 1 up.
@@ -162,12 +187,13 @@ class PassStatistics(NamedTuple):
 
     Attributes:
       sums: the additive statistics.
-      compensation: the same tree, holding what float32 rounded away.
+      compensation: the same tree, holding the rounding errors of float32.
       top: :class:`TopK` by site, None unless needed.
       seen: rows offered so far, padding included.
       nonfinite: rows left out because some activation was not finite.
 
     Example:
+      >>> from atlas_jax import PassStatistics
       >>> state = PassStatistics.init(["cross"], {"a": 3, "b": 4}, 5)
       >>> state.statistics("b").cross.raw.shape
       (4, 5)
@@ -213,16 +239,18 @@ class PassStatistics(NamedTuple):
 
 
 def layout(state: Any, mesh: Mesh) -> Any:
-    """How statistics, or a pytree that holds some, lie on a ``("data", "model")`` mesh: a sharding for every array.
+    """Return the sharding of every array of statistics, or of a pytree with some, on a ``("data", "model")`` mesh.
 
-    Matrices (cross products, Gram matrices and what their rounding left, the sums of :class:`Lens`) have their rows
+    Matrices (cross products, Gram matrices, their rounding errors, the sums of :class:`Lens`) have their rows
     over "data" and their columns over "model"; top-k lists have their rows over "data"; vectors and scalars are
     whole on every device. An axis that does not divide evenly is kept whole.
 
     Example:
-      >>> from atlas_jax.sharding import make_mesh
+      >>> import jax
+      >>> from atlas_jax import Statistics, make_mesh
+      >>> from atlas_jax.statistics import layout
       >>> stats = jax.eval_shape(lambda: Statistics.init(["cross", "top_k"], 16, 32))
-      >>> where = layout(stats, make_mesh(model=2))
+      >>> where = layout(stats, make_mesh())
       >>> where.cross.raw.spec, where.atlas.raw.mean.spec, where.top.index.spec
       (P('data', 'model'), P(), P('data',))
     """
@@ -238,7 +266,16 @@ def layout(state: Any, mesh: Mesh) -> Any:
 
 
 def on_mesh(make: Callable[[], Any], mesh: Mesh | None) -> Any:
-    """The pytree that ``make`` returns, made where :func:`layout` says; without a mesh, as it comes."""
+    """Make the pytree that ``make`` returns, laid out by :func:`layout`; without a mesh, as it comes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import make_mesh
+      >>> from atlas_jax.statistics import on_mesh
+      >>> zeros = on_mesh(lambda: {"cross": jnp.zeros((16, 32))}, make_mesh())
+      >>> zeros["cross"].sharding.spec
+      P('data', 'model')
+    """
     return make() if mesh is None else jax.jit(make, out_shardings=layout(jax.eval_shape(make), mesh))()
 
 

@@ -44,13 +44,16 @@ def update_pass(
       weight: weights of the rows, one each by default.
       index: sentence ids of the rows, the running row number by default.
       positions: numbers to carry beside the top-k values, by site; needed when ``init`` had ``peaks=True``.
-      mesh: the mesh of the state. Found by itself, except in a jitted function of one's own, which cannot see it.
+      mesh: the mesh of the state. Read from the state by default; needed inside a jitted function.
 
     Raises:
       AtlasError: if a site of the state is missing, there are no rows, or something is no array of real numbers or has
         another shape; for weights on the host also where one is negative or not finite.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import PassStatistics
+      >>> from atlas_jax.statistics import update_pass
       >>> state = PassStatistics.init(["cross"], {"a": 2}, 2)
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> update_pass(state, {"a": x}, x).sums.crosses["a"].raw.tolist()
@@ -92,12 +95,21 @@ def _update_pass(
 
 
 def merge_pass(a: PassStatistics, b: PassStatistics) -> PassStatistics:
-    """The statistics of both passes; associative and symmetric to rounding.
+    """Return the statistics of both passes; associative and symmetric to rounding.
 
     Sentence ids must be given to :func:`update_pass` for the top-k of merged passes to be meaningful.
 
     Raises:
       AtlasError: if the two do not hold the same statistics of the same sites and widths.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import PassStatistics
+      >>> from atlas_jax.statistics import merge_pass, update_pass
+      >>> x = jnp.ones((3, 1))
+      >>> one, other = (update_pass(PassStatistics.init(["cross"], {"a": 1}, 1), {"a": x}, x) for _ in range(2))
+      >>> float(merge_pass(one, other).sums.weight)
+      6.0
     """
     shapes = lambda state: jax.tree.map(jnp.shape, state._replace(top=None))
     if shapes(a) != shapes(b) or (a.top is not None and b.top is None):
@@ -130,6 +142,8 @@ def update(
       AtlasError: as :func:`update_pass`.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
       >>> stats = Statistics.init(["cross"], 2, 2)
       >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
       >>> update(stats, x, x).cross.raw.tolist()
@@ -140,12 +154,14 @@ def update(
 
 
 def merge(a: Statistics, b: Statistics) -> Statistics:
-    """The statistics of both sets of rows; associative and symmetric to rounding.
+    """Return the statistics of both sets of rows; associative and symmetric to rounding.
 
     Raises:
       AtlasError: as :func:`merge_pass`.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, merge, update
       >>> one = update(Statistics.init(["cross"], 1, 1), jnp.ones((3, 1)), jnp.ones((3, 1)))
       >>> float(merge(one, one).weight)
       6.0
@@ -160,7 +176,7 @@ def _as_pass(stats: Statistics) -> PassStatistics:
 
 
 def _whole_rows(x: Shaped[Matrix, "b *d"], mesh: Mesh | None, axis: str | None = None) -> Shaped[Array, "b *d"]:
-    """Every device gets all rows of its columns, so that no product of rows has to be summed over devices.
+    """Give every device all rows of its columns, so that no product of rows has to be summed over devices.
 
     A batch has far fewer rows than a matrix of statistics, so moving rows is cheaper than adding up matrices.
     """
@@ -210,7 +226,7 @@ def _check(
     index: Any,
     positions: Mapping[Any, Any] | None,
 ) -> None:
-    """Refuse arrays that do not fit the state, and weights that weigh nothing sensible."""
+    """Refuse arrays that do not fit the state, and weights that are negative or not finite."""
     widths = {site: side.raw.mean.shape[0] for site, side in state.sums.subjects.items()}
     if missing := sorted(map(str, widths.keys() - acts.keys())):
         raise AtlasError(
@@ -219,14 +235,14 @@ def _check(
     rows = _array(a_c, "the atlas").shape[:1]
     if rows == (0,):
         raise AtlasError("there are no rows of activations; give at least one")
-    found = {"the atlas": (a_c, (state.sums.atlas.raw.mean.shape[0],))}
-    found |= {_named(site): (acts[site], (width,)) for site, width in widths.items()}
-    found |= {name: (x, ()) for name, x in (("weight", weight), ("index", index)) if x is not None}
+    arrays = {"the atlas": (a_c, (state.sums.atlas.raw.mean.shape[0],))}
+    arrays |= {_named(site): (acts[site], (width,)) for site, width in widths.items()}
+    arrays |= {name: (x, ()) for name, x in (("weight", weight), ("index", index)) if x is not None}
     if positions is not None:
-        found |= {
+        arrays |= {
             f"positions of {_named(site)}": (positions[site], (widths[site],)) for site in positions if site in widths
         }
-    for name, (x, width) in found.items():
+    for name, (x, width) in arrays.items():
         if _array(x, name).shape != (wanted := rows + width):
             raise AtlasError(f"{name} needs an array of shape {wanted}, got {x.shape}")
     if weight is not None and on_host(weight):

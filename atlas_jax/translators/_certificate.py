@@ -1,4 +1,4 @@
-"""What a polar factor found on the host satisfies, and when that is good enough."""
+"""The certificate of a polar factor computed on the host, and its tolerances."""
 
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ PROBES = 16  # Gaussian vectors that a norm is estimated from, to about a fifth
 
 
 class Factor(NamedTuple):
-    """What a solver says it found for M.
+    """The polar factor of M as a solver gives it.
 
     Attributes:
       t: the polar factor ``[p, q]``.
@@ -30,8 +30,8 @@ class Factor(NamedTuple):
     angle: float = 0.0
 
 
-def certify(m: Float[np.ndarray, "p q"], found: Factor) -> dict[str, Any]:
-    """What ``found.t`` satisfies as the polar factor of ``m`` over the range, ``p <= q``, in float64.
+def certify(m: Float[np.ndarray, "p q"], factor: Factor) -> dict[str, Any]:
+    """Return how well ``factor.t`` is the polar factor of ``m`` over the range, ``p <= q``, in float64.
 
     In a basis of the range let W be the symmetric matrix with the lower triangle of ``M T^T``. It is ``L L^T`` only if
     T turns no direction round; then ``|M|_* <= (tr W + tr W^-1 M M^T) / 2`` by weak duality, and ``gap`` is how far
@@ -42,25 +42,25 @@ def certify(m: Float[np.ndarray, "p q"], found: Factor) -> dict[str, Any]:
 
     Args:
       m: any real matrix in C order.
-      found: what claims to be its factor. W is computed in the precision of ``found.t``, all else in float64.
+      factor: the claimed factor. W is computed in the precision of ``factor.t``, all else in float64.
 
     Returns:
       rank; condition over the range, within a tenth; orthogonality ``|T T^T - P| / |P|``; asymmetry of ``M T^T``,
       relative; gap; error, relative; remainder, the root mean square of the singular values left out, relative to the
       largest; within_tolerance, of all of them. A number is None where W is not positive definite.
     """
-    m_in, t_in, leak = _in_basis(m, found)
-    numbers = dict.fromkeys(LIMITS) | {"remainder": _remainder(m, found)}
-    condition, dtype = None, found.t.dtype
+    m_in, t_in, leak = _in_basis(m, factor)
+    numbers = dict.fromkeys(LIMITS) | {"remainder": _remainder(m, factor)}
+    condition, dtype = None, factor.t.dtype
     weight = lower_product(m_in.astype(dtype, copy=False), t_in.astype(dtype, copy=False))
     trace = float(np.trace(weight))
     (potrf,) = get_lapack_funcs(("potrf",), (weight,))
     root, failed = potrf(weight, lower=1, clean=0, overwrite_a=1)
     if not failed:
-        condition = float(found.largest / smallest_eigenvalue(root))
+        condition = float(factor.largest / smallest_eigenvalue(root))
         numbers |= _weigh(m_in, t_in.astype(np.float64, copy=False), root, trace)
         numbers["orthogonality"] = float(np.hypot(numbers["orthogonality"], leak))
-        numbers["error"] += float(found.angle / np.sqrt(len(m_in)))
+        numbers["error"] += float(factor.angle / np.sqrt(len(m_in)))
     numbers = {name: value if value is not None and np.isfinite(value) else None for name, value in numbers.items()}
     return {"rank": len(m_in), "condition": condition} | numbers | {"within_tolerance": within_limits(numbers)}
 
@@ -94,28 +94,29 @@ def _columns(a: Float[np.ndarray, "m k"], *blocks: Float[np.ndarray, "k n"]) -> 
 
 
 def _in_basis(
-    m: Float[np.ndarray, "p q"], found: Factor
+    m: Float[np.ndarray, "p q"], factor: Factor
 ) -> tuple[Float[np.ndarray, "r q"], Float[np.ndarray, "r q"], float]:
-    """M and T in the basis of the range, and the relative size of what of T is not in it."""
-    t, v = found.t, found.basis
+    """M and T in the basis of the range, and the relative size of the part of T outside it."""
+    t, v = factor.t, factor.basis
     if v is None:
         return m, t, 0.0
     inside = v.T @ t
     return v.T @ m, inside, float(np.linalg.norm(t - v @ inside) / np.sqrt(v.shape[1]))
 
 
-def _remainder(m: Float[np.ndarray, "p q"], found: Factor) -> float:
-    v = found.basis
+def _remainder(m: Float[np.ndarray, "p q"], factor: Factor) -> float:
+    v = factor.basis
     if v is None:
         return 0.0
     mx = m @ np.random.default_rng(1).standard_normal((m.shape[1], PROBES)) / np.sqrt(PROBES)
-    return float(np.linalg.norm(mx - v @ (v.T @ mx)) / np.sqrt(max(m.shape[0] - v.shape[1], 1)) / found.largest)
+    return float(np.linalg.norm(mx - v @ (v.T @ mx)) / np.sqrt(max(m.shape[0] - v.shape[1], 1)) / factor.largest)
 
 
 def within_limits(numbers: dict[str, float | None], limits: dict[str, float] = LIMITS) -> bool:
-    """Whether every number was found and is within its limit.
+    """Return true if every number exists and is within its limit.
 
     Example:
+      >>> from atlas_jax.translators._certificate import within_limits
       >>> within_limits({"gap": 1e-9, "asymmetry": 1e-6}), within_limits({"gap": None}), within_limits({"gap": 1e-3})
       (True, False, False)
     """

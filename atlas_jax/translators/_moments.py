@@ -27,7 +27,9 @@ def covariance(stats: Statistics) -> Solution:
       AtlasError: if the need is missing, or there are no rows.
 
     Example:
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import covariance
       >>> x = jnp.array([[1.0], [3.0]])
       >>> covariance(update(Statistics.init(["cross"], 1, 1), x, 2 * x)).matrix.tolist()
       [[2.0]]
@@ -51,7 +53,9 @@ def correlation(stats: Statistics) -> Solution:
       AtlasError: if the need is missing, or there are no rows.
 
     Example:
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import correlation
       >>> x = jnp.array([[1.0], [3.0]])
       >>> correlation(update(Statistics.init(["cross"], 1, 1), x, -2 * x)).matrix.round(5).tolist()
       [[-1.0]]
@@ -78,7 +82,10 @@ def semantic_lens(stats: Statistics) -> Solution:
       AtlasError: if the second pass is missing or did not meet every selected sample, or there are none.
 
     Example:
-      >>> from atlas_jax.statistics import Statistics, lens_init, lens_update, update
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import lens_init, lens_update
+      >>> from atlas_jax.translators import semantic_lens
       >>> a_s, a_c = jnp.array([[1.0], [3.0], [2.0]]), jnp.array([[0.0], [4.0], [8.0]])
       >>> stats = update(Statistics.init(["top_k"], 1, 1, top_k=2), a_s, a_c)
       >>> lens = lens_update(lens_init(stats.top, 1), jnp.arange(3), a_c)
@@ -103,6 +110,8 @@ def random(key: Key[Array, ""] | UInt32[Array, "2"], d_s: int, d_c: int) -> Solu
       AtlasError: for a width that is no whole number from 1 up.
 
     Example:
+      >>> import jax
+      >>> from atlas_jax.translators import random
       >>> random(jax.random.key(0), 2, 3).matrix.shape
       (2, 3)
     """
@@ -112,7 +121,14 @@ def random(key: Key[Array, ""] | UInt32[Array, "2"], d_s: int, d_c: int) -> Solu
 
 
 def random_like(stats: Statistics, *, seed: int = 0) -> Solution:
-    """:func:`random` of the shape of ``stats``, spread over their mesh; the registry's entry. It reads no rows."""
+    """:func:`random` of the shape of ``stats``, spread over their mesh; the registry's entry. It reads no rows.
+
+    Example:
+      >>> from atlas_jax import Statistics
+      >>> from atlas_jax.translators import random_like
+      >>> random_like(Statistics.init([], d_s=2, d_c=3), seed=1).matrix.shape
+      (2, 3)
+    """
     shape = stats.subject.raw.mean.shape[0], stats.atlas.raw.mean.shape[0]
     draw = lambda key: random(key, *shape).matrix
     to = sharding_for(shape, mesh_of(stats), "data", "model")

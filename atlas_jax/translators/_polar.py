@@ -20,7 +20,7 @@ from atlas_jax.translators._polar_blas import (
     symmetric_times,
 )
 
-MARGIN = 1.2  # the largest singular value is found from below
+MARGIN = 1.2  # the largest singular value is estimated from below
 POLES = 2, 2, 1  # in float64, then twice in float32
 NEGLIGIBLE = 1e-6  # relative size of D that need not be corrected
 
@@ -31,7 +31,7 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
     Zero rows and columns of ``m`` stay exactly zero, and singular values up to ``1e-7`` times the largest count as
     zero. Rational functions of the Gram matrix of the shorter side give T where that leaves out nothing; otherwise, or
     if the certificate is not within tolerance, the Gram matrix is diagonalised in float64; if that is not either, a
-    float64 SVD is used. The certificate says so.
+    float64 SVD is used. The certificate names the solver.
 
     Args:
       m: any real matrix.
@@ -46,6 +46,8 @@ def polar(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[s
       AtlasError: for what is no matrix of finite numbers.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.translators import polar
       >>> t, certificate = polar(np.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
       >>> t.round(5).tolist(), certificate["rank"], certificate["within_tolerance"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
@@ -73,13 +75,13 @@ def _solve(m: Float[np.ndarray, "p q"]) -> tuple[Float[np.ndarray, "p q"], dict[
     """The first result within tolerance, or the last; each names the solver tried before it."""
     tried: dict[str, str] = {}
     for solver, route in ROUTES.items():
-        found = route(m)
-        if found is not None:
-            certificate = {"solver": solver, "precision": "float64", "cut": CUT} | certify(m, found) | tried
+        factor = route(m)
+        if factor is not None:
+            certificate = {"solver": solver, "precision": "float64", "cut": CUT} | certify(m, factor) | tried
             if certificate["within_tolerance"]:
                 break
         tried = {"escalated_from": solver}
-    return found.t, certificate
+    return factor.t, certificate
 
 
 def _gram_route(m: Float[np.ndarray, "p q"]) -> Factor:
@@ -97,11 +99,11 @@ def _gram_route(m: Float[np.ndarray, "p q"]) -> Factor:
     t = (t / s[:, None]).astype(np.float32)
     excess = t @ t.T
     excess[np.diag_indices_from(excess)] -= 1
-    turned = v.astype(np.float32)
+    basis32 = v.astype(np.float32)
     if np.linalg.norm(excess) > NEGLIGIBLE * np.sqrt(s.size):
         s32 = s.astype(np.float32)
-        turned -= turned @ (excess * (s32 / (s32[:, None] + s32)))
-    return Factor((turned @ t).astype(np.float64), s.max(), None if keep.all() else v, angle)
+        basis32 -= basis32 @ (excess * (s32 / (s32[:, None] + s32)))
+    return Factor((basis32 @ t).astype(np.float64), s.max(), None if keep.all() else v, angle)
 
 
 def _svd_route(m: Float[np.ndarray, "p q"]) -> Factor:
@@ -113,7 +115,7 @@ def _svd_route(m: Float[np.ndarray, "p q"]) -> Factor:
 
 
 def _angle(values: Float[np.ndarray, " p"], cut: float) -> float:
-    """Between the space of the values above the cut and what float64 found, by Davis and Kahan; values descend."""
+    """Bound the angle between the space of the values above the cut and its float64 estimate (Davis and Kahan)."""
     r = int(np.count_nonzero(values > cut * values[0]))
     if r == values.size:
         return 0.0
@@ -190,6 +192,8 @@ def zolotarev(low: float, count: int) -> Rational:
     ``Z(x) ~ x prod_k (x^2 + c_2k) / (x^2 + c_2k-1)`` (Nakatsukasa and Freund, 2016).
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.translators._polar import zolotarev
       >>> z = zolotarev(1e-3, 2)
       >>> values = [x * z.gain(x) for x in np.geomspace(1e-3, 1, 1000)]
       >>> bool(abs(max(values) - 1) < 1e-9), bool(abs(min(values) - z.bottom) < 1e-9), bool(z.bottom > 0.6)

@@ -62,18 +62,18 @@ def inverse_times(s: Float[np.ndarray, "p p"], x: Float[np.ndarray, "p q"], scal
 
 
 def add_to_diagonal(s: Float[np.ndarray, "p p"], shift: float) -> None:
-    """``S + shift I`` in place."""
+    """Add ``shift I`` to S in place."""
     s[np.diag_indices_from(s)] += s.dtype.type(shift)
 
 
 def largest_eigenvalue(s: Float[np.ndarray, "p p"]) -> float:
-    """Of symmetric S without negative eigenvalues, from below."""
+    """The largest eigenvalue of symmetric S without negative ones, estimated from below."""
     (symm,) = get_blas_funcs(("symm",), (s,))
     return _power(lambda x: symm(1.0, s, x, lower=1), len(s))
 
 
 def smallest_eigenvalue(root: Float[np.ndarray, "p p"]) -> float:
-    """Of ``L L^T`` for lower triangular L, from above."""
+    """The smallest eigenvalue of ``L L^T`` for lower triangular L, estimated from above."""
     (trsm,) = get_blas_funcs(("trsm",), (root,))
     return 1 / _power(lambda x: trsm(1.0, root, trsm(1.0, root, x, lower=1), lower=1, trans_a=1), len(root))
 

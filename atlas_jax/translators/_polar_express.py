@@ -35,12 +35,14 @@ def polar_express(m: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], dict[str
       m: any real matrix, on one device or with a ``NamedSharding``, float32 or float64.
 
     Returns:
-      ``T`` float32 and what :func:`certify_rows` says of it, with the number of steps.
+      ``T`` float32 and the certificate of :func:`certify_rows`, with the number of steps.
 
     Raises:
       AtlasError: if ``m`` is on several devices without a ``NamedSharding``.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.translators import polar_express
       >>> t, certificate = polar_express(jnp.array([[0.0, 2.0, 0.0], [1e-3, 0.0, 0.0]]))
       >>> t.round(4).tolist(), certificate["rank"], certificate["within_tolerance"]
       ([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]], 2, True)
@@ -55,16 +57,16 @@ def polar_express(m: Float[Array, "p q"]) -> tuple[Float[Array, "p q"], dict[str
 
 
 def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, Any]:
-    """What ``t`` satisfies as the polar factor of ``m``, in products as those of :func:`polar_express`.
+    """Return how well ``t`` is the polar factor of ``m``, in products as those of :func:`polar_express`.
 
     ``W = sym(M T^T) + tau (I - T T^T)`` is ``L L^T`` if T is right, and for any such W the nuclear norm of M over the
     range of T is at most ``(|L^-1 T T^T M|^2 + tr M T^T) / 2`` (weak duality). In the eigenbasis of W with values s,
-    ``K = M T^T - T M^T`` tells the rotation ``F_ij = K_ij / (s_i + s_j)`` by which T is off, and by the inequality of
-    the means ``|F| <= |L^-1 K L^-T| / 2``. L is found on one device.
+    ``K = M T^T - T M^T`` gives the rotation ``F_ij = K_ij / (s_i + s_j)`` by which T is off, and by the inequality of
+    the means ``|F| <= |L^-1 K L^-T| / 2``. L is computed on one device.
 
     Args:
       m: any real matrix, on one device or with a ``NamedSharding``, float32 or float64.
-      t: what claims to be its polar factor, sharded as ``m``.
+      t: the claimed polar factor, sharded as ``m``.
 
     Returns:
       precision of the evaluation; rank; orthogonality ``|Y Y - Y| / |Y|`` of ``Y = T T^T``; asymmetry of ``M T^T``;
@@ -76,6 +78,8 @@ def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, An
       AtlasError: if ``m`` is on several devices without a ``NamedSharding``.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.translators import certify_rows
       >>> m = jnp.array([[0.0, 2.0], [1.0, 0.0]])
       >>> [certify_rows(m, t)["within_tolerance"] for t in (m / 2, jnp.eye(2), jnp.eye(2)[::-1])]
       [False, False, True]
@@ -89,8 +93,8 @@ def certify_rows(m: Float[Array, "p q"], t: Float[Array, "p q"]) -> dict[str, An
         root = _inverse_root(on_one_device(products.w))
         root = laid_out(root, mesh_of(m), dtype)
     with jax.enable_x64(double):
-        found = _evidence(m, t, products, root)
-        numbers = {name: float(value) for name, value in found.items()}
+        evidence = _evidence(m, t, products, root)
+        numbers = {name: float(value) for name, value in evidence.items()}
     rank = numbers.pop("rank")
     numbers = {name: numbers[name] if np.isfinite(numbers[name]) else None for name in LIMITS}
     known = {"precision": dtype, "rank": round(rank) if np.isfinite(rank) else None, "cut": CUT}
@@ -194,7 +198,7 @@ def _flat(m: Float[Array, "p q"], dtype: jnp.dtype) -> Float[Array, "n k"]:
 
 
 def _largest_singular_value(m: Float[Array, "p q"]) -> Float[Array, ""]:
-    """By power iteration, from below."""
+    """The largest singular value by power iteration, from below."""
     return _power(lambda x: times(m, x), lambda y: times(m.T, y), m)
 
 
@@ -235,6 +239,7 @@ def schedule(smallest: float) -> tuple[tuple[float, float, float], ...]:
     """Coefficients of ``a x + b x^3 + c x^5``, step by step, until [smallest, 1] has come to one within 1e-7.
 
     Example:
+      >>> from atlas_jax.translators._polar_express import schedule
       >>> len(schedule(1e-3)) < len(schedule(1e-7)) < 20
       True
     """

@@ -31,13 +31,13 @@ def procrustes(
 
     Args:
       stats: statistics with the need ``"unit_cross"`` (``"cross"`` without ``normalize_rows``), in numpy, on one device
-        or sharded over a mesh, be it of several processes (which must all call).
+        or sharded over a mesh, also one of several processes (which must all call).
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation), which the paper does not.
       solver: ``"host"`` gathers them and solves by :func:`polar`; ``"device"`` iterates matrix products where the
         statistics are; ``"auto"`` is the device for sharded statistics and
-        accelerators, the host otherwise. Both are within 2e-6 of a float64 SVD up to condition 1e6, save on devices
-        without float64, where the certificate tells. A device result that misses its tolerances is solved again on
+        accelerators, the host otherwise. Both are within 2e-6 of a float64 SVD up to condition 1e6, except on devices
+        without float64: see the certificate. A device result that misses its tolerances is solved again on
         the host if one process holds it all; the certificate then names what it escalated from.
 
     Returns:
@@ -50,7 +50,8 @@ def procrustes(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import procrustes
       >>> x = jnp.array([[3.0, 0.0], [0.0, 1.0]])
       >>> s = procrustes(update(Statistics.init(["unit_cross"], 2, 2), x, x[:, ::-1]))
       >>> s.matrix.round(5).tolist(), s.certificate["rank"]
@@ -62,8 +63,8 @@ def procrustes(
     t, certificate = polar_express(cross_product(stats, **options))
     if certificate["within_tolerance"] or not t.is_fully_addressable:
         return solution(t, **certificate)
-    found = _on_host(stats, **options)
-    return found._replace(certificate=found.certificate | {"escalated_from": certificate["solver"]})
+    on_host = _on_host(stats, **options)
+    return on_host._replace(certificate=on_host.certificate | {"escalated_from": certificate["solver"]})
 
 
 def _on_host(stats: Statistics, *, unit: bool, centre: bool) -> Solution:
@@ -72,7 +73,7 @@ def _on_host(stats: Statistics, *, unit: bool, centre: bool) -> Solution:
 
 
 def _on_devices(solver: Solver, m: Float[Array | np.ndarray, "p q"] | None) -> bool:
-    """What ``solver`` means for this array: "auto" is the devices if it is spread over several or on an accelerator."""
+    """Return true if ``solver`` is the devices; "auto" is for an array that spans several or is on an accelerator."""
     if solver not in (known := get_args(Solver)):
         raise AtlasError(f"unknown solver '{solver}'; use {', '.join(known)}")
     if solver != "auto":

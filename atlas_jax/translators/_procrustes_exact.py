@@ -33,17 +33,17 @@ def procrustes_exact(
     For ``d_s < d_c`` the norm of ``A_c T^T`` depends on T and there is no closed form: Newton's method in a trust
     region finds a stationary point whose loss is at most the polar factor's, and the certificate bounds how far it can
     be above the global minimum, which it usually is. For ``d_s >= d_c`` the polar factor is the minimiser (over
-    ``T^T T = I`` when ``d_s > d_c``, where ``T T^T = I`` has no solution), and :func:`procrustes` finds it. Dead
+    ``T^T T = I`` when ``d_s > d_c``, where ``T T^T = I`` has no solution), and :func:`procrustes` computes it. Dead
     features have exactly zero rows and columns. All is computed in float64 on one device.
 
     Args:
       stats: statistics with the needs ``"unit_cross"`` and ``"unit_atlas_gram"`` (``"cross"`` and ``"atlas_gram"``
-        without ``normalize_rows``), in numpy, on one device or sharded over a mesh, be it of several processes (which
-        must all call).
+        without ``normalize_rows``), in numpy, on one device or sharded over a mesh, also one of several processes
+        (which must all call).
       normalize_rows: use rows divided by their L2 norm, as section 3.3 does.
       centre: subtract the column means (after the normalisation).
       tolerance: stop when the gradient on the manifold is this small relative to the gradient in all directions.
-      max_steps: Newton steps at most; the certificate says whether it converged.
+      max_steps: Newton steps at most; the certificate's ``converged`` is false where they do not suffice.
 
     Returns:
       ``matrix`` float32 ``[d_s, d_c]``, on the mesh of the statistics; ``certificate`` with solver, precision, rank,
@@ -56,7 +56,8 @@ def procrustes_exact(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import procrustes_exact
       >>> a_c = jnp.array([[2.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
       >>> stats = update(Statistics.init(["cross", "atlas_gram"], 1, 2), a_c[:, 1:], a_c)
       >>> abs(procrustes_exact(stats, normalize_rows=False).matrix).round(3).tolist()
@@ -71,8 +72,8 @@ def procrustes_exact(
         if rows < columns:
             t, certificate = minimise(cross, gram, tolerance=tolerance, max_steps=max_steps)
             return solution(t, mesh_of(stats), **certificate)
-    found = procrustes(stats, normalize_rows=normalize_rows, centre=centre)
-    return found._replace(certificate=found.certificate | {"steps": 0, "converged": True, "loss_change": 0.0})
+    polar = procrustes(stats, normalize_rows=normalize_rows, centre=centre)
+    return polar._replace(certificate=polar.certificate | {"steps": 0, "converged": True, "loss_change": 0.0})
 
 
 class Problem(NamedTuple):
@@ -98,7 +99,7 @@ class Problem(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What a Newton step found: of T before it, and of the step."""
+    """Measurements of a Newton step: of T before it, and of the step."""
 
     stationarity: Float[Array, ""]  # the gradient on the manifold, relative to that in all directions
     excess: Float[Array, ""]  # of the largest multiplier over the smallest eigenvalue
@@ -149,6 +150,8 @@ def minimise(
       within tolerance.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.translators._procrustes_exact import minimise
       >>> t, certificate = minimise(jnp.array([[0.0, 2.0]]), jnp.eye(2), tolerance=1e-6, max_steps=9)
       >>> abs(t).round(3).tolist(), certificate["within_tolerance"]
       ([[0.0, 1.0]], True)
@@ -189,7 +192,7 @@ def minimise(
 
 @jax.jit
 def _problem(cross: Float[Array, "p q"], gram: Float[Array, "q q"]) -> Problem:
-    """Dead features get an eigenvalue that no Gram matrix has, and so mix with no null space."""
+    """Change to the eigenbasis, where dead features get an eigenvalue of their own: so they mix with no other."""
     diagonal = jnp.diagonal(gram)
     nonzero_columns, scale = diagonal > 0, jnp.max(diagonal)
     scale = jnp.where(scale > 0, scale, 1.0)
@@ -271,7 +274,11 @@ def _search(
     radius: Float[Array, ""],
     goal: Float[Array, ""],
 ) -> tuple[Float[Array, "p q"], Float[Array, "p q"], Bool[Array, ""], Int[Array, ""]]:
-    """Conjugate gradients that stop at the radius and at negative curvature (Steihaug): x, H x, whether so, steps."""
+    """Conjugate gradients that stop at the radius and at negative curvature (Steihaug).
+
+    Returns:
+      x, H x, true if one of these stopped it, and the number of steps.
+    """
     zero, one = jnp.zeros_like(gradient), jnp.ones((), gradient.dtype)
     z = precondition(gradient)
     rz = _inner(gradient, z)

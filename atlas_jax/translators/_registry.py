@@ -24,12 +24,13 @@ METHODS: dict[str, Method] = {
 
 
 def needs_of(methods: Iterable[str] | str) -> frozenset[str]:
-    """The statistics that these methods need together.
+    """Return the statistics that these methods need together.
 
     Raises:
       AtlasError: for an unknown method, naming the known ones.
 
     Example:
+      >>> from atlas_jax.translators import needs_of
       >>> sorted(needs_of(["covariance", "procrustes"]))
       ['cross', 'unit_cross']
     """

@@ -22,11 +22,11 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7)
     """The minimiser of ``|A_s - A_c T^T|`` of least norm, Eq. 8: ``A_s^T A_c (A_c^T A_c)^+``.
 
     Eigenvalues of the Gram matrix up to ``cut`` times the largest eigenvalue of the *centred* Gram matrix count as
-    zero: below that, float32 statistics hold rounding only. The certificate tells the rank.
+    zero: below that, float32 statistics hold rounding only. The rank is in the certificate.
 
     Args:
       stats: statistics with the needs ``"cross"`` and ``"atlas_gram"``, in numpy, on one device or sharded over a
-        mesh, be it of several processes (which must all call).
+        mesh, also one of several processes (which must all call).
       centre: regress with an intercept, which Eq. 8 does not.
       cut: relative size below which an eigenvalue is zero.
 
@@ -40,7 +40,8 @@ def least_squares(stats: Statistics, *, centre: bool = False, cut: float = 1e-7)
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import least_squares
       >>> x = jnp.array([[1.0], [3.0]])
       >>> stats = update(Statistics.init(["cross", "atlas_gram"], 1, 1), 2 * x, x)
       >>> least_squares(stats).matrix.tolist()
@@ -73,7 +74,8 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> 
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import ridge
       >>> x = jnp.array([[1.0], [-1.0]])
       >>> stats = update(Statistics.init(["cross", "atlas_gram"], 1, 1), 2 * x, x)
       >>> ridge(stats, penalty=1.0).matrix.tolist()
@@ -93,7 +95,7 @@ def ridge(stats: Statistics, *, centre: bool = False, penalty: float = 1e-2) -> 
 def _solve(
     cross: Float[Array, "d_s d_c"], gram: Float[Array, "d_c d_c"], floor: float
 ) -> tuple[Float[Array, "d_s d_c"], dict[str, Any]]:
-    """``M G^+`` on one device, eigenvalues up to ``floor`` counting as zero, and how."""
+    """Compute ``M G^+`` on one device, eigenvalues up to ``floor`` counting as zero; with a certificate."""
     count = int(jnp.count_nonzero(jnp.diagonal(gram)))
     rounding = np.finfo(float).eps * count
     root, smallest = _cholesky(gram)

@@ -17,11 +17,19 @@ times = partial(jnp.dot, precision=lax.Precision.HIGHEST)
 
 
 class Solution(NamedTuple):
-    """A translation matrix and what is known about it.
+    """A translation matrix and its certificate.
 
     Attributes:
       matrix: ``T [d_s, d_c]`` float32: each subject feature in terms of the atlas features.
-      certificate: plain numbers and strings that say how the matrix was found and how good it is.
+      certificate: plain numbers and strings: how the matrix was computed and how good it is.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import covariance
+      >>> solution = covariance(update(Statistics.init(["cross"], 1, 1), jnp.ones((2, 1)), jnp.ones((2, 1))))
+      >>> solution.matrix.tolist(), solution.certificate
+      ([[0.0]], {'solver': 'moments'})
     """
 
     matrix: Float[Array, "d_s d_c"]
@@ -35,6 +43,11 @@ class Method(NamedTuple):
       solve: ``Statistics -> Solution``.
       needs: the statistics it reads, for ``Statistics.init``.
       second_pass: whether ``Statistics.lens`` must be filled by a second pass over the selected sentences.
+
+    Example:
+      >>> from atlas_jax.translators import METHODS
+      >>> sorted(METHODS["least_squares"].needs), METHODS["semantic_lens"].second_pass
+      (['atlas_gram', 'cross'], True)
     """
 
     solve: Callable[[Statistics], Solution]

@@ -21,8 +21,17 @@ class Spectrum(NamedTuple):
     Attributes:
       values: ``[r]``, on the host.
       vectors: ``[d, r]``.
-      unit: the mean eigenvalue of the features that are not dead: what a ridge is measured in.
+      unit: the mean eigenvalue of the features that are not dead: the unit of a ridge.
       dead: how many features are zero throughout.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import Spectrum
+      >>> x = jnp.array([[3.0, 0.0], [0.0, 2.0]])
+      >>> stats = update(Statistics.init(["atlas_gram"], 2, 2), x, x)
+      >>> Spectrum.from_statistics(stats, "atlas", normalize_rows=False, centre=False, cut=1e-7).values.tolist()
+      [4.0, 9.0]
     """
 
     values: Float[np.ndarray, " r"]
@@ -41,8 +50,8 @@ class Spectrum(NamedTuple):
         with jax.enable_x64(True):
             moments = gram_moments(stats, side, unit=normalize_rows)
             gram = gram_matrix(moments, centre=centre)
-            found, vectors = eigh(gram)
-            values, nonzero = np.asarray(found), int(jnp.count_nonzero(jnp.diagonal(gram)))
+            on_device, vectors = eigh(gram)
+            values, nonzero = np.asarray(on_device), int(jnp.count_nonzero(jnp.diagonal(gram)))
             largest = values[-1] if centre else float(largest_eigenvalue(gram_matrix(moments, centre=True)))
             rank = int(np.sum(values > max(cut * largest, np.finfo(float).eps * nonzero * values[-1])))
             unit = float(jnp.trace(gram)) / max(nonzero, 1)
@@ -66,7 +75,7 @@ def eigh(gram: Float[Array, "d d"]) -> tuple[Float[Array, " d"], Float[Array, "d
 
 @jax.jit
 def largest_eigenvalue(gram: Float[Array, "d d"]) -> Float[Array, ""]:
-    """By power iteration: a lower bound, close for a Gram matrix."""
+    """The largest eigenvalue by power iteration: a lower bound, close for a Gram matrix."""
 
     def step(
         _: Int[Array, ""], state: tuple[Float[Array, " d"], Float[Array, ""]]

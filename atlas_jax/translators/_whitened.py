@@ -23,6 +23,7 @@ class Member(NamedTuple):
     """One member of the family, in the arguments of :func:`whitened`.
 
     Example:
+      >>> from atlas_jax.translators import Member
       >>> sorted(Member(alpha=1.0, normalize_rows=False).needs)
       ['cross', 'subject_gram']
     """
@@ -58,8 +59,8 @@ def whitened(
 
     Args:
       stats: statistics with ``"cross"``, ``"subject_gram"`` unless alpha is 0 and ``"atlas_gram"`` unless beta is 0,
-        each with the prefix ``unit_`` when ``normalize_rows``; in numpy, on one device or sharded over a mesh, be it of
-        several processes (which must all call).
+        each with the prefix ``unit_`` when ``normalize_rows``; in numpy, on one device or sharded over a mesh, also one
+        of several processes (which must all call).
       alpha: power of the subject side.
       beta: power of the atlas side.
       normalize_rows: use rows divided by their L2 norm.
@@ -70,13 +71,15 @@ def whitened(
     Returns:
       ``matrix`` float32 ``[d_s, d_c]``, on the mesh of the statistics where they have one; ``certificate`` with the
       arguments, and for each side that was whitened the rank, the number of dead features, the condition number over
-      the range and what the ridge added. All is computed in float64 on one device.
+      the range and the shift that the ridge added. All is computed in float64 on one device.
 
     Raises:
       AtlasError: if a need is missing, there are no rows, or an option is out of range.
 
     Example:
-      >>> from atlas_jax.statistics import Statistics, update
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import whitened
       >>> x = jnp.array([[3.0], [4.0]])
       >>> stats = update(Statistics.init(["cross", "subject_gram"], 1, 1), x, x)
       >>> whitened(stats, alpha=0.5, beta=0.0, normalize_rows=False).matrix.tolist()
@@ -95,7 +98,18 @@ def whitened_family(
     ridge: float | int = 0.0,
     cut: float = CUT,
 ) -> dict[tuple[float | int, float | int], Solution]:
-    """:func:`whitened` for many ``(alpha, beta)`` from one eigendecomposition a side."""
+    """Solve :func:`whitened` for many ``(alpha, beta)`` from one eigendecomposition a side.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import whitened_family
+      >>> x = jnp.array([[3.0], [4.0]])
+      >>> stats = update(Statistics.init(["cross", "subject_gram"], 1, 1), x, x)
+      >>> family = whitened_family(stats, [(0.0, 0.0), (0.5, 0.0)], normalize_rows=False)
+      >>> [solution.matrix.tolist() for solution in family.values()]
+      [[[25.0]], [[5.0]]]
+    """
     members = [Member(a, b, normalize_rows, centre, ridge) for a, b in powers]
     whitening = Whitening.from_statistics(stats, members, cut=cut)
     return {(m.alpha, m.beta): whitening.solve(m) for m in members}
@@ -112,6 +126,16 @@ class Whitening(NamedTuple):
       atlas: its spectrum, None where no member has beta.
       cut: below which eigenvalues count as zero.
       mesh: of the statistics, None where they have none.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import Member, Whitening
+      >>> x = jnp.array([[3.0], [4.0]])
+      >>> stats = update(Statistics.init(["cross", "subject_gram"], 1, 1), x, x)
+      >>> member = Member(0.5, normalize_rows=False)
+      >>> Whitening.from_statistics(stats, [member]).solve(member).matrix.tolist()
+      [[5.0]]
     """
 
     cross: Float[Array, "d_s d_c"]
@@ -129,7 +153,7 @@ class Whitening(NamedTuple):
         cut: float = CUT,
         atlas: Spectrum | None = None,
     ) -> "Whitening":
-        """Diagonalise what some members of one view need.
+        """Diagonalise the Gram matrices that some members of one view need.
 
         Args:
           stats: the statistics.
@@ -172,7 +196,7 @@ class Whitening(NamedTuple):
         return solution(matrix, self.mesh, **facts, **member._asdict())
 
     def in_eigenbasis(self) -> "Eigenbasis":
-        """The same in the eigenbases, float32 where the statistics are, to compare members cheaply."""
+        """Return this view in the eigenbases, float32 where the statistics are, to compare members cheaply."""
         sides = self.subject, self.atlas
         with jax.enable_x64(True):
             core = self.cross if self.subject is None else self.subject.in_basis(self.cross)
@@ -196,6 +220,18 @@ class Eigenbasis(NamedTuple):
       atlas: eigenvectors ``[d_c, r_c]``, None where no member has beta.
       subject_values: eigenvalues over their mean ``[r_s]``.
       atlas_values: eigenvalues over their mean ``[r_c]``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import Member, Whitening
+      >>> x = jnp.array([[3.0, 1.0], [4.0, 0.0]])
+      >>> stats = update(Statistics.init(["cross", "atlas_gram"], 2, 2), x, x)
+      >>> member = Member(0.0, 1.0, normalize_rows=False)
+      >>> view = Whitening.from_statistics(stats, [member]).in_eigenbasis()
+      >>> rows, query = view.rows(member), view.queries(jnp.array([[1.0, 0.0]]))[0]
+      >>> abs(rows @ query / jnp.linalg.norm(rows, axis=1)).round(2).tolist()
+      [1.0, 0.0]
     """
 
     core: Float[Array, "r_s r_c"]

@@ -64,7 +64,7 @@ def save(config: SAEConfig, parameters: Arrays, directory: str | Path, format: s
 
 
 def _detect(path: Path) -> tuple[Path, ModuleType]:
-    """The layout of a folder or file, or of the one file of a folder that is in a known layout by itself."""
+    """Find the layout of a folder or file, or of the one file of a folder that is in a known layout by itself."""
     fitting = [(path, module) for module in FORMATS.values() if module.detect(path)]
     inside = sorted(path.iterdir()) if path.is_dir() else []
     if not fitting:
@@ -73,9 +73,9 @@ def _detect(path: Path) -> tuple[Path, ModuleType]:
             names = ", ".join(file.name for file, _ in fitting[:12])
             raise AtlasError(f"{path} holds several SAEs ({names}); give the path of one of them")
     if not fitting:
-        found = ", ".join(p.name for p in inside[:12]) if path.is_dir() else path.name
+        names = ", ".join(p.name for p in inside[:12]) if path.is_dir() else path.name
         raise AtlasError(
-            f"{path} is in no known SAE layout (found {found}); known are {', '.join(FORMATS)}, "
+            f"{path} is in no known SAE layout (found {names}); known are {', '.join(FORMATS)}, "
             "and a file of bare parameters is read by SparseAutoencoder.from_state_dict"
         )
     if len(fitting) > 1:

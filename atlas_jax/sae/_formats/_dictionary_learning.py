@@ -31,7 +31,7 @@ _KINDS = {
 }
 _B_ENC = {"GatedAutoEncoder": "mag_bias", "JumpReluAutoEncoder": "b_enc", "MatryoshkaBatchTopKSAE": "b_enc"}
 _B_DEC = {"AutoEncoder": "bias", "AutoEncoderNew": "decoder.bias", "GatedAutoEncoder": "decoder_bias"}
-# The ``config`` of every trainer; the classes themselves read nothing of it but what is used here.
+# The ``config`` of every trainer; the classes themselves read only the fields that are used here.
 _FIELDS = {"dict_class": TEXT, "lm_name": TEXT, "submodule_name": TEXT}
 _FIELDS |= dict.fromkeys(("activation_dim", "dict_size", "layer", "k"), WHOLE)
 _FIELDS |= ignored(
@@ -44,12 +44,12 @@ _POINTS = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attention_out": "a
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``ae.pt`` and ``config.json``."""
+    """Test for a folder with ``ae.pt`` and ``config.json``."""
     return (path / "ae.pt").is_file() and (path / "config.json").is_file()
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters and description."""
+    """Read parameters and description."""
     del norm_scaling_factor
     described, file = path / "config.json", path / "ae.pt"
     trainer = read_fields(read_object(described), {"trainer": OBJECT}, described, others=True).get("trainer", {})
@@ -109,5 +109,5 @@ def _site(trainer: dict[str, Any]) -> Site | None:
         return None
     if name is None:
         return Site("resid_post", layer)
-    point = {f"{told}_layer_{layer}": ours for told, ours in _POINTS.items()}.get(name)
+    point = {f"{theirs}_layer_{layer}": ours for theirs, ours in _POINTS.items()}.get(name)
     return None if point is None else Site(point, layer)

@@ -1,4 +1,4 @@
-"""What becomes of each field of a configuration that somebody else's library writes, and of the hooks it names."""
+"""Reading of configurations that other libraries write, field by field, and of the hooks they name."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -27,13 +27,13 @@ _MODULES = {
 
 
 class Read(NamedTuple):
-    """A field that is used. A whole number may be written with a decimal point; null is as good as absent."""
+    """A field that is used. A whole number may be written with a decimal point; null counts as absent."""
 
     type: Type
 
 
 class Only(NamedTuple):
-    """A field that may have these values alone; null is as good as absent."""
+    """A field that may only have these values; null counts as absent."""
 
     values: tuple[Any, ...]
 
@@ -49,28 +49,30 @@ IGNORED = Ignored()
 
 
 def ignored(names: str) -> Table:
-    """A table of fields that change nothing, by names between blanks."""
+    """Make a table of fields that change nothing from their names, separated by blanks."""
     return dict.fromkeys(names.split(), IGNORED)
 
 
 def read_fields(
     cfg: Mapping[str, Any], table: Table, file: Path, *, needed: Iterable[str] = (), others: bool = False
 ) -> dict[str, Any]:
-    """The fields that are used, checked, nulls left out.
+    """Return the fields that are used, checked, without nulls.
 
     Args:
       cfg: the configuration.
-      table: how each field of the library's configuration classes is treated.
-      file: where it comes from.
+      table: treatment of each field of the library's configuration classes.
+      file: the file of the configuration.
       needed: fields that must be there.
       others: fields that the table does not list may have any value: the file is a dump of a whole training
-        configuration, of which the library itself reads no others. Without it they may say "nothing" only: false, 0,
-        "none", empty.
+        configuration, of which the library itself reads no others. Without it they must be empty: false, 0, "none",
+        or of no length.
 
     Raises:
       AtlasError: for a value of the wrong type, one that is not computed, an unlisted field, or a missing one.
 
     Example:
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae._formats._fields import IGNORED, WHOLE, read_fields
       >>> read_fields({"k": 4.0, "lr": 0.1, "signed": False}, {"k": WHOLE, "lr": IGNORED}, Path("cfg.json"))
       {'k': 4}
     """
@@ -109,9 +111,10 @@ def _typed(value: Any, type: Type, name: str, file: Path) -> Any:
 
 
 def site_of(hook: str | None) -> Site | None:
-    """The site a TransformerLens hook or a transformers module name means, None where it is no site of ours.
+    """Return the site of a TransformerLens hook or a transformers module name, None where it is no site of ours.
 
     Example:
+      >>> from atlas_jax.sae._formats._fields import site_of
       >>> site_of("blocks.5.hook_resid_post"), site_of("model.layers.5.self_attn.o_proj.input"), site_of("hook_embed")
       (Site('resid_post.5'), Site('z.5'), None)
     """

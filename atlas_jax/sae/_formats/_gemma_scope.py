@@ -18,23 +18,23 @@ from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, SITE, TEXT, read_fields
 from atlas_jax.sae._formats._parameters import as_plain_jumprelu, fold_input_scale
-from atlas_jax.sae._formats._read import Arrays, pick, read_npz, told
+from atlas_jax.sae._formats._read import Arrays, last_match, pick, read_npz
 from atlas_jax.types import Site
 
 NAME = "gemma_scope"
 _AXES = {"W_enc": 2, "b_enc": 1, "W_dec": 2, "b_dec": 1, "threshold": 1}
 _POINTS = {"res": "resid_post", "mlp": "mlp_out_post", "att": "z", "transcoders": "mlp_in"}
-_TOLD = {"model": TEXT, "site": SITE, "site_out": SITE, "transcoder": FLAG, "advertised_l0": NUMBER}
+_FACTS = {"model": TEXT, "site": SITE, "site_out": SITE, "transcoder": FLAG, "advertised_l0": NUMBER}
 _DESCRIPTION = "sae.json"
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``params.npz``, or that file."""
-    return (path / "params.npz").is_file() or (path.is_file() and told(r"\.npz$", path) is not None)
+    """Test for a folder with ``params.npz``, or that file."""
+    return (path / "params.npz").is_file() or (path.is_file() and last_match(r"\.npz$", path) is not None)
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters and description, the latter from the arrays, the path, and the description we write beside them."""
+    """Read parameters and description; the latter from arrays, path, and the file that :func:`save` writes."""
     del norm_scaling_factor
     file = path / "params.npz" if path.is_dir() else path
     arrays = read_npz(file)
@@ -45,28 +45,28 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
     d, m = parameters["W_enc"].shape
     o = parameters["W_dec"].shape[1]
     described = file.parent / _DESCRIPTION
-    facts = read_fields(read_object(described), _TOLD, described) if described.is_file() else _from_names(file)
-    if told(r"embedding/width_\w+/average_l0", file):
+    facts = read_fields(read_object(described), _FACTS, described) if described.is_file() else _from_names(file)
+    if last_match(r"embedding/width_\w+/average_l0", file):
         parameters = fold_input_scale(parameters, d**-0.5)
     return SAEConfig("jumprelu", d, m, d_out=None if o == d else o, format=NAME, **facts), parameters
 
 
 def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
-    """Write ``params.npz`` and beside it what the release tells by folder names: site, model, L0."""
+    """Write ``params.npz`` and beside it the facts that the release puts into folder names: site, model, L0."""
     config, parameters = as_plain_jumprelu(config, parameters)
     np.savez(directory / "params.npz", **parameters)
-    facts = {name: getattr(config, name) for name in _TOLD}
+    facts = {name: getattr(config, name) for name in _FACTS}
     described = {name: str(value) if isinstance(value, Site) else value for name, value in facts.items()}
     (directory / _DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n")
 
 
 def _from_names(file: Path) -> dict[str, Any]:
-    """Site, model and advertised L0 as far as the folder names of the release tell them."""
+    """Read site, model and advertised L0 from the folder names of the release, as far as they state them."""
     facts: dict[str, Any] = {}
-    l0, layer = told(r"average_l0_(\d+)", file), told(r"/(?:layer_(\d+)|embedding)/", file)
+    l0, layer = last_match(r"average_l0_(\d+)", file), last_match(r"/(?:layer_(\d+)|embedding)/", file)
     if l0 is not None:
         facts["advertised_l0"] = float(l0[1])
-    release = told(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)", file)
+    release = last_match(r"gemma-scope-(\d+b)-(pt|it)-(res|mlp|att|transcoders)", file)
     if release is None:
         return facts
     facts["model"] = f"google/gemma-2-{release[1]}" + ("-it" if release[2] == "it" else "")

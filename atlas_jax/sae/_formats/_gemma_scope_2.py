@@ -10,11 +10,11 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, TEXT, Only, ignored, read_fields, site_of
-from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors, told
+from atlas_jax.sae._formats._read import Arrays, last_match, pick, read_safetensors
 from atlas_jax.types import Site
 
 NAME = "gemma_scope_2"
-# ``width`` and ``type`` are told by the tensors too.
+# ``width`` and ``type`` follow from the tensors too.
 _FIELDS = {"architecture": Only(("jump_relu",)), "model_name": TEXT, "l0": NUMBER, "affine_connection": FLAG}
 _FIELDS |= {"hf_hook_point_in": TEXT, "hf_hook_point_out": TEXT} | ignored("width type")
 _POINTS = {"resid_post": "resid_post", "attn_out": "z", "mlp_out": "mlp_out_post", "transcoder": "mlp_in"}
@@ -22,12 +22,12 @@ _TENSORS = {"w_enc": "W_enc", "w_dec": "W_dec", "b_enc": "b_enc", "b_dec": "b_de
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``params.safetensors``."""
+    """Test for a folder with ``params.safetensors``."""
     return (path / "params.safetensors").is_file()
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters from the tensors, description from ``config.json`` or the folder's name."""
+    """Read parameters from the tensors, description from ``config.json`` or the folder's name."""
     del norm_scaling_factor
     file = path / "params.safetensors"
     tensors = {name.lower(): value for name, value in read_safetensors(file).items()}
@@ -64,7 +64,7 @@ def _sites(path: Path, raw: dict) -> tuple[Site | None, Site | None]:
     if "hf_hook_point_in" in raw:
         site, out = site_of(raw["hf_hook_point_in"]), site_of(raw.get("hf_hook_point_out"))
         return site, None if out == site else out
-    named = told(rf"/({'|'.join(_POINTS)})(?:_all)?/[^/]*layer_(\d+)[^/]*$", path)
+    named = last_match(rf"/({'|'.join(_POINTS)})(?:_all)?/[^/]*layer_(\d+)[^/]*$", path)
     if named is None:
         return None, None
     folder, layer = named[1], int(named[2])
@@ -72,8 +72,8 @@ def _sites(path: Path, raw: dict) -> tuple[Site | None, Site | None]:
 
 
 def _model(path: Path) -> str | None:
-    """The smallest model has no suffix where it is not instruction-tuned."""
-    match = told(r"gemma-scope-2-(\w+)-(pt|it)", path)
+    """Name of the model; the smallest has no suffix where it is not instruction-tuned."""
+    match = last_match(r"gemma-scope-2-(\w+)-(pt|it)", path)
     if match is None:
         return None
     return f"google/gemma-3-{match[1]}" + ("" if match.groups() == ("270m", "pt") else f"-{match[2]}")

@@ -1,4 +1,4 @@
-"""Goodfire and qresearch: one torch state dict whose file name tells model and layer.
+"""Goodfire and qresearch: one torch state dict whose file name states model and layer.
 
 A ReLU SAE, nothing subtracted and nothing normalised. Tensors are
 ``encoder_linear.*`` and ``decoder_linear.*`` (Goodfire) or ``encoder.*`` and ``decoder.*`` (qresearch), weights
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._read import Arrays, pick, read_torch, told
+from atlas_jax.sae._formats._read import Arrays, last_match, pick, read_torch
 from atlas_jax.types import Site
 
 NAME = "goodfire"
@@ -17,14 +17,14 @@ _FILE = r"([^/]+)-SAE-l(\d+)\.pth?$"
 
 
 def detect(path: Path) -> bool:
-    """A file named like ``Llama-3.1-8B-Instruct-SAE-l19.pth``."""
-    return path.is_file() and told(_FILE, path) is not None
+    """Test for a file named like ``Llama-3.1-8B-Instruct-SAE-l19.pth``."""
+    return path.is_file() and last_match(_FILE, path) is not None
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters, with layer and model from the file's name."""
+    """Read parameters, with layer and model from the file's name."""
     del norm_scaling_factor
-    state, named = read_torch(path), told(_FILE, path)
+    state, named = read_torch(path), last_match(_FILE, path)
     prefixes = {name.rpartition(".")[0] for name in state}
     suffix = "_linear" if "encoder_linear" in prefixes else ""
     if prefixes != {f"encoder{suffix}", f"decoder{suffix}"}:

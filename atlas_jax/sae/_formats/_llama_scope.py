@@ -1,4 +1,4 @@
-"""Llama Scope and what else Language-Model-SAEs (lm-saes, Llamascopium) writes.
+"""Llama Scope and the other SAEs that Language-Model-SAEs (lm-saes, Llamascopium) writes.
 
 ``hyperparams.json`` and ``checkpoints/final.safetensors``, or ``config.json`` and ``sae_weights.safetensors`` in the
 R1-Distill release. Training activations were multiplied by ``s = sqrt(d) / average norm``, which is folded into the
@@ -28,7 +28,7 @@ from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, OBJECT, TEXT, WHOLE, Only, ignored, read_fields, site_of
 from atlas_jax.sae._formats._parameters import fold_input_scale
-from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors, told
+from atlas_jax.sae._formats._read import Arrays, last_match, pick, read_safetensors
 
 NAME = "llama_scope"
 
@@ -50,13 +50,13 @@ _NORMS = {"in": NUMBER, "out": NUMBER}
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``hyperparams.json``, or with an R1-Distill pair."""
+    """Test for a folder with ``hyperparams.json``, or with an R1-Distill pair."""
     distilled = (path / "config.json").is_file() and (path / "sae_weights.safetensors").is_file()
     return (path / "hyperparams.json").is_file() or (distilled and not (path / "cfg.json").is_file())
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters for raw activations, and the description."""
+    """Read parameters for raw activations, and the description."""
     first = (path / "hyperparams.json").is_file()
     described = path / ("hyperparams.json" if first else "config.json")
     cfg = read_fields(read_object(described), _FIELDS, described)
@@ -79,14 +79,14 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
         m,
         apply_b_dec_to_input=cfg.get("apply_decoder_bias_to_pre_encoder", False),
         site=site_of(hook_in),
-        model="meta-llama/Llama-3.1-8B" if told("/Llama3_1-8B-Base", file) else None,
+        model="meta-llama/Llama-3.1-8B" if last_match("/Llama3_1-8B-Base", file) else None,
         format=NAME,
         advertised_l0=50.0 if first else None,
     ), fold_input_scale(parameters, scale)
 
 
 def _parameters(cfg: dict[str, Any], tensors: Arrays, file: Path) -> Arrays:
-    """As trained, on scaled activations; with thresholds where there is one for each feature."""
+    """Read the parameters as trained, on scaled activations; with thresholds where there is one for each feature."""
     parameters = {
         "W_enc": pick(tensors, "encoder.weight", file, 2).T,
         "b_enc": pick(tensors, "encoder.bias", file, 1),

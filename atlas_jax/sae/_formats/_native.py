@@ -1,6 +1,6 @@
 """Our own layout: ``sae.json``, the whole description, and ``sae.safetensors``, the parameters as they are in memory.
 
-It holds every kind of SAE exactly; nothing is told by a path.
+It holds every kind of SAE exactly; nothing depends on its path.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ _FIELDS |= dict.fromkeys(("advertised_l0", "advertised_fvu", "advertised_dead"),
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``sae.json`` and ``sae.safetensors``."""
+    """Test for a folder with ``sae.json`` and ``sae.safetensors``."""
     return (path / "sae.json").is_file() and (path / "sae.safetensors").is_file()
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters and description."""
+    """Read parameters and description."""
     del norm_scaling_factor
     file = path / "sae.json"
     facts = read_fields(read_object(file), _FIELDS, file, needed=("kind", "d_in", "d_sae"))

@@ -1,4 +1,4 @@
-"""Parameters of an SAE: whether they are complete, and equal ones of a plainer form."""
+"""Checks of the parameters of an SAE, and rewriting them in a plainer form."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ def check(config: SAEConfig, parameters: Mapping[str, Any]) -> None:
     """Raise AtlasError unless ``parameters`` are exactly what ``config`` calls for, in shape and finite.
 
     Example:
+      >>> from atlas_jax.sae import SAEConfig
+      >>> from atlas_jax.sae._formats._parameters import check
       >>> check(SAEConfig("relu", 1, 1), {})
       Traceback (most recent call last):
       ...
@@ -68,13 +70,13 @@ def fold_b_dec(config: SAEConfig, parameters: Arrays) -> tuple[SAEConfig, Arrays
 
 
 def fold_input_scale(parameters: Arrays, scale: float) -> Arrays:
-    """The SAE of raw activations, given one of activations multiplied by ``scale``; features keep their units."""
+    """Rewrite an SAE of activations multiplied by ``scale`` for raw ones; features keep their units."""
     p = parameters
     return p | {"W_enc": p["W_enc"] * scale, "W_dec": p["W_dec"] / scale, "b_dec": p["b_dec"] / scale}
 
 
 def as_plain_jumprelu(config: SAEConfig, parameters: Arrays) -> tuple[SAEConfig, Arrays]:
-    """The same map as a JumpReLU SAE that neither normalises nor subtracts; relu becomes a threshold of 0.
+    """Rewrite as a JumpReLU SAE that neither normalises nor subtracts; relu becomes a threshold of 0.
 
     Raises:
       AtlasError: if there is none: topk, groupmax and gated SAEs, normalised rows, skip paths.
@@ -90,9 +92,7 @@ def as_plain_jumprelu(config: SAEConfig, parameters: Arrays) -> tuple[SAEConfig,
 
 
 def fold_decoder_norm(parameters: Arrays) -> Arrays:
-    """The SAE with unit decoder rows whose pre-activations were multiplied by the norms before features were
-    chosen.
-    """
+    """Rewrite with unit decoder rows an SAE whose pre-activations are multiplied by their norms."""
     p = parameters
     norm = np.linalg.norm(p["W_dec"].astype(np.float64), axis=1)
     safe = np.where(norm > 0, norm, 1.0)

@@ -1,4 +1,4 @@
-"""Qwen-Scope: ``layer{L}.sae.pt`` in a repository whose name tells model, width and k.
+"""Qwen-Scope: ``layer{L}.sae.pt`` in a repository whose name states model, width and k.
 
 The name reads like ``SAE-Res-Qwen3-8B-Base-W64K-L0_50``.
 TopK with nothing subtracted; torch tensors ``W_enc[m, d] W_dec[d, m] b_enc b_dec``.
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.sae._config import SAEConfig
-from atlas_jax.sae._formats._read import Arrays, pick, read_torch, told
+from atlas_jax.sae._formats._read import Arrays, last_match, pick, read_torch
 from atlas_jax.types import Site
 
 NAME = "qwen_scope"
@@ -17,17 +17,17 @@ _REPOSITORY = r"SAE-Res-([^/]+)-W(\d+)K-L0_(\d+)"
 
 
 def detect(path: Path) -> bool:
-    """One ``layer{L}.sae.pt`` file."""
-    return path.is_file() and told(_FILE, path) is not None
+    """Test for one ``layer{L}.sae.pt`` file."""
+    return path.is_file() and last_match(_FILE, path) is not None
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters, with k and the model from the path."""
+    """Read parameters, with k and the model from the path."""
     del norm_scaling_factor
-    named, layer = told(_REPOSITORY, path), told(_FILE, path)
+    named, layer = last_match(_REPOSITORY, path), last_match(_FILE, path)
     if named is None or layer is None:
         raise AtlasError(
-            f"the k of {path} is told only by the repository's name: keep the file in a folder named like "
+            f"the k of {path} is stated only by the repository's name: keep the file in a folder named like "
             "SAE-Res-Qwen3-8B-Base-W64K-L0_50"
         )
     state = read_torch(path)

@@ -1,4 +1,4 @@
-"""Finding an SAE's files, reading their arrays, and writing a directory of them."""
+"""Locating an SAE's files, reading their arrays, and writing a directory of them."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ LINKS = 40
 
 
 def locate(path: str | Path) -> Path:
-    """The local path itself if it exists, otherwise a download of ``owner/repo`` or ``owner/repo/folder``.
+    """Return the local path itself if it exists, otherwise a download of ``owner/repo`` or ``owner/repo/folder``.
 
     Raises:
       AtlasError: if the path is no hub name either, the download fails or is empty, or it is an archive.
@@ -47,7 +47,7 @@ def locate(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def writing(directory: Path) -> Iterator[Path]:
-    """A scratch directory whose files move into ``directory`` when the block succeeds, and vanish when it fails."""
+    """Yield a scratch directory; its files move into ``directory`` if the block succeeds, and vanish if it fails."""
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".sae.", dir=directory) as scratch:
         yield Path(scratch)
@@ -57,7 +57,7 @@ def writing(directory: Path) -> Iterator[Path]:
 
 
 def read_npz(path: Path) -> Arrays:
-    """The float32 arrays of an npz file; pickled objects are refused."""
+    """Read the float32 arrays of an npz file; pickled objects are refused."""
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):
@@ -69,7 +69,7 @@ def read_npz(path: Path) -> Arrays:
 
 
 def read_safetensors(path: Path) -> Arrays:
-    """The arrays of a safetensors file, floats of any width as float32."""
+    """Read the arrays of a safetensors file, floats of any width as float32."""
     try:
         with safe_open(path, framework="flax") as archive:
             return {name: _float32(np.asarray(archive.get_tensor(name))) for name in archive.keys()}  # noqa: SIM118
@@ -78,7 +78,7 @@ def read_safetensors(path: Path) -> Arrays:
 
 
 def read_torch(path: Path) -> dict[str, Any]:
-    """The state dict in a torch file, tensors as arrays, read with ``weights_only`` so that no code in it can run."""
+    """Read the state dict in a torch file, tensors as arrays, with ``weights_only`` so that no code in it can run."""
     try:
         import torch
     except ImportError:
@@ -104,7 +104,7 @@ def _float32(array: np.ndarray) -> np.ndarray:
 
 
 def pick(arrays: Mapping[str, Any], name: str, where: Path, ndim: int | None = None) -> np.ndarray:
-    """One array by name, or a sentence naming what the file has instead or what is wrong with it."""
+    """Return one array by name; the error names what the file has instead, or what is wrong with the array."""
     if name not in arrays:
         raise AtlasError(f"{where} has no tensor '{name}'; it has {', '.join(map(str, arrays))}")
     array = np.asarray(arrays[name]) if isinstance(arrays[name], int | float) else arrays[name]
@@ -118,15 +118,20 @@ def pick(arrays: Mapping[str, Any], name: str, where: Path, ndim: int | None = N
 
 
 def names(path: Path) -> tuple[str, ...]:
-    """The absolute path of a file or folder under each name it goes by, links followed as far as they lead first.
+    """Return the absolute path of a file or folder under each of its names; the end of its links comes first.
 
-    A link may be given that tells nothing and leads to a folder of a release, and a file of a release may be a link
-    to a blob whose name tells nothing, as in the cache of the Hugging Face hub: whichever name tells counts.
+    A link with a name of its own may lead to a folder of a release, and a file of a release may be a link to a blob
+    with a meaningless name, as in the cache of the Hugging Face hub: any of the names may hold the facts.
 
     Example:
-      >>> (tmp / "layer_3").mkdir()
-      >>> (tmp / "mine").symlink_to("layer_3")
-      >>> names(tmp / "mine") == (f"{tmp}/layer_3", f"{tmp}/mine")
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae._formats._read import names
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     folder, link = Path(directory).resolve() / "layer_3", Path(directory).resolve() / "mine"
+      ...     folder.mkdir()
+      ...     link.symlink_to(folder)
+      ...     names(link) == (str(folder), str(link))
       True
     """
     place = path.absolute()
@@ -138,14 +143,16 @@ def names(path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name.as_posix() for name in [steps[-1].resolve(), *followed, *reversed(steps)]))
 
 
-def told(pattern: str, path: Path) -> re.Match[str] | None:
-    """The last match of a pattern in the first name of a path that has one.
+def last_match(pattern: str, path: Path) -> re.Match[str] | None:
+    """Return the last match of a pattern in the first name of a path that has one.
 
     Example:
-      >>> told(r"layer_(\\d+)", Path("/layer_1/runs/layer_20/params.npz"))[1]
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae._formats._read import last_match
+      >>> last_match(r"layer_(\\d+)", Path("/layer_1/runs/layer_20/params.npz"))[1]
       '20'
     """
     for name in names(path):
-        if found := list(re.finditer(pattern, name)):
-            return found[-1]
+        if matches := list(re.finditer(pattern, name)):
+            return matches[-1]
     return None

@@ -68,12 +68,12 @@ _POINTS = {
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``cfg.json`` and ``sae_weights.safetensors``."""
+    """Test for a folder with ``cfg.json`` and ``sae_weights.safetensors``."""
     return (path / "cfg.json").is_file() and (path / "sae_weights.safetensors").is_file()
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters and description, either generation of ``cfg.json``."""
+    """Read parameters and description, either generation of ``cfg.json``."""
     cfg = _fields(path / "cfg.json")
     tensors = read_safetensors(path / "sae_weights.safetensors")
     config = _config(cfg, path)
@@ -115,7 +115,7 @@ def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    """What is used of a ``cfg.json`` of either generation, by the names of version 6."""
+    """Return the used fields of a ``cfg.json`` of either generation, by the names of version 6."""
     cfg = read_object(file)
     metadata = cfg.get("metadata")
     version = cfg.get("sae_lens_version") or (isinstance(metadata, dict) and metadata.get("sae_lens_version"))
@@ -127,7 +127,7 @@ def _fields(file: Path) -> dict[str, Any]:
 
 
 def _renamed(cfg: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A ``cfg.json`` from before version 6 with the keys and defaults of version 6."""
+    """Give a ``cfg.json`` from before version 6 the keys and defaults of version 6."""
     renamed = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index"}
     renamed |= {"activation_fn_str": "activation_fn"}
     cfg = {"architecture": "standard", "apply_b_dec_to_input": True} | {renamed.get(k, k): v for k, v in cfg.items()}

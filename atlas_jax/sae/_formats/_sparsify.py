@@ -10,7 +10,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.sae._config import SAEConfig
 from atlas_jax.sae._formats._fields import FLAG, NUMBER, WHOLE, Only, ignored, read_fields
-from atlas_jax.sae._formats._read import Arrays, pick, read_safetensors, told
+from atlas_jax.sae._formats._read import Arrays, last_match, pick, read_safetensors
 from atlas_jax.types import Site
 
 NAME = "sparsify"
@@ -21,12 +21,12 @@ _POINTS = {"": "resid_post", ".mlp": "mlp_out", ".self_attn": "attn_out"}
 
 
 def detect(path: Path) -> bool:
-    """A folder with ``cfg.json`` and ``sae.safetensors``."""
+    """Test for a folder with ``cfg.json`` and ``sae.safetensors``."""
     return (path / "cfg.json").is_file() and (path / "sae.safetensors").is_file()
 
 
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
-    """Parameters and description; the site comes from the folder's name."""
+    """Read parameters and description; the site comes from the folder's name."""
     del norm_scaling_factor
     file = path / "sae.safetensors"
     cfg = read_fields(read_object(path / "cfg.json"), _FIELDS, path / "cfg.json", needed=("d_in", "k"))
@@ -58,7 +58,7 @@ def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfi
 
 
 def _sites(path: Path, transcoder: bool) -> tuple[Site | None, Site | None]:
-    match = told(r"/layers\.(\d+)([^/]*)$", path)
+    match = last_match(r"/layers\.(\d+)([^/]*)$", path)
     if match is None or match[2] not in _POINTS:
         return None, None
     layer, site = int(match[1]), Site(_POINTS[match[2]], int(match[1]))
