@@ -121,10 +121,10 @@ def test_small_domains_count_in_all_alone(alignment, domains):
 
 
 def test_layers_agree_with_the_run_where_it_has_the_site(alignment, quality):
-    found = quality_by_layer(alignment, "resid_post", **FEW)
-    assert [(str(r.site), r.method) for r in found.rows] == [(f"resid_post.{i}", m) for m in METHODS for i in range(4)]
-    agree = [same(r._replace(site=there), quality[there, r.method]) for r in found.rows for there, _ in [*quality][:1]]
-    assert agree == [False, False, True, False] * len(METHODS)
+    found = quality_by_layer(alignment, "resid_post", methods=METHODS[:1], **FEW)
+    assert [(str(r.site), r.method) for r in found.rows] == [(f"resid_post.{i}", METHODS[0]) for i in range(4)]
+    there = next(row for row in quality.values() if row.method == METHODS[0])
+    assert [same(row._replace(site=there.site), there) for row in found.rows] == [False, False, True, False]
 
 
 OPTIONS = {"site": "resid_post.2", "max_new_tokens": 8, "temperature": 0.0}
