@@ -8,10 +8,12 @@ import typer
 from atlas_jax.cli._concepts import given_concepts
 from atlas_jax.cli._console import emit, note, notes, progress_bars
 from atlas_jax.cli._options import Methods, Overwrite, Seed, Sites, finite, result_file
-from atlas_jax.cli._quickstart import PROMPTS
 from atlas_jax.cli._use import AsJson, Method, RunArgument, load_run
 
-FeatureCount = Annotated[int, typer.Option("--features", help="Atlas features to translate.", min=1)]
+FeatureCount = Annotated[
+    int | None,
+    typer.Option("--features", help="Atlas features to draw.", min=1, show_default="100, of the paper for its atlas"),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="JSON file for the result, in the run by default.")]
 Paper = Annotated[bool, typer.Option("--paper", help="The paper's figures beside, where layers and methods agree.")]
 
@@ -21,10 +23,7 @@ app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_hel
 @app.command()
 def quality(
     run: RunArgument,
-    features: Annotated[
-        int | None,
-        typer.Option(help="Atlas features to draw.", min=1, show_default="100, of the paper for its atlas"),
-    ] = None,
+    features: FeatureCount = None,
     paper: Paper = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +104,7 @@ def curve(
         list[int] | None, typer.Option("--size", help="Fit sentences; 1000, 3000, ... by default; may be repeated.")
     ] = None,
     method: Methods = None,
-    features: FeatureCount = 100,
+    features: FeatureCount = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -134,7 +133,7 @@ def domains(
     ] = None,
     least: Annotated[int, typer.Option(help="Sentences that a domain needs in each half.", min=1)] = 100,
     most: Annotated[int, typer.Option(help="Domains to compare where none are named.", min=2)] = 6,
-    features: FeatureCount = 100,
+    features: FeatureCount = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -159,7 +158,7 @@ def layers(
     site: Sites = None,
     point: Annotated[str, typer.Option(help="Point that is read in every layer, without --site.")] = "resid_post",
     method: Methods = None,
-    features: FeatureCount = 100,
+    features: FeatureCount = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -194,8 +193,11 @@ def causality(
         typer.Option("--later", help="Site behind it to project out at; those of the run by default; may be repeated."),
     ] = None,
     method: Method = "procrustes",
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
-    samples: Annotated[int, typer.Option(help="Texts a prompt.", min=1)] = 4,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Text to continue; the paper's sixteen by default; may be repeated."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Texts a prompt.", min=1)] = 1,
     strength: Annotated[
         float, typer.Option(help="Of steering, in mean token norms of the site.", callback=finite())
     ] = 0.5,
@@ -217,7 +219,8 @@ def causality(
         queries = {text: experiments.concept_query(alignment.atlas, concept=text).vector for text in concept or ()}
         sites = alignment.subject.sites
         result = experiments.causality(
-            alignment, queries or experiments.single_features(alignment, features), prompt or PROMPTS,
+            alignment, queries or experiments.single_features(alignment, features),
+            prompt or experiments.paper().prompts,
             site=site or next((s for s in sites if s.point.startswith("resid")), sites[0]), later=later or None,
             method=method, strength=strength, samples=samples, max_new_tokens=tokens, temperature=temperature,
             seed=seed, progress=progress,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._curve import directions_of, methods_of, queries_of
-from atlas_jax.experiments._quality import BAND, FEATURES, QualityRow, quality_row, score_directions
+from atlas_jax.experiments._quality import QualityRow, quality_row, score_directions
 from atlas_jax.pipeline import Alignment, Fitted, fit_statistics, merge_fitted
 from atlas_jax.progress import Progress
 from atlas_jax.table import Column, Marked, Table
@@ -43,7 +43,7 @@ class Domains(NamedTuple):
       least: sentences that a domain needs in each half.
       chance: by test domain, the AP of chance over the features that fire there.
       features: the atlas features that were translated.
-      band: the positive rates, on the whole fit half, between which they were drawn.
+      band: the positive rates, on the whole fit half, between which they were drawn; None where they are the paper's.
     """
 
     rows: list[DomainCell]
@@ -52,7 +52,7 @@ class Domains(NamedTuple):
     least: int
     chance: dict[str, float]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -97,7 +97,7 @@ def quality_across_domains(
     methods: Sequence[str] | None = None,
     least: int = LEAST,
     most: int = MOST,
-    features: int = FEATURES,
+    features: int | None = None,
     progress: Progress | None = None,
 ) -> Domains:
     """Fit a translation to every domain of a run's corpus, and measure each on every other, reading each half once.
@@ -126,7 +126,7 @@ def quality_across_domains(
     methods = methods_of(alignment, alignment.settings.methods[:1] if methods is None else methods)
     counts = alignment.corpus.domain_counts()
     names = _kept(counts, domains, as_count(least, "least"), as_count(most, "most"))
-    chosen, queries = queries_of(alignment, features)
+    chosen, band, queries = queries_of(alignment, features)
     of, split = _domain_of(alignment.corpus.domains, names), len(alignment.corpus.fit)
     directions = _fit(alignment, of[:split], names, methods, queries, progress)
     scores, scored = score_directions(alignment.stream("eval"), directions, chosen, progress=progress)
@@ -142,7 +142,7 @@ def quality_across_domains(
         chance[test] = float(share[share > 0].mean()) if share.any() else float("nan")
     sizes = {name: counts[name] for name in names} | {ALL: (split, len(alignment.corpus.eval))}
     dropped = {name: size for name, size in counts.items() if name not in names}
-    return Domains(rows, sizes, dropped, least, chance, chosen.tolist(), BAND)
+    return Domains(rows, sizes, dropped, least, chance, chosen.tolist(), band)
 
 
 def _fit(

@@ -89,20 +89,24 @@ class Quality(NamedTuple):
 
     def table(self) -> Table:
         """Tabulate AUROC and AP of every method at every site as in Table 3, the best AP of a site standing out."""
-        drawn = "of the paper (A.6.1)"
-        if self.band is not None:
-            drawn = f"that fire in {self.band[0]:.1%} to {self.band[1]:.0%} of the sentences"
-        caption = (
-            f"mean over {len(self.features)} atlas features {drawn}, 95% bootstrap interval over features; "
-            f"{self.sentences} held-out sentences; AP of chance {self.chance:.3f}"
-        )
         columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
         rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
         highest: dict[Site, float] = {}
         for row in self.rows:
             highest[row.site] = max(highest.get(row.site, 0.0), row.average_precision.mean)
         best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.site])
-        return Table("Translation quality", columns, rows, caption, best)
+        return Table("Translation quality", columns, rows, quality_caption(*self[1:]), best)
+
+
+def quality_caption(features: list[int], band: tuple[float, float] | None, chance: float, sentences: int) -> str:
+    """Say what a table of quality is over."""
+    drawn = "of the paper (A.6.1)"
+    if band is not None:
+        drawn = f"that fire in {band[0]:.1%} to {band[1]:.0%} of the sentences"
+    return (
+        f"mean over {len(features)} atlas features {drawn}, 95% bootstrap interval over features; "
+        f"{sentences} held-out sentences; AP of chance {chance:.3f}"
+    )
 
 
 def choose_features(
