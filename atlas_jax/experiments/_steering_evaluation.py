@@ -33,6 +33,7 @@ from atlas_jax.table import Column, Table
 if TYPE_CHECKING:
     from atlas_jax.experiments._judges import Judge
 
+TOGETHER = 256  # texts that a judge is given at once
 SETTINGS, GENERATIONS, COSTS = "settings.json", "generations.jsonl", "costs.jsonl"
 ASPECTS = ("concept", "instruction", "fluency")
 _log = logging.getLogger(__name__)
@@ -243,20 +244,28 @@ def _rated(
     lines = [Rated(**content) for content in json_lines(path) if content]
     there = {r[:5]: r for r in lines}
     path.write_text("".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8")
-    wanted = list(_cells_to_rate(rows, settings, aspect))
-    report, size, out = progress or unreported, len(settings.prompts), []
-    report("judge", 0, len(wanted) * size, 0)
+    wanted = dict(_cells_to_rate(rows, settings, aspect))
+    lacking = [key for key in wanted if key not in there]
+    report, size, groups = progress or unreported, len(settings.prompts), []
+    for key in lacking:  # cells of a concept together, for a judge that has several requests under way
+        if groups and groups[-1][0][0] == key[0] and len(groups[-1]) < max(1, TOGETHER // size):
+            groups[-1].append(key)
+        else:
+            groups.append([key])
+    done = len(wanted) - len(lacking)
+    report("judge", done * size, len(wanted) * size, 0)
     with path.open("a", encoding="utf-8", newline="\n") as file:
-        for done, (key, texts) in enumerate(wanted, 1):
-            if key not in there:
-                instruction = [r.prompt for r in texts] if aspect == "instruction" else None
-                ratings = judge.judge(key[0], [r.text for r in texts], aspect, instruction=instruction)
-                there[key] = Rated(*key, ratings)
+        for group in groups:
+            texts = [row for key in group for row in wanted[key]]
+            instruction = [row.prompt for row in texts] if aspect == "instruction" else None
+            ratings = judge.judge(group[0][0], [row.text for row in texts], aspect, instruction=instruction)
+            for i, key in enumerate(group):
+                there[key] = Rated(*key, ratings[i * size : (i + 1) * size])
                 file.write(json.dumps(there[key]._asdict(), ensure_ascii=False) + "\n")
-                file.flush()
-            out.append(there[key])
+            file.flush()
+            done += len(group)
             report("judge", done * size, len(wanted) * size, 0)
-    return out
+    return [there[key] for key in wanted]
 
 
 def _cells_to_rate(

@@ -157,8 +157,8 @@ class Directions(NamedTuple):
       native: by concept, in the foundation model at the atlas's site.
     """
 
-    subject: dict[tuple[str, Site, str], Float[np.ndarray, " d"]]
-    native: dict[str, Float[np.ndarray, " d"]]
+    subject: dict[tuple[str, Site, str], Float[np.ndarray, " _"]]
+    native: dict[str, Float[np.ndarray, " _"]]
 
 
 def concept_queries(atlas: ConceptAtlas, concepts: Sequence[SteeringConcept]) -> dict[str, Float[np.ndarray, " d_c"]]:
@@ -279,8 +279,8 @@ def _native(
     settings: SteeringSettings,
     site: Site,
     queries: Mapping[str, Float[np.ndarray, " d_c"]],
-    along: Mapping[tuple[str, Site, str], Float[np.ndarray, " d"]],
-) -> dict[str, Float[np.ndarray, " d"]]:
+    along: Mapping[tuple[str, Site, str], Float[np.ndarray, " _"]],
+) -> dict[str, Float[np.ndarray, " _"]]:
     """The decoder's direction of every concept in the foundation model."""
     atlas, method = alignment.atlas, settings.methods[0]
     if (own := alignment.translation(site, method).token_norm) is None:
@@ -311,7 +311,7 @@ def difference_of_means(
     *,
     sentences: int = SENTENCES,
     progress: Progress | None = None,
-) -> dict[tuple[Site, str], Float[np.ndarray, " d"]]:
+) -> dict[tuple[Site, str], Float[np.ndarray, " _"]]:
     """Subtract mean subject activations of fit sentences without a concept from those of sentences with it (DiffMean).
 
     A sentence has the concept where a feature of its query fires; no label is needed. Activations are means over the
