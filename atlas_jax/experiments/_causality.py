@@ -153,6 +153,11 @@ def single_features(alignment: Alignment, count: int) -> dict[str, Float[np.ndar
 
     Raises:
       AtlasError: if no feature fires often enough and not too often.
+
+    Example:
+      >>> from atlas_jax.experiments import single_features
+      >>> list(single_features(alignment, 2))                                               # doctest: +SKIP
+      ['978 datetime, line, true', '1309 jacobian, hermitian, gaussian']
     """
     features, _, queries = queries_of(alignment, count)
     labels = alignment.atlas.labels

@@ -28,6 +28,14 @@ class Judge(Protocol):
       name: a name that tells its ratings from those of any other judge.
       aspects: the aspects it rates, of "concept", "instruction" and "fluency".
       missing: ratings that could not be had so far.
+
+    Example:
+      >>> class Mentions:
+      ...     name, aspects, missing = "mentions", ("concept",), 0
+      ...     def judge(self, concept, texts, aspect="concept", *, instruction=None):
+      ...         return [2 if concept in text else 0 for text in texts]
+      >>> Mentions().judge("dog", ["a dog barks", "rain"])
+      [2, 0]
     """
 
     name: str

@@ -30,6 +30,11 @@ class Cost(NamedTuple):
       strength: in the unit of the settings.
       perplexity: of the text under the steered model over that under the unsteered one (geometric mean).
       kl: mean divergence of the steered from the unsteered next-token distribution, in nats a token.
+
+    Example:
+      >>> from atlas_jax.experiments import Cost
+      >>> Cost("procrustes", "resid_post.2", 0.5, perplexity=1.4, kl=0.2).kl
+      0.2
     """
 
     method: str
@@ -60,6 +65,11 @@ def steering_cost(
       path: JSON lines, one a method, group of sites and concept, from which a stopped evaluation goes on.
       sentences: how many, evenly spread.
       progress: called after every concept.
+
+    Example:
+      >>> from atlas_jax.experiments import directions, steering_cost
+      >>> along = lambda: directions(alignment, settings)                                   # doctest: +SKIP
+      >>> steering_cost(alignment, settings, along, Path("costs.jsonl"))[0].perplexity      # doctest: +SKIP
     """
     methods = [*settings.methods, *(["random 0"] if "random" in settings.controls else [])]
     groups = ["+".join(group) for group in settings.sites]

@@ -37,6 +37,11 @@ class SteeringConcept(NamedTuple):
       name: in words, as a judge is asked for it.
       features: atlas features.
       weights: one a feature.
+
+    Example:
+      >>> from atlas_jax.experiments import SteeringConcept
+      >>> SteeringConcept("dogs and cats", (6772, 1089), (1.0, 1.0)).features
+      (6772, 1089)
     """
 
     name: str
@@ -110,6 +115,11 @@ class Cell(NamedTuple):
       method: a translator, a control, or :data:`UNSTEERED`.
       sites: steered at once, joined by "+"; empty where nothing is steered.
       strength: in the unit of the settings.
+
+    Example:
+      >>> from atlas_jax.experiments import Cell
+      >>> Cell("dogs", "procrustes", "resid_post.2", 0.5).strength
+      0.5
     """
 
     concept: str | None
@@ -166,6 +176,14 @@ def concept_queries(atlas: ConceptAtlas, concepts: Sequence[SteeringConcept]) ->
 
     Raises:
       AtlasError: for a feature that the atlas does not have, naming the concept.
+
+    Example:
+      >>> from atlas_jax.atlas import ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS
+      >>> from atlas_jax.experiments import SteeringConcept, concept_queries
+      >>> concepts = [SteeringConcept("plots", (3, 5), (1.0, 0.5))]
+      >>> concept_queries(ConceptAtlas.from_pretrained(ATLAS), concepts)["plots"][[3, 4, 5]].tolist()
+      [1.0, 0.0, 0.5]
     """
     queries = {}
     for concept in concepts:
@@ -216,7 +234,14 @@ def _concept(line: str, path: Path, number: int) -> SteeringConcept:
 
 
 def plan(settings: SteeringSettings) -> list[Cell]:
-    """List every cell that is decoded, in order; the first is without steering."""
+    """List every cell that is decoded, in order; the first is without steering.
+
+    Example:
+      >>> from atlas_jax.experiments import SteeringConcept, SteeringSettings, plan
+      >>> dogs, sites = SteeringConcept("dogs", (7,), (1.0,)), (("mlp_act.1",), ("mlp_act.2",))
+      >>> len(plan(SteeringSettings((dogs,), ("I saw",), (0.5, 1.0), sites, ("procrustes",), controls=())))
+      5
+    """
     groups = ["+".join(group) for group in settings.sites]
     steered = [*settings.methods]
     steered += [f"random {i}" for i in range(settings.random)] if "random" in settings.controls else []
@@ -241,6 +266,12 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
 
     Raises:
       AtlasError: for a translation that the run lacks, or one that knows no token norm where ``unit`` needs it.
+
+    Example:
+      >>> from atlas_jax.experiments import directions
+      >>> along = directions(alignment, settings)                                           # doctest: +SKIP
+      >>> along.subject["procrustes", Site("resid_post", 2), "dogs"].shape                  # doctest: +SKIP
+      (128,)
     """
     queries = concept_queries(alignment.atlas, settings.concepts)
     sites = list(dict.fromkeys(Site.parse(site) for group in settings.sites for site in group))
@@ -326,6 +357,12 @@ def difference_of_means(
 
     Returns:
       ``mean(a | fires) - mean(a | does not)`` by site and concept, zero where every sentence is of one kind.
+
+    Example:
+      >>> from atlas_jax.experiments import difference_of_means
+      >>> site = Site("resid_post", 2)                                                      # doctest: +SKIP
+      >>> difference_of_means(alignment, {"dogs": query}, [site])[site, "dogs"].shape       # doctest: +SKIP
+      (128,)
     """
     subject = Subject.from_model(alignment.subject.model, sites, "mean")
     atlas, options = alignment.atlas, alignment.settings

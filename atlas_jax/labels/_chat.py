@@ -44,6 +44,11 @@ class Cost(NamedTuple):
       requests: number of questions that the book does not answer.
       prompt_tokens: tokens of these.
       completion_tokens: tokens of the answers to expect.
+
+    Example:
+      >>> from atlas_jax.labels import Cost
+      >>> Cost(10, prompt_tokens=4000, completion_tokens=500).requests
+      10
     """
 
     requests: int
