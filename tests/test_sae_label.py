@@ -1,14 +1,12 @@
 """Labels for one's own SAE: what is shown and tested, a chat endpoint that fails at times, the offline labeller."""
 
-import http.server
 import json
 import re
-import threading
-from collections.abc import Mapping
 
 import numpy as np
 import pytest
 import sklearn.metrics
+from helpers.chat_server import chat_server
 from helpers.plain_text import sentences
 from typer.testing import CliRunner
 
@@ -37,77 +35,20 @@ FEATURES = [*WORDS, 201]  # the last fires, but at no word of its own
 QUICK = Retry(tries=4, timeout=5.0)
 
 
-class Server:
-    """An OpenAI-compatible chat endpoint that knows nothing but the protocol and its own instructions.
-
-    It describes a feature by the token between the marks that it sees most, and says that the sentences with that
-    word activate it.
-    """
-
-    def __init__(self):
-        self.failures: list[int] = []
-        self.requests: list[dict] = []
-        self.headers: list[Mapping[str, str]] = []
-        self.answer = self._answer
-        self.error, self.formless = "not\nnow", False
-        outer = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                outer.requests.append(body)
-                outer.headers.append(self.headers)  # whose names may be in any case
-                status = outer.failures.pop(0) if outer.failures else 200
-                if "response_format" in body and outer.formless:
-                    status = 400
-                if status == 0:  # hang up without an answer
-                    self.connection.close()
-                    return
-                text = outer.answer(body["messages"][0]["content"])
-                good = {
-                    "id": "chatcmpl-1",
-                    "object": "chat.completion",
-                    "model": body["model"],
-                    "choices": [
-                        {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-                    ],
-                    "usage": {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107},
-                }
-                content = json.dumps(good if status == 200 else {"error": {"message": outer.error, "type": "x"}})
-                found = status if self.path == "/v1/chat/completions" else 404
-                self.send_response(found)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(content.encode())))
-                self.send_header("Retry-After-Ms", "1")
-                self.end_headers()
-                self.wfile.write(content.encode())
-
-            def log_message(self, *_):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self.thread.start()
-
-    @property
-    def url(self):
-        return f"http://127.0.0.1:{self.server.server_port}/v1"
-
-    @staticmethod
-    def _answer(prompt):
-        if "described as: " in prompt:
-            word = prompt.split("described as: ")[1].split("\n")[0].removeprefix("the word ")
-            numbers = [n for n, text in re.findall(r"^(\d+)\. (.*)$", prompt, re.MULTILINE) if word in text.lower()]
-            return json.dumps({"numbers": [int(n) for n in numbers]})
-        marked = [m.strip().lower() for m in re.findall("«([^»]*)»", prompt.split("\n\n")[1])]
-        return json.dumps({"description": f"'the word {max(set(marked), key=marked.count)}.'"})
+def answer_to(prompt):
+    """Describe a feature by the token between the marks that is seen most; sentences with that word activate it."""
+    if "described as: " in prompt:
+        word = prompt.split("described as: ")[1].split("\n")[0].removeprefix("the word ")
+        numbers = [n for n, text in re.findall(r"^(\d+)\. (.*)$", prompt, re.MULTILINE) if word in text.lower()]
+        return json.dumps({"numbers": [int(n) for n in numbers]})
+    marked = [m.strip().lower() for m in re.findall("«([^»]*)»", prompt.split("\n\n")[1])]
+    return json.dumps({"description": f"'the word {max(set(marked), key=marked.count)}.'"})
 
 
 @pytest.fixture
 def server():
-    made = Server()
-    yield made
-    made.server.shutdown()
+    with chat_server(answer_to) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

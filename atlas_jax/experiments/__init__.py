@@ -2,11 +2,31 @@
 
 from typing import Any
 
+from atlas_jax.experiments._causality import (
+    CausalCell as CausalCell,
+    Causality as Causality,
+    CausalRow as CausalRow,
+    causality as causality,
+    single_features as single_features,
+)
+from atlas_jax.experiments._chat_judge import ChatJudge as ChatJudge
 from atlas_jax.experiments._choose import (
     USES as USES,
     Chooser as Chooser,
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
+)
+from atlas_jax.experiments._curve import (
+    Curve as Curve,
+    CurvePoint as CurvePoint,
+    Layers as Layers,
+    quality_by_layer as quality_by_layer,
+    quality_curve as quality_curve,
+)
+from atlas_jax.experiments._domains import (
+    DomainCell as DomainCell,
+    Domains as Domains,
+    quality_across_domains as quality_across_domains,
 )
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
@@ -25,6 +45,8 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
+from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
+from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
 from atlas_jax.experiments._quality import (
     Measured as Measured,
     Quality as Quality,

@@ -1,5 +1,11 @@
 """Descriptions of features: reading them, choosing one for each, making them, and searching them by meaning."""
 
+from atlas_jax.labels._chat import (
+    Answer as Answer,
+    AnswerBook as AnswerBook,
+    ChatEndpoint as ChatEndpoint,
+    Cost as Cost,
+)
 from atlas_jax.labels._embedders import (
     CachedEmbedder as CachedEmbedder,
     Embedder as Embedder,
@@ -8,9 +14,6 @@ from atlas_jax.labels._embedders import (
     open_embedder as open_embedder,
 )
 from atlas_jax.labels._endpoint import (
-    Answer as Answer,
-    AnswerBook as AnswerBook,
-    ChatEndpoint as ChatEndpoint,
     EndpointEmbedder as EndpointEmbedder,
     Retry as Retry,
     post_json as post_json,
@@ -23,6 +26,7 @@ from atlas_jax.labels._explain import (
     detected_in as detected_in,
     detection_prompt as detection_prompt,
     explanation_prompt as explanation_prompt,
+    read_form as read_form,
 )
 from atlas_jax.labels._label import Label as Label, Origin as Origin, site_of_hook as site_of_hook
 from atlas_jax.labels._labels import Labels as Labels

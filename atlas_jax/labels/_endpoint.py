@@ -1,14 +1,11 @@
-"""Models behind an OpenAI-compatible API: chat, whose answers are kept on disk, and embeddings."""
+"""Models behind an OpenAI-compatible API: how a request is sent, and embeddings."""
 
 import dataclasses
 import functools
-import hashlib
 import json
 import os
-import threading
 import urllib.parse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,7 +15,6 @@ from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
     import openai
-    import pydantic
 
 BATCH = 256  # texts of a request
 _PASSING = (408, 409, 429)  # statuses after which the client tries again, besides those from 500 up
@@ -133,171 +129,6 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
     api_key = api_key or os.environ.get("OPENAI_API_KEY") or None
     _check(base_url, api_key)
     return base_url.rstrip("/"), api_key
-
-
-class Answer(NamedTuple):
-    """Answer of a chat model, and the tokens that the server counted; 0 where it does not report them.
-
-    Example:
-      >>> from atlas_jax.labels import Answer
-      >>> Answer("A cat", prompt_tokens=12).completion_tokens
-      0
-    """
-
-    text: str
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatEndpoint:
-    """A chat model behind an OpenAI-compatible API.
-
-    Attributes:
-      model: its name there.
-      base_url: address of the API, without ``/chat/completions``.
-      api_key: the bearer token, None for none.
-      temperature: temperature of sampling; the server's default where None.
-      retry: patience with the server.
-      schema: the form of its answers, None for free text.
-
-    Example:
-      >>> from atlas_jax.labels import ChatEndpoint, Description
-      >>> endpoint = ChatEndpoint.connect("m", base_url="http://localhost:8000/v1", temperature=0.0)
-      >>> endpoint.body("What is this?")["messages"]
-      [{'role': 'user', 'content': 'What is this?'}]
-      >>> endpoint.answering(Description).body("What is this?")["response_format"]["type"]
-      'json_schema'
-      >>> endpoint.ask("What is this?").text  # doctest: +SKIP
-      'A cat'
-    """
-
-    model: str
-    base_url: str
-    api_key: str | None = dataclasses.field(default=None, repr=False)
-    temperature: float | None = None
-    retry: Retry = Retry()
-    schema: "type[pydantic.BaseModel] | None" = None
-
-    @classmethod
-    def connect(cls, model: str, *, base_url: str | None = None, **options: Any) -> "ChatEndpoint":
-        """Return a model at ``base_url``, or at OPENAI_BASE_URL, with the key in OPENAI_API_KEY if there is one.
-
-        Raises:
-          AtlasError: without a base URL.
-        """
-        return cls(model, *address_of("chat", base_url, None), **options)
-
-    def answering(self, schema: "type[pydantic.BaseModel]") -> "ChatEndpoint":
-        """Return the same model, asked for answers of one form."""
-        return dataclasses.replace(self, schema=schema)
-
-    def body(self, prompt: str) -> dict[str, Any]:
-        """Return the body of the request that asks a prompt."""
-        body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
-        if self.temperature is not None:
-            body["temperature"] = self.temperature
-        if self.schema is not None:
-            form = {"name": self.schema.__name__, "schema": self.schema.model_json_schema(), "strict": True}
-            body["response_format"] = {"type": "json_schema", "json_schema": form}
-        return body
-
-    def ask(self, prompt: str) -> Answer:
-        """Ask a prompt; a server that cannot be given a form is asked without it.
-
-        Raises:
-          AtlasError: if the endpoint refuses, stays unreachable, or answers with something else than a message.
-        """
-        url, body = f"{self.base_url}/chat/completions", self.body(prompt)
-        try:
-            reply = post_json(url, body, api_key=self.api_key, retry=self.retry)
-        except AtlasError as error:
-            form = body.pop("response_format", None)
-            if form is None or not any(name in str(error) for name in ("response_format", "json_schema")):
-                raise
-            reply = post_json(url, body, api_key=self.api_key, retry=self.retry)
-        try:
-            message, usage = reply["choices"][0]["message"], reply.get("usage") or {}
-            text = message.get("refusal") if message["content"] is None else message["content"]
-            return Answer(text.strip(), *(int(usage.get(k) or 0) for k in ("prompt_tokens", "completion_tokens")))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
-            raise AtlasError(f"{url} did not answer with a message: {error!r}") from None
-
-
-class AnswerBook:
-    """Answers on disk, a line each, so that no question is paid for twice.
-
-    A question is identified by a hash of its request: another model or another prompt is another question. A last line
-    that a crash cut off is dropped.
-
-    Attributes:
-      path: a JSONL file; it need not exist.
-      spent: prompt and completion tokens of the answers that were not in the book before.
-      unread: answers, new or old, that were not of the form asked for; the function that reads them counts them.
-
-    Example:
-      >>> import tempfile
-      >>> from atlas_jax.labels import Answer, AnswerBook, ChatEndpoint
-      >>> endpoint = ChatEndpoint("m", "http://localhost")
-      >>> with tempfile.TemporaryDirectory() as directory:
-      ...     AnswerBook(f"{directory}/answers.jsonl").add(endpoint, "What is this?", Answer("A cat"))
-      ...     book = AnswerBook(f"{directory}/answers.jsonl")
-      >>> book.ask(endpoint, "What is this?").text, book.get(endpoint, "And this?")
-      ('A cat', None)
-    """
-
-    def __init__(self, path: str | Path):
-        self.path, self.spent, self.unread, self._lock = Path(path), [0, 0], 0, threading.Lock()
-        self._known: dict[str, Answer] = {}
-        if self.path.exists():
-            lines = self.path.read_bytes().splitlines(keepends=True)
-            whole = lines[:-1] if lines and not lines[-1].endswith(b"\n") else lines
-            for number, line in enumerate(whole, 1):
-                self._read(line, number)
-            if whole != lines:
-                self.path.write_bytes(b"".join(whole))
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def get(self, endpoint: ChatEndpoint, prompt: str) -> Answer | None:
-        """Return the answer to a question, None where it was not asked yet."""
-        return self._known.get(_key(endpoint, prompt))
-
-    def add(self, endpoint: ChatEndpoint, prompt: str, answer: Answer) -> None:
-        """Write down an answer."""
-        key = _key(endpoint, prompt)
-        line = json.dumps({"key": key, **answer._asdict()}, ensure_ascii=False) + "\n"
-        with self._lock:
-            self._known[key] = answer
-            self.spent = [self.spent[0] + answer.prompt_tokens, self.spent[1] + answer.completion_tokens]
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(line)
-
-    def ask(self, endpoint: ChatEndpoint, prompt: str) -> Answer:
-        """Return the answer in the book, or else ask the endpoint and write its answer down.
-
-        Raises:
-          AtlasError: as :meth:`ChatEndpoint.ask`.
-        """
-        answer = self.get(endpoint, prompt)
-        if answer is None:
-            answer = endpoint.ask(prompt)
-            self.add(endpoint, prompt, answer)
-        return answer
-
-    def _read(self, line: bytes, number: int) -> None:
-        try:
-            row = json.loads(line)
-            key = row.pop("key")
-            self._known[key] = Answer(**row)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise AtlasError(f"line {number} of {self.path} is no saved answer ({error}); remove the file") from error
-
-
-def _key(endpoint: ChatEndpoint, prompt: str) -> str:
-    return hashlib.sha256(json.dumps(endpoint.body(prompt), sort_keys=True).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

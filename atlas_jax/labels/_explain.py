@@ -38,7 +38,7 @@ class Detection(pydantic.BaseModel, extra="forbid", strict=True):
     numbers: list[int]
 
 
-_Form = TypeVar("_Form", Description, Detection)
+_Form = TypeVar("_Form", bound=pydantic.BaseModel)
 
 
 class Context(NamedTuple):
@@ -82,7 +82,7 @@ def description_in(answer: str) -> str:
       >>> description_in('{"description": "Words for time."}')
       'Words for time'
     """
-    form = _read(Description, answer)
+    form = read_form(Description, answer)
     return "" if form is None else " ".join(form.description.split()).strip("\"'`*- ").removesuffix(".").strip()
 
 
@@ -112,14 +112,20 @@ def detected_in(answer: str, count: int) -> list[bool] | None:
       >>> detected_in('{"numbers": [1, 3]}', 3), detected_in("I cannot tell", 2)
       ([True, False, True], None)
     """
-    form = _read(Detection, answer)
+    form = read_form(Detection, answer)
     if form is None or not set(form.numbers) <= set(range(1, count + 1)):
         return None
     return [i in form.numbers for i in range(1, count + 1)]
 
 
-def _read(form: type[_Form], answer: str) -> _Form | None:
-    """Parse an answer that is JSON of a form, perhaps in a code block; None for any other."""
+def read_form(form: type[_Form], answer: str) -> _Form | None:
+    """Return an answer that is JSON of a form, perhaps in a code block; None for any other.
+
+    Example:
+      >>> from atlas_jax.labels import Detection, read_form
+      >>> read_form(Detection, "```json\\n{\\"numbers\\": [2]}\\n```").numbers, read_form(Detection, "Number 2.")
+      ([2], None)
+    """
     text = answer.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
         return form.model_validate_json(text)

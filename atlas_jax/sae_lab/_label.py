@@ -1,11 +1,11 @@
 """Labels for your own SAE, by counting words or by asking a chat model, each with a detection score."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 import numpy as np
+import pydantic
 from jaxtyping import Bool
 
 from atlas_jax.atlas import ConceptAtlas
@@ -15,6 +15,7 @@ from atlas_jax.labels import (
     AnswerBook,
     ChatEndpoint,
     Context,
+    Cost,
     Description,
     Detection,
     Label,
@@ -31,12 +32,11 @@ from atlas_jax.labels import (
 from atlas_jax.metrics import auroc
 from atlas_jax.models import Tokenizer
 from atlas_jax.pipeline import SentenceStream, pooled_activations, top_sentences
-from atlas_jax.progress import Progress, unreported
+from atlas_jax.progress import Progress
 from atlas_jax.statistics import TopK
 
 STRONGEST, FIRING, SILENT = 50, 10, 10  # held-out sentences: candidates, and those tested of either kind
 QUIET_POOL = 500  # held-out sentences from which silent ones are drawn
-CHARACTERS_PER_TOKEN = 4
 ANSWER_TOKENS = 20  # of a description or a list of numbers, for the estimate
 
 
@@ -170,10 +170,7 @@ class Estimate(NamedTuple):
 
     def facts(self, price: tuple[float, float] = (0.0, 0.0)) -> dict[str, float | int]:
         """Return named values, with the cost at given prices of a million prompt and a million answer tokens."""
-        cost = (self.prompt_tokens * price[0] + self.completion_tokens * price[1]) / 1e6
-        facts = {"features to ask about": self.features, "requests": self.requests}
-        facts |= {"prompt tokens, about": self.prompt_tokens, "answer tokens, about": self.completion_tokens}
-        return facts | ({"cost, about": round(cost, 4)} if any(price) else {})
+        return {"features to ask about": self.features} | Cost(*self[1:]).facts(price)
 
 
 def label_by_words(evidence: Iterable[Evidence], texts: Sequence[str], width: int, *, count: int = 3) -> Labels:
@@ -230,19 +227,17 @@ def estimate_requests(evidence: Iterable[Evidence], endpoint: ChatEndpoint, book
       >>> estimate_requests([evidence], endpoint, AnswerBook("no-such-file.jsonl")).requests
       2
     """
-    features = requests = characters = 0
+    asked: list[list[tuple[ChatEndpoint, str]]] = []
     describing, detecting = endpoint.answering(Description), endpoint.answering(Detection)
     for e in evidence:
         prompt = explanation_prompt(e.contexts)
         answer = book.get(describing, prompt)
         description = "x" * 60 if answer is None else description_in(answer.text)
-        open_ones = [prompt] if answer is None else []
-        if e.tests and description:
-            test = detection_prompt(description, e.sentences)
-            open_ones += [test] if book.get(detecting, test) is None else []
-        features, requests = features + bool(open_ones), requests + len(open_ones)
-        characters += sum(map(len, open_ones))
-    return Estimate(features, requests, characters // CHARACTERS_PER_TOKEN, requests * ANSWER_TOKENS)
+        test = [(detecting, detection_prompt(description, e.sentences))] if e.tests and description else []
+        asked.append([(describing, prompt), *test])
+    costs = [book.cost(questions, ANSWER_TOKENS) for questions in asked]
+    total = book.cost([question for questions in asked for question in questions], ANSWER_TOKENS)
+    return Estimate(sum(cost.requests > 0 for cost in costs), *total)
 
 
 def label_by_chat(
@@ -281,7 +276,11 @@ def label_by_chat(
       >>> label_by_chat([evidence], endpoint, AnswerBook("answers.jsonl"), width=1)[0]  # doctest: +SKIP
       'hats'
     """
-    ask = lambda form, prompts, stage: _asked(prompts, endpoint.answering(form), book, workers, stage, progress)
+
+    def ask(form: type[pydantic.BaseModel], prompts: list[str], stage: str) -> list[str]:
+        questions = [(endpoint.answering(form), prompt) for prompt in prompts]
+        return book.ask_all(questions, workers=workers, stage=stage, progress=progress)
+
     answers = ask(Description, [explanation_prompt(e.contexts) for e in evidence], "describe")
     texts = map(description_in, answers)
     named = [(e, text) for e, text in zip(evidence, texts, strict=True) if text]
@@ -296,28 +295,6 @@ def label_by_chat(
         score = None if votes is None else float(auroc(np.array(votes, np.float64), e.fires))
         rows.append(Label(e.feature, text, endpoint.model, "chat", score))
     return Labels.from_rows(rows, width)
-
-
-def _asked(
-    prompts: Sequence[str],
-    endpoint: ChatEndpoint,
-    book: AnswerBook,
-    workers: int,
-    stage: str,
-    progress: Progress | None,
-) -> list[str]:
-    """Return the answers to some questions, in their order; new ones are in the book as soon as they come."""
-    report = progress or unreported
-    report(stage, 0, len(prompts), sum(book.spent))
-    answers = []
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for answer in pool.map(lambda prompt: book.ask(endpoint, prompt), prompts):
-                answers.append(answer.text)
-                report(stage, len(answers), len(prompts), sum(book.spent))
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return answers
 
 
 def label_facts(labels: Labels) -> dict[str, float | int]:
