@@ -21,20 +21,21 @@ from atlas_jax.experiments import (
     single_features,
 )
 from atlas_jax.models import run
-from atlas_jax.pipeline import Alignment, fit_statistics
+from atlas_jax.pipeline import Alignment, Pair, align
+from atlas_jax.types import Site
 
-METHODS, FEATURES = ("procrustes", "least_squares", "semantic_lens"), 20
-FEW = {"methods": METHODS, "features": FEATURES}
+METHODS, FEATURES = ("procrustes", "semantic_lens"), 20
+FEW = {"features": FEATURES}
 
 
 @pytest.fixture(scope="module")
 def alignment(bundled_run):
-    """The run with three of its methods at one site, and its sentences in two domains of unequal size."""
+    """The run made again at one site by two methods, of the first tokens of its sentences, in two unlike domains."""
     whole = Alignment.load(bundled_run)
-    sites = tuple(s for s in whole.subject.sites if str(s) == "resid_post.2")
-    few = {key: t for key, t in whole.translations.items() if key[0] in sites and key[1] in METHODS}
-    subject = dataclasses.replace(whole.subject, sites=sites)
-    return in_domains(dataclasses.replace(whole, subject=subject, translations=few), lambda i: i % 3 == 0)
+    settings = dataclasses.replace(whole.settings, sites=("resid_post.2",), methods=METHODS, max_length=8)
+    subject = dataclasses.replace(whole.subject, sites=(Site("resid_post", 2),))
+    corpus = in_domains(whole, lambda i: i % 3 == 0).corpus
+    return align(Pair(subject, whole.atlas, whole.sources), corpus, settings)
 
 
 def in_domains(alignment, first):
@@ -52,7 +53,7 @@ def quality(alignment):
 
 @pytest.fixture(scope="module")
 def domains(alignment):
-    return quality_across_domains(alignment, least=20, **FEW)
+    return quality_across_domains(alignment, least=20, methods=METHODS, **FEW)
 
 
 def same(ours, theirs, atol=2e-3):
@@ -74,36 +75,35 @@ def test_a_curve_ends_at_the_quality_of_the_run(alignment, quality):
 def test_a_snapshot_is_a_run_on_its_sentences(alignment):
     """Nothing of the sentences behind a snapshot is in it."""
     first = dataclasses.replace(alignment, corpus=alignment.corpus.head(150, len(alignment.corpus.eval)))
-    curve = quality_curve(alignment, [150], methods=METHODS[:1], features=FEATURES)
-    alone = quality_curve(first, [150], methods=METHODS[:1], features=FEATURES)
-    assert [point.sentences for point in alone.rows] == [150]
-    assert same(curve.rows[0].quality, alone.rows[0].quality)
-    assert [p.sentences for p in quality_curve(alignment, methods=["random"], features=5).rows] == [400]
+    curve, alone = quality_curve(alignment, [150], **FEW), quality_curve(first, **FEW)
+    assert [point.sentences for point in alone.rows] == [150] * len(METHODS)
+    assert all(same(a.quality, b.quality) for a, b in zip(curve.rows[::2], alone.rows, strict=True))
 
 
 def test_statistics_of_domains_merge_into_those_of_the_whole(alignment, domains, quality):
     rows = {(r.fit, r.test, r.quality.method): r.quality for r in domains.rows}
     assert len(rows) == 3 * 3 * len(METHODS)
-    assert domains.domains == {"b": (266, 133), "a": (134, 67), "all": (400, 200)}
-    assert all(same(rows["all", "all", m], quality[rows["all", "all", m][:2]]) for m in METHODS)
+    assert domains.domains == {"b": (266, 134), "a": (134, 66), "all domains": (400, 200)}
+    assert all(
+        same(rows["all domains", "all domains", m], quality[rows["all domains", "all domains", m][:2]]) for m in METHODS
+    )
     ap, auroc = domains.tables()[:2]
-    assert [row[0] for row in ap.rows] == ["b", "a", "all", "chance"]
-    assert [row[0] for row in auroc.rows] == ["b", "a", "all"]
+    assert [row[0] for row in ap.rows] == ["b", "a", "all domains", "chance"]
+    assert [row[0] for row in auroc.rows] == ["b", "a", "all domains"]
 
 
 def test_a_cell_is_a_run_on_the_sentences_of_its_domain(alignment, domains):
     """And sentences that are given to the other domain change it."""
-    cell = lambda found: next(r.quality for r in found.rows if r[:2] == ("a", "all") and r.quality[1] == METHODS[0])
-    stream = alignment.stream("fit")
-    fitted = fit_statistics(stream.only(np.arange(0, 400, 3)), ["unit_cross"])
-    assert float(fitted.statistics.sums.weight) == 134
+    cell = lambda found: next(
+        r.quality for r in found.rows if r[:2] == ("a", "all domains") and r.quality[1] == METHODS[0]
+    )
     corpus = alignment.corpus
     alone = Half([corpus.fit[i] for i in range(0, 400, 3)], ["a"] * 134)
     half = Half(corpus.eval, ["a"] * 200)
     own = dataclasses.replace(alignment, corpus=Corpus.of_halves(alone, half, corpus.statistics))
-    curve = quality_curve(own, [134], methods=METHODS[:1], features=FEATURES)
+    curve = quality_curve(own, **FEW)
     assert same(cell(domains), curve.rows[0].quality)
-    moved = quality_across_domains(in_domains(alignment, lambda i: i % 3 == 1), least=20, **FEW)
+    moved = quality_across_domains(in_domains(alignment, lambda i: i % 3 == 1), least=20, methods=METHODS, **FEW)
     assert not same(cell(domains), cell(moved))
 
 
@@ -112,25 +112,19 @@ def test_small_domains_count_in_all_alone(alignment, domains):
     names = ["tiny" if i in (4, 7, 401, 403) else name for i, name in enumerate(three.corpus.domains)]
     halves = Half(three.corpus.fit, names[:400]), Half(three.corpus.eval, names[400:])
     three = dataclasses.replace(three, corpus=Corpus.of_halves(*halves, three.corpus.statistics))
-    found = quality_across_domains(three, least=20, methods=METHODS[:1], features=FEATURES)
+    found = quality_across_domains(three, least=20, methods=METHODS, **FEW)
     assert found.dropped == {"tiny": (2, 2)}
-    assert list(found.domains) == ["b", "a", "all"]
+    assert list(found.domains) == ["b", "a", "all domains"]
     assert "1 with fewer than 20 sentences in a half" in found.tables()[0].caption
-    whole = lambda d: next(r.quality for r in d.rows if r[:2] == ("all", "all"))
+    whole = lambda d: next(r.quality for r in d.rows if r[:2] == ("all domains", "all domains"))
     assert same(whole(found), whole(domains))
 
 
 def test_layers_agree_with_the_run_where_it_has_the_site(alignment, quality):
-    found = quality_by_layer(alignment, ["resid_post.2", "resid_post.0"], **FEW)
-    assert [(str(r.site), r.method) for r in found.rows] == [
-        (s, m) for m in METHODS for s in ("resid_post.2", "resid_post.0")
-    ]
-    assert all(same(r, quality[r[:2]]) for r in found.rows if str(r.site) == "resid_post.2")
-    assert not any(same(r._replace(site=s), quality[s, r.method]) for r in found.rows[1::2] for s, _ in quality)
-    every = quality_by_layer(alignment, "mlp_act", methods=["random"], features=5)
-    assert [str(r.site) for r in every.rows] == [
-        f"mlp_act.{i}" for i in range(alignment.subject.model.config.num_layers)
-    ]
+    found = quality_by_layer(alignment, "resid_post", methods=METHODS[:1], **FEW)
+    assert [(str(r.site), r.method) for r in found.rows] == [(f"resid_post.{i}", METHODS[0]) for i in range(4)]
+    there = next(row for row in quality.values() if row.method == METHODS[0])
+    assert [same(row._replace(site=there.site), there) for row in found.rows] == [False, False, True, False]
 
 
 OPTIONS = {"site": "resid_post.2", "max_new_tokens": 8, "temperature": 0.0}
@@ -158,14 +152,14 @@ def test_conditions_of_causality(alignment, caused):
 
 
 def test_without_strength_nothing_changes(alignment):
-    still = causality(alignment, single_features(alignment, 1), ["The"], strength=0.0, **OPTIONS)
-    texts = {c.condition: c.texts for c in still.cells}
+    still = causality(alignment, single_features(alignment, 2), ["The", "When"], strength=0.0, **OPTIONS)
+    texts = {c.condition: c.texts for c in still.cells if c.concept == still.cells[0].concept}
     assert texts["unsteered"] == texts["steered"] == texts["steered orthogonally"]
     assert texts["projected out"] == texts["steered, projected out"]
 
 
 def test_chunks_change_nothing(alignment, caused, monkeypatch):
-    monkeypatch.setattr(_causality, "ROWS", 7)
+    monkeypatch.setattr(_causality, "ROWS", 10)
     parted = causality(alignment, single_features(alignment, 2), ["The", "When"], strength=2.0, **OPTIONS)
     assert [c.texts for c in parted.cells] == [c.texts for c in caused.cells]
 
@@ -234,14 +228,14 @@ def test_mistakes_of_causality_in_a_sentence(alignment, options, sentence):
 def test_commands_store_what_they_print(alignment, bundled_run, tmp_path, monkeypatch):
     monkeypatch.setattr(Alignment, "load", lambda directory: alignment)
     out = tmp_path / "curve.json"
-    command = ["evaluate", "curve", str(bundled_run), "--method", "random", "--features", "5", "--size", "100"]
+    command = ["evaluate", "curve", str(bundled_run), "--features", "20", "--size", "100"]
     done = CliRunner().invoke(app, [*command, "--json", "--out", str(out)], catch_exceptions=False)
     assert json.loads(done.stdout) == json.loads(out.read_text())
     with pytest.raises(AtlasError, match="exists already"):
         CliRunner().invoke(app, [*command, "--out", str(out)], catch_exceptions=False)
     (tmp_path / "run.json").write_text("{}")
-    own = ["evaluate", "domains", str(tmp_path), "--method", "random", "--features", "5", "--least", "20"]
+    own = ["evaluate", "domains", str(tmp_path), "--features", "20", "--least", "20"]
     for _ in range(2):
         done = CliRunner().invoke(app, own, catch_exceptions=False)
-    assert "AP across domains at resid_post.2 by random" in done.stdout
+    assert "AP across domains at resid_post.2 by procrustes" in done.stdout
     assert json.loads((tmp_path / "tables" / "domains.json").read_text())["least"] == 20

@@ -390,6 +390,10 @@ def test_the_proxy_knows_a_text_of_a_concept():
     assert proxy().judge("random", ["A random number generator draws random samples.", ""]) == [2, 0]
     assert proxy().judge("random", []) == []
     assert proxy().missing == 0
+    assert [proxy(parts=p).name for p in (("activation",), ("activation", "embedding"))] == [
+        "atlas-proxy-activation",
+        "atlas-proxy",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax import interrupts
-from atlas_jax.cli._console import emit, err, keep_standard_output, note, progress_bars, silence, warn
+from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
@@ -127,12 +127,15 @@ def _show(measured: "Measured", *, as_json: bool) -> None:
 
 def warn_of(alignment: "Alignment", fault: Exception | None) -> None:
     """Warn of the faults of a run that was saved all the same."""
+    from atlas_jax.experiments import coverage
+
     if isinstance(fault, AtlasError):
         warn(f"the run is saved, but not measured: {fault}")
     if alignment.choice is not None and (reason := alignment.choice.record.get("fault")):
         warn(f"no member of the whitened family was chosen: {reason}")
     if left_out := alignment.left_out:
         note(f"left out, for activations that are not finite: sentences {', '.join(map(str, left_out))}")
+    notes([coverage(alignment).note()])
     for (site, method), translation in alignment.translations.items():
         if translation.certificate.get("within_tolerance") is False:
             note(f"{method} at {site} misses its tolerances, as its certificate tells: do not trust its last digits")

@@ -103,6 +103,13 @@ def note(text: str) -> None:
     err.print(text, style="dim")
 
 
+def notes(texts: Iterable[str | None]) -> None:
+    """Several of them, a line each; None is nothing to say."""
+    for text in texts:
+        if text is not None:
+            note(text)
+
+
 def warn(text: str) -> None:
     """Print a warning."""
     err.print(Text.assemble(("WARNING", "bold red"), " ", text), highlight=False)

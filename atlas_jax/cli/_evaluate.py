@@ -5,20 +5,26 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, note, progress_bars
+from atlas_jax.cli._concepts import given_concepts
+from atlas_jax.cli._console import emit, note, notes, progress_bars
 from atlas_jax.cli._options import Methods, Overwrite, Seed, Sites, finite, result_file
-from atlas_jax.cli._quickstart import PROMPTS
 from atlas_jax.cli._use import AsJson, Method, RunArgument, load_run
 
-FeatureCount = Annotated[int, typer.Option("--features", help="Atlas features to translate.", min=1)]
+FeatureCount = Annotated[
+    int | None,
+    typer.Option("--features", help="Atlas features to draw.", min=1, show_default="100, of the paper for its atlas"),
+]
 OutFile = Annotated[Path | None, typer.Option("--out", help="JSON file for the result, in the run by default.")]
+Paper = Annotated[bool, typer.Option("--paper", help="The paper's figures beside, where layers and methods agree.")]
+
 app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
 
 
 @app.command()
 def quality(
     run: RunArgument,
-    features: Annotated[int, typer.Option(help="Atlas features to translate.", min=1)] = 100,
+    features: FeatureCount = None,
+    paper: Paper = False,
     as_json: AsJson = False,
 ) -> None:
     """AUROC and AP of every translation on the run's held-out sentences (Table 3).
@@ -27,33 +33,68 @@ def quality(
     """
     from atlas_jax import experiments
 
+    alignment = load_run(run)
     with progress_bars() as progress:
-        _, quality = experiments.evaluate_quality(load_run(run), progress=progress, features=features)
-    emit(as_json, quality.to_dict(), quality.table())
+        _, quality = experiments.evaluate_quality(alignment, progress=progress, features=features)
+    data, table = quality.to_dict(), quality.table()
+    if paper:
+        data, table = experiments.quality_beside_paper(quality, alignment.sources["subject"]["path"])
+    emit(as_json, data, table)
+    ap = {(str(row.site), row.method): row.average_precision.mean for row in quality.rows}
+    notes([experiments.coverage(alignment).note(), experiments.weak_sites(ap)])
 
 
 @app.command()
 def retrieval(
     run: RunArgument,
-    sentences: Annotated[int, typer.Option(help="Sentences that a query is averaged over.", min=1)] = 20,
-    centre: Annotated[bool, typer.Option(help="Subtract the mean atlas activations from queries.")] = True,
+    sentences: Annotated[
+        int, typer.Option(help="Sentences that a query is averaged over, or that a chat model writes.", min=1)
+    ] = 20,
+    centre: Annotated[
+        bool | None,
+        typer.Option(help="Subtract the mean atlas activations.", show_default="as the paper, not, with --concepts"),
+    ] = None,
+    concepts: Annotated[
+        Path | None, typer.Option(help="JSON lines: site, feature, and sequences or a description.")
+    ] = None,
+    reliable: Annotated[
+        float, typer.Option(help="With --concepts: FADE score that a concept must exceed.", callback=finite(least=0))
+    ] = 0.75,
+    chat_model: Annotated[str | None, typer.Option(help="Writes sequences for descriptions in --concepts.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="OpenAI-compatible API; OPENAI_BASE_URL by default.")] = None,
+    paper: Paper = False,
     as_json: AsJson = False,
 ) -> None:
     """MRR and MPP of every translation with queries averaged over held-out sentences (Table 4).
 
-    Example: atlas-jax evaluate retrieval runs/quickstart --no-centre
+    With --concepts they are averaged over given sequences of each subject feature, as in the paper. Descriptions are
+    turned into sequences by --chat-model (key in OPENAI_API_KEY), whose answers are kept beside the file.
+
+    Examples: atlas-jax evaluate retrieval runs/quickstart --no-centre
+
+    atlas-jax evaluate retrieval runs/quickstart --concepts concepts.jsonl
     """
     from atlas_jax import experiments
 
     alignment = load_run(run)
+    given = concepts and given_concepts(alignment, concepts, sentences, chat_model, base_url)
+    options = {"centre": given is None if centre is None else centre}
     with progress_bars() as progress:
-        retrieval = experiments.semantic_retrieval(
-            alignment.stream("eval"), alignment.translations, sentences=sentences, centre=centre, progress=progress
-        )
-    if retrieval.sentences < sentences:
+        stream, options = alignment.stream("eval"), options | {"progress": progress}
+        if given is None:
+            retrieval = experiments.semantic_retrieval(stream, alignment.translations, sentences=sentences, **options)
+        else:
+            retrieval = experiments.concept_retrieval(
+                stream, alignment.translations, given, reliable=reliable, **options
+            )
+    if given is None and retrieval.sentences < sentences:
         fewer = f"queries are averaged over {retrieval.sentences} sentences, not over {sentences}"
         note(f"{fewer}: over at most half of the {retrieval.held_out} held out")
-    emit(as_json, retrieval.to_dict(), retrieval.table())
+    notes(f.sentence(site) for site, f in (retrieval.filters or {}).items())
+    data, table = retrieval.to_dict(), retrieval.table()
+    if paper:
+        data, table = experiments.retrieval_beside_paper(retrieval, alignment.atlas.width)
+    emit(as_json, data, table)
 
 
 @app.command()
@@ -63,7 +104,7 @@ def curve(
         list[int] | None, typer.Option("--size", help="Fit sentences; 1000, 3000, ... by default; may be repeated.")
     ] = None,
     method: Methods = None,
-    features: FeatureCount = 100,
+    features: FeatureCount = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -75,9 +116,9 @@ def curve(
     from atlas_jax import experiments
 
     with result_file(run, "curve", out_file, overwrite) as store, progress_bars() as progress:
-        found = experiments.quality_curve(load_run(run), size, methods=method, features=features, progress=progress)
-        store(found.to_dict())
-    emit(as_json, found.to_dict(), found.table())
+        result = experiments.quality_curve(load_run(run), size, methods=method, features=features, progress=progress)
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), result.table())
 
 
 @app.command()
@@ -92,7 +133,7 @@ def domains(
     ] = None,
     least: Annotated[int, typer.Option(help="Sentences that a domain needs in each half.", min=1)] = 100,
     most: Annotated[int, typer.Option(help="Domains to compare where none are named.", min=2)] = 6,
-    features: FeatureCount = 100,
+    features: FeatureCount = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -104,11 +145,11 @@ def domains(
     from atlas_jax import experiments
 
     with result_file(run, "domains", out_file, overwrite) as store, progress_bars() as progress:
-        found = experiments.quality_across_domains(
+        result = experiments.quality_across_domains(
             load_run(run), domain, methods=method, least=least, most=most, features=features, progress=progress
         )
-        store(found.to_dict())
-    emit(as_json, found.to_dict(), *found.tables())
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), *result.tables())
 
 
 @app.command()
@@ -117,7 +158,7 @@ def layers(
     site: Sites = None,
     point: Annotated[str, typer.Option(help="Point that is read in every layer, without --site.")] = "resid_post",
     method: Methods = None,
-    features: FeatureCount = 100,
+    features: FeatureCount = None,
     out_file: OutFile = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -129,11 +170,11 @@ def layers(
     from atlas_jax import experiments
 
     with result_file(run, "layers", out_file, overwrite) as store, progress_bars() as progress:
-        found = experiments.quality_by_layer(
+        result = experiments.quality_by_layer(
             load_run(run), site or point, methods=method, features=features, progress=progress
         )
-        store(found.to_dict())
-    emit(as_json, found.to_dict(), found.table())
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), result.table())
 
 
 @app.command()
@@ -152,8 +193,11 @@ def causality(
         typer.Option("--later", help="Site behind it to project out at; those of the run by default; may be repeated."),
     ] = None,
     method: Method = "procrustes",
-    prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
-    samples: Annotated[int, typer.Option(help="Texts a prompt.", min=1)] = 4,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="Text to continue; the paper's sixteen by default; may be repeated."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Texts a prompt.", min=1)] = 1,
     strength: Annotated[
         float, typer.Option(help="Of steering, in mean token norms of the site.", callback=finite())
     ] = 0.5,
@@ -174,16 +218,17 @@ def causality(
         alignment = load_run(run)
         queries = {text: experiments.concept_query(alignment.atlas, concept=text).vector for text in concept or ()}
         sites = alignment.subject.sites
-        found = experiments.causality(
-            alignment, queries or experiments.single_features(alignment, features), prompt or PROMPTS,
+        result = experiments.causality(
+            alignment, queries or experiments.single_features(alignment, features),
+            prompt or experiments.paper().prompts,
             site=site or next((s for s in sites if s.point.startswith("resid")), sites[0]), later=later or None,
             method=method, strength=strength, samples=samples, max_new_tokens=tokens, temperature=temperature,
             seed=seed, progress=progress,
         )  # fmt: skip
-        store(found.to_dict())
-    if not found.later:
-        note(f"the run has no site behind {found.site}; name some by --later to project the concept out there too")
-    emit(as_json, found.to_dict(), found.table())
+        store(result.to_dict())
+    if not result.later:
+        note(f"the run has no site behind {result.site}; name some by --later to project the concept out there too")
+    emit(as_json, result.to_dict(), result.table())
 
 
 @app.callback()

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, out
+from atlas_jax.cli._console import emit, err, note, notes, out
 from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
-from atlas_jax.errors import AtlasError
+from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
@@ -59,6 +59,7 @@ def identify(
     alignment = load_run(run)
     translation = alignment.translation(site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
+    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=_stored_ap(run)))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
@@ -142,16 +143,19 @@ def steer(
         raise AtlasError("give strengths either as --strength or as --raw-strength, not both")
     unit = "raw" if raw_strength else "norm"
     strengths = list(dict.fromkeys([0.0, *(raw_strength or strength or STRENGTHS)]))
-    texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
+    texts = [*(prompt or ()), *(read_lines(prompts) if prompts else ())]
     if not texts:
         raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
     alignment = load_run(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = asked_query(alignment, concept, feature, like, unlike)
+    about = {"query": query.vector, "ap": _stored_ap(run), "steered": True}
+    notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
         max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat,
     )  # fmt: skip
+    notes([experiments.beyond_sense(experiments.median_perplexities(steered))])
     data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
     data["steered"] = [s._asdict() for s in steered]
     title = f"Steering at {', '.join(map(str, translations))} by {method}"
@@ -196,6 +200,17 @@ def load_run(run: Path) -> "Alignment":
     return Alignment.load(run)
 
 
+def _stored_ap(run: Path) -> dict[tuple[str, str], float]:
+    """Read the AP of a run's translations; a table that is damaged is told, and nothing needs it."""
+    from atlas_jax.experiments import stored_ap
+
+    try:
+        return stored_ap(run)
+    except DamagedError as e:
+        note(str(e))
+        return {}
+
+
 def _hits(named: "Named") -> "list[Hit]":
     """Return the atlas features of positive weight in a subject feature's row."""
     from atlas_jax.labels import Hit
@@ -214,7 +229,7 @@ def _write_names(path: Path, translation: "Translation", names: "list[list[Hit]]
     return len(names)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Read the lines of a file that are not blank.
 
     Raises:

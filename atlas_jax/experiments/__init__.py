@@ -16,12 +16,29 @@ from atlas_jax.experiments._choose import (
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
 )
+from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
+from atlas_jax.experiments._concepts import (
+    ConceptSet as ConceptSet,
+    Filtered as Filtered,
+    read_concepts as read_concepts,
+    unwritten as unwritten,
+    write_sequences as write_sequences,
+)
 from atlas_jax.experiments._curve import (
     Curve as Curve,
     CurvePoint as CurvePoint,
     Layers as Layers,
     quality_by_layer as quality_by_layer,
     quality_curve as quality_curve,
+)
+from atlas_jax.experiments._diagnosis import (
+    Coverage as Coverage,
+    beyond_sense as beyond_sense,
+    coverage as coverage,
+    diagnose as diagnose,
+    median_perplexities as median_perplexities,
+    stored_ap as stored_ap,
+    weak_sites as weak_sites,
 )
 from atlas_jax.experiments._domains import (
     DomainCell as DomainCell,
@@ -47,6 +64,12 @@ from atlas_jax.experiments._inspect import (
 )
 from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
 from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
+from atlas_jax.experiments._paper import (
+    Paper as Paper,
+    paper as paper,
+    quality_beside_paper as quality_beside_paper,
+    retrieval_beside_paper as retrieval_beside_paper,
+)
 from atlas_jax.experiments._quality import (
     Measured as Measured,
     Quality as Quality,
@@ -74,6 +97,26 @@ from atlas_jax.experiments._steering import (
     perplexities as perplexities,
     steer as steer,
     steered_table as steered_table,
+)
+from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as steering_cost
+from atlas_jax.experiments._steering_evaluation import (
+    Score as Score,
+    SteeringEvaluation as SteeringEvaluation,
+    distinct as distinct,
+    repetition as repetition,
+    steering_evaluation as steering_evaluation,
+)
+from atlas_jax.experiments._steering_rows import (
+    CONTROLS as CONTROLS,
+    Cell as Cell,
+    SteeringConcept as SteeringConcept,
+    SteeringSettings as SteeringSettings,
+    concept_queries as concept_queries,
+    difference_of_means as difference_of_means,
+    directions as directions,
+    file_name as file_name,
+    plan as plan,
+    read_steering_concepts as read_steering_concepts,
 )
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1

@@ -154,7 +154,7 @@ def single_features(alignment: Alignment, count: int) -> dict[str, Float[np.ndar
     Raises:
       AtlasError: if no feature fires often enough and not too often.
     """
-    features, queries = queries_of(alignment, count)
+    features, _, queries = queries_of(alignment, count)
     labels = alignment.atlas.labels
     return {f"{f} {labels[f] or ''}".strip(): q for f, q in zip(features.tolist(), queries, strict=True)}
 

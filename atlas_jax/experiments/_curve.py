@@ -9,11 +9,10 @@ from jaxtyping import Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.experiments._quality import (
-    BAND,
-    FEATURES,
     QualityRow,
-    choose_features,
+    evaluated_features,
     one_hot,
+    quality_caption,
     quality_row,
     score_directions,
 )
@@ -42,14 +41,14 @@ class Curve(NamedTuple):
     Attributes:
       rows: by site and method, sizes ascending; the last size is the whole fit half.
       features: the atlas features that were translated.
-      band: the positive rates, on the fit half, between which they were drawn.
+      band: the positive rates, on the fit half, between which they were drawn; None where they are the paper's.
       chance: the AP of chance, the mean positive rate on the evaluation half.
       sentences: how many held-out sentences were ranked.
     """
 
     rows: list[CurvePoint]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
     chance: float
     sentences: int
 
@@ -64,7 +63,7 @@ class Curve(NamedTuple):
             Column("fit sentences", ","), Column("AUROC", ".3f"), Column("AP", ".3f"),
         )  # fmt: skip
         rows = [(str(r.site), r.method, size, r.auroc[:3], r.average_precision[:3]) for size, r in self.rows]
-        return Table("Translation quality by number of fit sentences", columns, rows, _caption(self))
+        return Table("Translation quality by number of fit sentences", columns, rows, quality_caption(*self[1:]))
 
 
 class Layers(NamedTuple):
@@ -72,7 +71,7 @@ class Layers(NamedTuple):
 
     rows: list[QualityRow]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
     chance: float
     sentences: int
 
@@ -88,7 +87,7 @@ class Layers(NamedTuple):
         for r in self.rows:
             highest[r.method] = max(highest.get(r.method, 0.0), r.average_precision.mean)
         best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.method])
-        return Table("Translation quality by layer", columns, rows, _caption(self), best)
+        return Table("Translation quality by layer", columns, rows, quality_caption(*self[1:]), best)
 
 
 def quality_curve(
@@ -96,7 +95,7 @@ def quality_curve(
     sizes: Sequence[int] | None = None,
     *,
     methods: Sequence[str] | None = None,
-    features: int = FEATURES,
+    features: int | None = None,
     progress: Progress | None = None,
 ) -> Curve:
     """Measure translation quality against the number of fit sentences, in one pass over each half.
@@ -122,7 +121,7 @@ def quality_curve(
     """
     methods, stream = methods_of(alignment, methods), alignment.stream("fit")
     at = _sizes(sizes, stream.size)
-    chosen, queries = queries_of(alignment, features)
+    chosen, band, queries = queries_of(alignment, features)
     directions: dict[tuple[Site, Any], np.ndarray] = {}
     fitted = None
     for start, end in zip([0, *at], at, strict=False):
@@ -139,7 +138,7 @@ def quality_curve(
         for method in methods
         for size in at
     ]
-    return Curve(rows, chosen.tolist(), BAND, float(scored.positive.mean()), scored.positive.shape[1])
+    return Curve(rows, chosen.tolist(), band, float(scored.positive.mean()), scored.positive.shape[1])
 
 
 def quality_by_layer(
@@ -147,7 +146,7 @@ def quality_by_layer(
     sites: Sequence[str | Site] | str = "resid_post",
     *,
     methods: Sequence[str] | None = None,
-    features: int = FEATURES,
+    features: int | None = None,
     progress: Progress | None = None,
 ) -> Layers:
     """Measure translation quality at other sites than a run's, on its corpus, in one pass over each half.
@@ -172,14 +171,14 @@ def quality_by_layer(
     if isinstance(sites, str) and "." not in sites:
         sites = [Site(sites, layer) for layer in range(model.config.num_layers)]
     subject = Subject.from_model(model, sites_of(sites), settings.pooling)
-    chosen, queries = queries_of(alignment, features)
+    chosen, band, queries = queries_of(alignment, features)
     there = dataclasses.replace(alignment, subject=subject)
     stream = there.stream("fit")
     fitted = fit_statistics(stream, needs_of(methods), top_k=settings.top_k, progress=progress)
     directions = directions_of(stream, fitted, methods, queries, progress=progress)
     scores, scored = score_directions(there.stream("eval"), directions, chosen, progress=progress)
     rows = [quality_row(s, m, scores[s, m], scored.positive) for m in methods for s in subject.sites]
-    return Layers(rows, chosen.tolist(), BAND, float(scored.positive.mean()), scored.positive.shape[1])
+    return Layers(rows, chosen.tolist(), band, float(scored.positive.mean()), scored.positive.shape[1])
 
 
 def _sizes(sizes: Iterable[int] | None, whole: int) -> list[int]:
@@ -201,10 +200,13 @@ def methods_of(alignment: Alignment, methods: Sequence[str] | None) -> tuple[str
     return methods
 
 
-def queries_of(alignment: Alignment, count: int) -> tuple[Int[np.ndarray, " q"], Float[np.ndarray, "q d_c"]]:
-    """The atlas features that :func:`evaluate_quality` translates, and their queries."""
-    features = choose_features(alignment.rate, count=count, band=BAND, seed=alignment.settings.seed)
-    return features, one_hot(features, alignment.atlas.width)
+def queries_of(
+    alignment: Alignment, count: int | None
+) -> tuple[Int[np.ndarray, " q"], tuple[float, float] | None, Float[np.ndarray, "q d_c"]]:
+    """The atlas features that :func:`evaluate_quality` translates, the band they were drawn from, and their queries."""
+    sae, seed = alignment.atlas.sae.config, alignment.settings.seed
+    features, band = evaluated_features(sae, alignment.rate, count=count, seed=seed)
+    return features, band, one_hot(features, alignment.atlas.width)
 
 
 def directions_of(
@@ -221,12 +223,3 @@ def directions_of(
         for method in methods
         for key, translation in solve(stream, fitted, [method], progress=progress).items()
     }
-
-
-def _caption(measured: "Curve | Layers") -> str:
-    low, high = measured.band
-    return (
-        f"mean over {len(measured.features)} atlas features that fire in {low:.1%} to {high:.0%} of the sentences, "
-        f"95% bootstrap interval over features; {measured.sentences} held-out sentences; "
-        f"AP of chance {measured.chance:.3f}"
-    )

@@ -4,19 +4,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._curve import directions_of, methods_of, queries_of
-from atlas_jax.experiments._quality import BAND, FEATURES, QualityRow, quality_row, score_directions
+from atlas_jax.experiments._quality import QualityRow, quality_row, score_directions
 from atlas_jax.pipeline import Alignment, Fitted, fit_statistics, merge_fitted
 from atlas_jax.progress import Progress
 from atlas_jax.table import Column, Marked, Table
 from atlas_jax.translators import needs_of
 from atlas_jax.types import Site
 
-ALL = "all"  # the row and the column of all domains
+ALL = "all domains"  # the row and the column of all domains
 LEAST = 100  # sentences of a domain in each half, below which nothing is fitted to it or ranked in it
 MOST = 6  # domains that are compared where none are named
 
@@ -37,13 +37,13 @@ class Domains(NamedTuple):
     """Translation quality across domains.
 
     Attributes:
-      rows: a cell a site, method, fit domain and test domain; "all" is the whole half.
-      domains: sentences of each in the fit and the eval half, "all" last.
+      rows: a cell a site, method, fit domain and test domain; "all domains" is the whole half.
+      domains: sentences of each in the fit and the eval half, "all domains" last.
       dropped: those of the domains that were too small, or not among the largest.
       least: sentences that a domain needs in each half.
       chance: by test domain, the AP of chance over the features that fire there.
       features: the atlas features that were translated.
-      band: the positive rates, on the whole fit half, between which they were drawn.
+      band: the positive rates, on the whole fit half, between which they were drawn; None where they are the paper's.
     """
 
     rows: list[DomainCell]
@@ -52,7 +52,7 @@ class Domains(NamedTuple):
     least: int
     chance: dict[str, float]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -79,7 +79,7 @@ class Domains(NamedTuple):
     def _said(self, measure: str) -> str:
         caption = (
             f"mean {measure} over those of {len(self.features)} atlas features that fire in the test domain (columns), "
-            "the best single fit domain marked; 'all' is the whole corpus"
+            "the best single fit domain marked; 'all domains' is the whole corpus"
         )
         if not self.dropped:
             return caption
@@ -87,7 +87,7 @@ class Domains(NamedTuple):
         rest = len(self.dropped) - few
         told = [f"{few} with fewer than {self.least} sentences in a half"] * bool(few)
         told += [f"{rest} that were not asked for or are not among the largest"] * bool(rest)
-        return f"{caption}; left out as domains, but in 'all': {' and '.join(told)}"
+        return f"{caption}; left out as domains, but in 'all domains': {' and '.join(told)}"
 
 
 def quality_across_domains(
@@ -97,7 +97,7 @@ def quality_across_domains(
     methods: Sequence[str] | None = None,
     least: int = LEAST,
     most: int = MOST,
-    features: int = FEATURES,
+    features: int | None = None,
     progress: Progress | None = None,
 ) -> Domains:
     """Fit a translation to every domain of a run's corpus, and measure each on every other, reading each half once.
@@ -107,7 +107,7 @@ def quality_across_domains(
 
     Args:
       alignment: the run; its sites, its features and its rules are used.
-      domains: names; the largest by default. All others count in "all" alone.
+      domains: names; the largest by default. All others count in "all domains" alone.
       methods: the first of the run by default.
       least: sentences that a domain needs in each half.
       most: how many domains are compared where none are named.
@@ -126,23 +126,9 @@ def quality_across_domains(
     methods = methods_of(alignment, alignment.settings.methods[:1] if methods is None else methods)
     counts = alignment.corpus.domain_counts()
     names = _kept(counts, domains, as_count(least, "least"), as_count(most, "most"))
-    chosen, queries = queries_of(alignment, features)
+    chosen, band, queries = queries_of(alignment, features)
     of, split = _domain_of(alignment.corpus.domains, names), len(alignment.corpus.fit)
-    directions: dict[tuple[Site, Any], np.ndarray] = {}
-    whole: Fitted | None = None
-    stream = alignment.stream("fit")
-    for number, name in enumerate([*names, None]):
-        ids = np.flatnonzero(of[:split] == (number if name else -1))
-        if not len(ids):
-            continue
-        options = {"top_k": alignment.settings.top_k, "stage": name or "other domains", "progress": progress}
-        fitted = fit_statistics(stream.only(ids), needs_of(methods), **options)
-        if name:
-            solved = directions_of(stream, fitted, methods, queries, progress=progress)
-            directions |= {(site, (method, name)): x for (site, method), x in solved.items()}
-        whole = fitted if whole is None else merge_fitted(whole, fitted)
-    solved = directions_of(stream, whole, methods, queries, progress=progress)
-    directions |= {(site, (method, ALL)): x for (site, method), x in solved.items()}
+    directions = _fit(alignment, of[:split], names, methods, queries, progress)
     scores, scored = score_directions(alignment.stream("eval"), directions, chosen, progress=progress)
     columns = {name: np.flatnonzero(of[split:] == i) for i, name in enumerate(names)} | {ALL: slice(None)}
     rows = [
@@ -156,7 +142,35 @@ def quality_across_domains(
         chance[test] = float(share[share > 0].mean()) if share.any() else float("nan")
     sizes = {name: counts[name] for name in names} | {ALL: (split, len(alignment.corpus.eval))}
     dropped = {name: size for name, size in counts.items() if name not in names}
-    return Domains(rows, sizes, dropped, least, chance, chosen.tolist(), BAND)
+    return Domains(rows, sizes, dropped, least, chance, chosen.tolist(), band)
+
+
+def _fit(
+    alignment: Alignment,
+    of: Int[np.ndarray, " n"],
+    names: Sequence[str],
+    methods: Sequence[str],
+    queries: Float[np.ndarray, "q d_c"],
+    progress: Progress | None,
+) -> dict[tuple[Site, tuple[str, str]], Float[np.ndarray, "q d_s"]]:
+    """Similarity vectors by site, method and domain; the sentences of no domain of the names are in the whole alone."""
+    directions: dict[tuple[Site, tuple[str, str]], np.ndarray] = {}
+    stream, top_k = alignment.stream("fit"), alignment.settings.top_k
+
+    def solve(fitted: Fitted, domain: str) -> None:
+        found = directions_of(stream, fitted, methods, queries, progress=progress)
+        directions.update({(site, (method, domain)): x for (site, method), x in found.items()})
+
+    rest, whole = stream.only(np.flatnonzero(of < 0)), None
+    if rest.size:
+        whole = fit_statistics(rest, needs_of(methods), top_k=top_k, stage="other domains", progress=progress)
+    for number, name in enumerate(names):
+        part = stream.only(np.flatnonzero(of == number))
+        fitted = fit_statistics(part, needs_of(methods), top_k=top_k, stage=name, progress=progress)
+        solve(fitted, name)
+        whole = fitted if whole is None else merge_fitted(whole, fitted)
+    solve(whole, ALL)
+    return directions
 
 
 def _kept(counts: dict[str, tuple[int, int]], asked: Sequence[str] | None, least: int, most: int) -> list[str]:

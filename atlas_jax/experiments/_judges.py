@@ -89,6 +89,10 @@ class AtlasJudge:
     activations grow with the length of a text, so neutral texts should be about as long as those to be judged. Where
     steering raises the very features that are measured, the first part is no independent evidence.
 
+    On utterances labelled with intents (SNIPS and CLINC150; ``benchmarks/judges.py``, 2026-11-28) the bundled atlas
+    has an AUROC of 0.79 and 0.87, by activations alone 0.58 and 0.68, by embeddings alone 0.81 and 0.87; its kappa with
+    the labels of SNIPS is 0.37. It is a weak judge: report another beside it.
+
     Attributes:
       atlas: the Concept Atlas.
       queries: concept queries ``[d_c]`` by concept name.
@@ -119,7 +123,6 @@ class AtlasJudge:
     embedder: Any = dataclasses.field(default_factory=StaticEmbedding.default, repr=False)
     thresholds: Float[np.ndarray, " c"] = dataclasses.field(init=False, repr=False)
     missing: int = dataclasses.field(default=0, init=False)
-    name = "atlas-proxy"
     aspects = ("concept",)
 
     def __post_init__(self):
@@ -138,6 +141,11 @@ class AtlasJudge:
         self._mean, deviation = raw.mean(axis=1, keepdims=True), raw.std(axis=1, keepdims=True)
         self._deviation = np.where(deviation > 0, deviation, 1)
         self.thresholds = np.quantile(self._standard(raw), self.quantile, axis=0)
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files: "atlas-proxy", and the part of the score where it is one alone."""
+        return "-".join(["atlas-proxy", *(self.parts if len(self.parts) == 1 else ())])
 
     def judge(
         self, concept: str, texts: Sequence[str], aspect: str = "concept", *, instruction: Sequence[str] | None = None

@@ -11,10 +11,13 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._diagnosis import coverage
+from atlas_jax.experiments._paper import is_papers, paper
 from atlas_jax.files import write_json
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import Alignment, Scored, SentenceStream, score_sentences, top_sentences
 from atlas_jax.progress import Progress
+from atlas_jax.sae import SAEConfig
 from atlas_jax.sharding import is_first
 from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
@@ -56,7 +59,7 @@ class Quality(NamedTuple):
     Attributes:
       rows: one a site and method.
       features: the atlas features that were translated.
-      band: the positive rates, on the fit half, between which they were drawn.
+      band: the positive rates, on the fit half, between which they were drawn; None where they are the paper's.
       chance: the AP of chance, the mean positive rate on the evaluation half.
       sentences: how many sentences were ranked.
 
@@ -74,7 +77,7 @@ class Quality(NamedTuple):
 
     rows: list[QualityRow]
     features: list[int]
-    band: tuple[float, float]
+    band: tuple[float, float] | None
     chance: float
     sentences: int
 
@@ -86,18 +89,24 @@ class Quality(NamedTuple):
 
     def table(self) -> Table:
         """Tabulate AUROC and AP of every method at every site as in Table 3, the best AP of a site standing out."""
-        caption = (
-            f"mean over {len(self.features)} atlas features that fire in {self.band[0]:.1%} to {self.band[1]:.0%} "
-            f"of the sentences, 95% bootstrap interval over features; {self.sentences} held-out sentences; "
-            f"AP of chance {self.chance:.3f}"
-        )
         columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
         rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
         highest: dict[Site, float] = {}
         for row in self.rows:
             highest[row.site] = max(highest.get(row.site, 0.0), row.average_precision.mean)
         best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.site])
-        return Table("Translation quality", columns, rows, caption, best)
+        return Table("Translation quality", columns, rows, quality_caption(*self[1:]), best)
+
+
+def quality_caption(features: list[int], band: tuple[float, float] | None, chance: float, sentences: int) -> str:
+    """Say what a table of quality is over."""
+    drawn = "of the paper (A.6.1)"
+    if band is not None:
+        drawn = f"that fire in {band[0]:.1%} to {band[1]:.0%} of the sentences"
+    return (
+        f"mean over {len(features)} atlas features {drawn}, 95% bootstrap interval over features; "
+        f"{sentences} held-out sentences; AP of chance {chance:.3f}"
+    )
 
 
 def choose_features(
@@ -120,12 +129,21 @@ def choose_features(
     return np.sort(np.random.default_rng(seed).choice(usable, min(count, len(usable)), replace=False))
 
 
+def evaluated_features(
+    sae: SAEConfig, rate: Float[np.ndarray, " d_c"], *, count: int | None, seed: int
+) -> tuple[Int[np.ndarray, " q"], tuple[float, float] | None]:
+    """The atlas features of Table 3, and the band they were drawn from; the paper's own where its atlas is used."""
+    if count is None and is_papers(sae):
+        return np.array(paper().features), None
+    return choose_features(rate, count=count or FEATURES, band=BAND, seed=seed), BAND
+
+
 def translation_quality(
     stream: SentenceStream,
     translations: Mapping[tuple[Site, str], Translation],
     features: Int[np.ndarray, " q"],
     *,
-    band: tuple[float, float],
+    band: tuple[float, float] | None,
     progress: Progress | None = None,
 ) -> tuple[Quality, Scored]:
     """Compute Table 3 for every site and method; return it with the pass it was computed from.
@@ -200,9 +218,15 @@ def best_method(quality: Quality) -> str:
 
 
 def evaluate_quality(
-    alignment: Alignment, *, features: int = FEATURES, progress: Progress | None = None
+    alignment: Alignment, *, features: int | None = None, progress: Progress | None = None
 ) -> tuple[Alignment, Quality]:
     """Compute the quality table of an alignment; return the alignment with its maximally activating sentences, and it.
+
+    Args:
+      alignment: fitted.
+      features: how many atlas features to draw; None for the hundred of the paper where the atlas is the paper's, and
+        for a hundred that are drawn where it is another.
+      progress: called after every batch.
 
     Raises:
       AtlasError: if the text is too little to measure on.
@@ -215,9 +239,10 @@ def evaluate_quality(
       >>> quality.chance < 0.2  # doctest: +SKIP
       True
     """
-    chosen = choose_features(alignment.rate, count=features, band=BAND, seed=alignment.settings.seed)
+    sae, seed = alignment.atlas.sae.config, alignment.settings.seed
+    chosen, band = evaluated_features(sae, alignment.rate, count=features, seed=seed)
     quality, scored = translation_quality(
-        alignment.stream("eval"), alignment.translations, chosen, band=BAND, progress=progress
+        alignment.stream("eval"), alignment.translations, chosen, band=band, progress=progress
     )
     return dataclasses.replace(alignment, top=scored.top), quality
 
@@ -245,6 +270,8 @@ class Measured(NamedTuple):
     def save(self, directory: Path, *, dtype: str = "float32") -> None:
         """Write the run and its quality table; arguments as of :meth:`Alignment.save`."""
         self.alignment.save(directory, dtype=dtype)
+        if is_first():
+            coverage(self.alignment).save(directory)
         if is_first() and self.quality is not None:
             write_json(directory / "tables" / "quality.json", self.quality.to_dict())
 

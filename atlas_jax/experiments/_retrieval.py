@@ -1,5 +1,6 @@
 """Semantic retrieval, the protocol of Table 4: retrieval of a subject feature from the sentences that activate it."""
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.checks import as_count
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._concepts import Filtered
 from atlas_jax.metrics import Interval, bootstrap_mean, predicted_probability, reciprocal_rank
 from atlas_jax.pipeline import SentenceStream, encode_batch, run_stream
 from atlas_jax.progress import Progress
@@ -47,7 +49,7 @@ class Averaged(NamedTuple):
 
 
 class RetrievalRow(NamedTuple):
-    """MRR and MPP of one method at one site, with 95% bootstrap intervals over the features.
+    """MRR and MPP of one method at one site: 95% bootstrap intervals and standard deviations over the features.
 
     Example:
       >>> import numpy as np
@@ -64,6 +66,15 @@ class RetrievalRow(NamedTuple):
     method: str
     mrr: Interval
     mpp: Interval
+    std: tuple[float, float] = (math.nan, math.nan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        measured = {
+            name: interval._asdict() | {"std": std}
+            for name, interval, std in zip(("mrr", "mpp"), (self.mrr, self.mpp), self.std, strict=True)
+        }
+        return {"site": str(self.site), "method": self.method} | measured
 
 
 class Retrieval(NamedTuple):
@@ -75,6 +86,7 @@ class Retrieval(NamedTuple):
       centred: whether the mean atlas activations were subtracted from the queries.
       sentences: how many a query is averaged over.
       held_out: how many sentences these were taken from.
+      filters: by site, how many features fell at which filter, where sequences were given.
 
     Example:
       >>> import numpy as np
@@ -93,14 +105,14 @@ class Retrieval(NamedTuple):
     centred: bool
     sentences: int
     held_out: int
+    filters: dict[Site, Filtered] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values; the MRR and MPP of chance included."""
-        rows = [
-            {"site": str(r.site), "method": r.method, "mrr": r.mrr._asdict(), "mpp": r.mpp._asdict()} for r in self.rows
-        ]
+        rows = [row.to_dict() for row in self.rows]
+        filters = self.filters and {str(site): f._asdict() for site, f in self.filters.items()}
         chance = {str(s): {"candidates": n, "mrr": chance_mrr(n), "mpp": 1 / n} for s, n in self.candidates.items()}
-        return self._asdict() | {"rows": rows, "candidates": chance}
+        return self._asdict() | {"rows": rows, "candidates": chance, "filters": filters}
 
     as_json = to_dict
 
@@ -111,8 +123,9 @@ class Retrieval(NamedTuple):
             for site, n in self.candidates.items()
         )
         centred = "minus" if self.centred else "without subtracting"
+        of = f"the {self.sentences} strongest of {self.held_out} held-out sentences"
         caption = (
-            f"queries averaged over the {self.sentences} strongest of {self.held_out} held-out sentences, "
+            f"queries averaged over {of if self.filters is None else f'{self.sentences} given sequences at most'}, "
             f"{centred} the mean atlas activations; 95% bootstrap interval over features; {chance}"
         )
         columns = Column("site"), Column("method"), Column("MRR", ".3f"), Column("MPP", ".3f")
@@ -171,24 +184,41 @@ def semantic_retrieval(
     averaged = averaged_queries(stream, _strongest(stream, sentences, progress), sentences, progress=progress)
     rows = []
     for (site, method), t in translations.items():
-        scores = _retrieved(t, *averaged[site], t.mean_atlas if centre else jnp.zeros(t.d_c))
-        rows.append(RetrievalRow(site, method, *map(bootstrap_mean, scores)))
+        queries, valid = averaged[site]
+        rows.append(retrieval_row(site, method, t, queries, valid, valid, centre=centre))
     candidates = {site: len(a.valid) for site, a in averaged.items()}
     return Retrieval(rows, candidates, centre, sentences, stream.size)
 
 
-def _retrieved(
-    t: Translation, queries: Float[Array, "d_s d_c"], valid: Int[np.ndarray, " v"], mean: Float[Array, " d_c"]
-) -> tuple[Float[np.ndarray, " v"], Float[np.ndarray, " v"]]:
-    """Apply :func:`ranked` to the centred queries of the valid features, some at a time."""
-    scores = []
-    for start in range(0, len(valid), QUERIES):
-        own = valid[start : start + QUERIES]
-        among = t.similarity(queries[jnp.asarray(own)] - mean[None, :])[:, jnp.asarray(valid)]
-        target = jnp.arange(start, start + len(own))
+def retrieval_row(
+    site: Site,
+    method: str,
+    translation: Translation,
+    queries: Float[Array | np.ndarray, "q d_c"],
+    own: Int[np.ndarray, " v"],
+    features: Int[np.ndarray, " v"],
+    *,
+    centre: bool,
+) -> RetrievalRow:
+    """Compute MRR and MPP (Eqs. 10 and 11) of features ranked among themselves, some at a time.
+
+    Args:
+      site: of the translation.
+      method: of the translation.
+      translation: what is measured.
+      queries: averaged atlas activations.
+      own: the row of each feature's query.
+      features: what is ranked.
+      centre: subtract the mean atlas activations of the fitting corpus.
+    """
+    mean, scores = translation.mean_atlas if centre else jnp.zeros(translation.d_c), []
+    for start in range(0, len(features), QUERIES):
+        some = jnp.asarray(queries)[jnp.asarray(own[start : start + QUERIES])]
+        among = translation.similarity(some - mean[None, :])[:, jnp.asarray(features)]
+        target = jnp.arange(start, start + len(some))
         scores.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
-    ranks, probabilities = map(np.concatenate, zip(*scores, strict=True))
-    return ranks, probabilities
+    found = [np.concatenate(parts) for parts in zip(*scores, strict=True)]
+    return RetrievalRow(site, method, *map(bootstrap_mean, found), tuple(float(np.std(x)) for x in found))
 
 
 def ranked(
@@ -257,19 +287,38 @@ def _lens_step(
 
 def _averaged(site: Site, statistics: Statistics, subject: Lens, atlas: Lens) -> Averaged:
     count = jnp.maximum(atlas.found, 1).astype(jnp.float32)[:, None]
-    valid = np.flatnonzero(_activates_most(to_host(subject.total / count), statistics))
+    mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
+    deviation = np.sqrt(scatter / float(statistics.weight))
+    means = to_host(subject.total / count)
+    valid = np.flatnonzero(activates_most(means, np.arange(len(means)), mean, deviation))
     if not len(valid):
         raise AtlasError(f"no feature at {site} is the one that its own sentences activate most; give more text")
     return Averaged(atlas.total / count, valid)
 
 
-def _activates_most(means: Float[np.ndarray, "d_s d_s"], statistics: Statistics) -> Bool[np.ndarray, " d_s"]:
-    """Find the features that stand out most on their own sentences; row i holds the mean activations on those of i."""
-    mean, scatter = (to_host(x).astype(np.float64) for x in statistics.subject.raw[:2])
-    deviation = np.sqrt(scatter / float(statistics.weight))
+def activates_most(
+    means: Float[np.ndarray, "q d_s"],
+    own: Int[np.ndarray, " q"],
+    mean: Float[np.ndarray, " d_s"],
+    deviation: Float[np.ndarray, " d_s"],
+) -> Bool[np.ndarray, " q"]:
+    """Find the features that stand out most on their own sentences, in standard deviations from their means.
+
+    Args:
+      means: mean activations of all features on the sentences of each of ``q``.
+      own: these features.
+      mean: of every feature on all sentences.
+      deviation: of every feature on all sentences; a feature that does not vary stands out nowhere.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.experiments._retrieval import activates_most
+      >>> activates_most(np.array([[3.0, 1.0], [3.0, 2.0]]), np.array([0, 1]), np.zeros(2), np.array([2.0, 1.0]))
+      array([ True,  True])
+    """
     scale, most = np.where(deviation > 0, deviation, np.inf), np.empty(len(means), bool)
     for start in range(0, len(means), QUERIES):
         score = (means[start : start + QUERIES] - mean) / scale
-        own = start + np.arange(len(score))
-        most[start : start + QUERIES] = (score.argmax(axis=1) == own) & (score.max(axis=1) > 0)
+        of = own[start : start + QUERIES]
+        most[start : start + QUERIES] = (score.argmax(axis=1) == of) & (score.max(axis=1) > 0)
     return most

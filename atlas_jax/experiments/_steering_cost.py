@@ -97,7 +97,7 @@ def _neutral(alignment: Alignment, count: int) -> Tokens:
 
 
 def _measure(
-    model: LanguageModel, tokens: Tokens, strengths: Sequence[float], vectors: dict[Site, Float[np.ndarray, " d"]]
+    model: LanguageModel, tokens: Tokens, strengths: Sequence[float], vectors: dict[Site, Float[np.ndarray, " _"]]
 ) -> dict[str, list[float]]:
     """Additional nats a token and divergence at every strength, of every sentence against itself unsteered."""
     strengths = np.array([0.0, *strengths], np.float32)

@@ -21,6 +21,7 @@ from atlas_jax.experiments._steering_rows import (
     SteeringSettings,
     decode,
     directions,
+    file_name,
     json_lines,
 )
 from atlas_jax.files import differences, read_json, write_json
@@ -32,6 +33,7 @@ from atlas_jax.table import Column, Table
 if TYPE_CHECKING:
     from atlas_jax.experiments._judges import Judge
 
+TOGETHER = 256  # texts that a judge is given at once
 SETTINGS, GENERATIONS, COSTS = "settings.json", "generations.jsonl", "costs.jsonl"
 ASPECTS = ("concept", "instruction", "fluency")
 _log = logging.getLogger(__name__)
@@ -102,6 +104,19 @@ class SteeringEvaluation(NamedTuple):
             "settings": self.settings.to_dict(), "judge": self.judge, "baseline": plain(self.baseline),
             "scores": scores, "costs": [c._asdict() for c in self.costs], "counts": self.counts,
         }  # fmt: skip
+
+    def warnings(self) -> list[str]:
+        """Say in a sentence each where the table is not to be trusted."""
+        found = []
+        chance = {s.sites: s.faithfulness.mean for s in self.scores if s.method.startswith("random")}
+        own = [s for s in self.scores if s.method in self.settings.methods]
+        if weak := [f"{s.method} at {s.sites}" for s in own if s.faithfulness.mean <= chance.get(s.sites, -1.0)]:
+            found.append(f"no better than a random direction: {', '.join(weak)}")
+        if lost := [f"{s.method} at {s.sites}" for s in own if (s.perplexity or 0.0) > 2]:
+            found.append(f"best at a strength that more than doubles perplexity: {', '.join(lost)}")
+        if single := sum(len(c.features) == 1 for c in self.settings.concepts):
+            found.append(f"{single} of {len(self.settings.concepts)} concepts are a single atlas feature")
+        return found
 
     def tables(self) -> list[Table]:
         """Return Table 5, and what steering costs."""
@@ -225,25 +240,32 @@ def _rated(
     progress: Progress | None,
 ) -> list[Rated]:
     """Ratings of all texts, those kept on disk and those that the judge is asked for now."""
-    slug = "".join(c if c.isalnum() or c in "-._" else "-" for c in judge.name)
-    path = directory / f"ratings-{slug}.jsonl"
+    path = directory / f"ratings-{file_name(judge.name)}.jsonl"
     lines = [Rated(**content) for content in json_lines(path) if content]
     there = {r[:5]: r for r in lines}
     path.write_text("".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8")
-    wanted = list(_cells_to_rate(rows, settings, aspect))
-    report, size, out = progress or unreported, len(settings.prompts), []
-    report("judge", 0, len(wanted) * size, 0)
+    wanted = dict(_cells_to_rate(rows, settings, aspect))
+    lacking = [key for key in wanted if key not in there]
+    report, size, groups = progress or unreported, len(settings.prompts), []
+    for key in lacking:  # cells of a concept together, for a judge that has several requests under way
+        if groups and groups[-1][0][0] == key[0] and len(groups[-1]) < max(1, TOGETHER // size):
+            groups[-1].append(key)
+        else:
+            groups.append([key])
+    done = len(wanted) - len(lacking)
+    report("judge", done * size, len(wanted) * size, 0)
     with path.open("a", encoding="utf-8", newline="\n") as file:
-        for done, (key, texts) in enumerate(wanted, 1):
-            if key not in there:
-                instruction = [r.prompt for r in texts] if aspect == "instruction" else None
-                ratings = judge.judge(key[0], [r.text for r in texts], aspect, instruction=instruction)
-                there[key] = Rated(*key, ratings)
+        for group in groups:
+            texts = [row for key in group for row in wanted[key]]
+            instruction = [row.prompt for row in texts] if aspect == "instruction" else None
+            ratings = judge.judge(group[0][0], [row.text for row in texts], aspect, instruction=instruction)
+            for i, key in enumerate(group):
+                there[key] = Rated(*key, ratings[i * size : (i + 1) * size])
                 file.write(json.dumps(there[key]._asdict(), ensure_ascii=False) + "\n")
-                file.flush()
-            out.append(there[key])
+            file.flush()
+            done += len(group)
             report("judge", done * size, len(wanted) * size, 0)
-    return out
+    return [there[key] for key in wanted]
 
 
 def _cells_to_rate(

@@ -30,7 +30,7 @@ SENTENCES = 4096  # that differences of means are over
 BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
 
-class Concept(NamedTuple):
+class SteeringConcept(NamedTuple):
     """A concept to steer along.
 
     Attributes:
@@ -64,13 +64,13 @@ class SteeringSettings:
       chat: prompts are messages in the model's chat template.
 
     Example:
-      >>> from atlas_jax.experiments import Concept, SteeringSettings
-      >>> dogs = Concept("dogs", (7,), (1.0,))
+      >>> from atlas_jax.experiments import SteeringConcept, SteeringSettings
+      >>> dogs = SteeringConcept("dogs", (7,), (1.0,))
       >>> SteeringSettings((dogs,), ("I saw",), (0.5,), (("mlp_act.1",),), ("procrustes",)).unit
       'norm'
     """
 
-    concepts: tuple[Concept, ...]
+    concepts: tuple[SteeringConcept, ...]
     prompts: tuple[str, ...]
     strengths: tuple[float, ...]
     sites: tuple[tuple[str, ...], ...]
@@ -157,11 +157,11 @@ class Directions(NamedTuple):
       native: by concept, in the foundation model at the atlas's site.
     """
 
-    subject: dict[tuple[str, Site, str], Float[np.ndarray, " d"]]
-    native: dict[str, Float[np.ndarray, " d"]]
+    subject: dict[tuple[str, Site, str], Float[np.ndarray, " _"]]
+    native: dict[str, Float[np.ndarray, " _"]]
 
 
-def queries_of(atlas: ConceptAtlas, concepts: Sequence[Concept]) -> dict[str, Float[np.ndarray, " d_c"]]:
+def concept_queries(atlas: ConceptAtlas, concepts: Sequence[SteeringConcept]) -> dict[str, Float[np.ndarray, " d_c"]]:
     """Return the atlas query of every concept ``[d_c]``, by name.
 
     Raises:
@@ -176,7 +176,7 @@ def queries_of(atlas: ConceptAtlas, concepts: Sequence[Concept]) -> dict[str, Fl
     return queries
 
 
-def read_concepts(path: Path) -> tuple[Concept, ...]:
+def read_steering_concepts(path: Path) -> tuple[SteeringConcept, ...]:
     """Read concepts from JSON lines with ``concept``, ``features`` and perhaps ``weights``.
 
     Raises:
@@ -185,11 +185,11 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     Example:
       >>> import tempfile
       >>> from pathlib import Path
-      >>> from atlas_jax.experiments import read_concepts
+      >>> from atlas_jax.experiments import read_steering_concepts
       >>> path = Path(tempfile.mkdtemp()) / "concepts.jsonl"
       >>> _ = path.write_text('{"concept": "dogs", "features": [3, 5]}')
-      >>> read_concepts(path)
-      (Concept(name='dogs', features=(3, 5), weights=(1.0, 1.0)),)
+      >>> read_steering_concepts(path)
+      (SteeringConcept(name='dogs', features=(3, 5), weights=(1.0, 1.0)),)
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -201,7 +201,7 @@ def read_concepts(path: Path) -> tuple[Concept, ...]:
     return tuple(concepts)
 
 
-def _concept(line: str, path: Path, number: int) -> Concept:
+def _concept(line: str, path: Path, number: int) -> SteeringConcept:
     wanted = 'write {"concept": text, "features": [ids], "weights": [numbers]}, weights only where they are not 1'
     try:
         row = json.loads(line)
@@ -210,7 +210,7 @@ def _concept(line: str, path: Path, number: int) -> Concept:
         whole = all(isinstance(f, int) and not isinstance(f, bool) for f in features)
         if not (isinstance(name, str) and name.strip() and features and whole and len(weights) == len(features)):
             raise ValueError
-        return Concept(name, tuple(features), tuple(map(float, weights)))
+        return SteeringConcept(name, tuple(features), tuple(map(float, weights)))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise AtlasError(f"line {number} of '{path}' is no concept; {wanted}") from None
 
@@ -242,7 +242,7 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     Raises:
       AtlasError: for a translation that the run lacks, or one that knows no token norm where ``unit`` needs it.
     """
-    queries = queries_of(alignment.atlas, settings.concepts)
+    queries = concept_queries(alignment.atlas, settings.concepts)
     sites = list(dict.fromkeys(Site.parse(site) for group in settings.sites for site in group))
     rng, names = np.random.default_rng(settings.seed), list(queries)
     along: dict[tuple[str, Site, str], np.ndarray] = {}
@@ -279,8 +279,8 @@ def _native(
     settings: SteeringSettings,
     site: Site,
     queries: Mapping[str, Float[np.ndarray, " d_c"]],
-    along: Mapping[tuple[str, Site, str], Float[np.ndarray, " d"]],
-) -> dict[str, Float[np.ndarray, " d"]]:
+    along: Mapping[tuple[str, Site, str], Float[np.ndarray, " _"]],
+) -> dict[str, Float[np.ndarray, " _"]]:
     """The decoder's direction of every concept in the foundation model."""
     atlas, method = alignment.atlas, settings.methods[0]
     if (own := alignment.translation(site, method).token_norm) is None:
@@ -311,7 +311,7 @@ def difference_of_means(
     *,
     sentences: int = SENTENCES,
     progress: Progress | None = None,
-) -> dict[tuple[Site, str], Float[np.ndarray, " d"]]:
+) -> dict[tuple[Site, str], Float[np.ndarray, " _"]]:
     """Subtract mean subject activations of fit sentences without a concept from those of sentences with it (DiffMean).
 
     A sentence has the concept where a feature of its query fires; no label is needed. Activations are means over the
@@ -383,7 +383,7 @@ class Decoder:
         row_bytes: int = ROW_BYTES,
     ) -> None:
         self.settings, self.along, self.atlas, self.model = settings, along, alignment.atlas, alignment.subject.model
-        self.queries = queries_of(alignment.atlas, settings.concepts)
+        self.queries = concept_queries(alignment.atlas, settings.concepts)
         sites = dict.fromkeys(Site.parse(site) for group in settings.sites for site in group)
         self.widths = {site: self.model.config.width(site.point) for site in sites}
         self.row_bytes = row_bytes
@@ -492,6 +492,17 @@ def decode(decoder: Decoder, path: Path, *, progress: Progress | None = None) ->
             tokens += sum(len(row.ids) for row in new)
             report("steer", len(rows), ends[-1], tokens)
     return rows
+
+
+def file_name(judge: str) -> str:
+    """Return the name of a judge as a part of a file's name.
+
+    Example:
+      >>> from atlas_jax.experiments import file_name
+      >>> file_name("chat:gpt-4o-mini")
+      'chat-gpt-4o-mini'
+    """
+    return "".join(c if c.isalnum() or c in "-._" else "-" for c in judge)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -119,7 +119,7 @@ def detected_in(answer: str, count: int) -> list[bool] | None:
 
 
 def read_form(form: type[_Form], answer: str) -> _Form | None:
-    """Return an answer that is JSON of a form, perhaps in a code block; None for any other.
+    """Parse an answer that is JSON of a form, perhaps in a code block; None for any other.
 
     Example:
       >>> from atlas_jax.labels import Detection, read_form
