@@ -20,7 +20,7 @@ EXCEPTIONS = {"atlas_jax.labels._explain.Description", "atlas_jax.labels._explai
 EXCEPTIONS |= {f"atlas_jax.experiments._causality.{name}" for name in ("CausalCell", "CausalRow", "Causality")}
 EXCEPTIONS |= {f"atlas_jax.experiments._curve.{name}" for name in ("Curve", "CurvePoint", "Layers")}
 EXCEPTIONS |= {f"atlas_jax.experiments._domains.{name}" for name in ("DomainCell", "Domains")}
-EXCEPTIONS |= {f"atlas_jax.experiments._steering_evaluation.{name}" for name in ("Score", "SteeringEvaluation")}
+EXCEPTIONS |= {f"atlas_jax.experiments._steering_scores.{name}" for name in ("Score", "SteeringEvaluation")}
 
 
 @pytest.mark.parametrize("name", MODULES)

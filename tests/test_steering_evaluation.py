@@ -22,8 +22,10 @@ from atlas_jax.experiments import (
     steering_evaluation,
 )
 from atlas_jax.experiments._steering import concept_activation
-from atlas_jax.experiments._steering_evaluation import COSTS, GENERATIONS, Rated, evaluate_ratings
-from atlas_jax.experiments._steering_rows import Cell, Row, read_rows
+from atlas_jax.experiments._steering_evaluation import COSTS, GENERATIONS
+from atlas_jax.experiments._steering_plan import Cell
+from atlas_jax.experiments._steering_scores import Rated, evaluate_ratings
+from atlas_jax.experiments._steering_texts import Row, read_rows
 from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
 

@@ -99,25 +99,27 @@ from atlas_jax.experiments._steering import (
     steered_table as steered_table,
 )
 from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as steering_cost
-from atlas_jax.experiments._steering_evaluation import (
-    Score as Score,
-    SteeringEvaluation as SteeringEvaluation,
-    distinct as distinct,
-    repetition as repetition,
-    steering_evaluation as steering_evaluation,
+from atlas_jax.experiments._steering_directions import (
+    difference_of_means as difference_of_means,
+    directions as directions,
 )
-from atlas_jax.experiments._steering_rows import (
+from atlas_jax.experiments._steering_evaluation import steering_evaluation as steering_evaluation
+from atlas_jax.experiments._steering_plan import (
     CONTROLS as CONTROLS,
     Cell as Cell,
     SteeringConcept as SteeringConcept,
     SteeringSettings as SteeringSettings,
     concept_queries as concept_queries,
-    difference_of_means as difference_of_means,
-    directions as directions,
-    file_name as file_name,
     plan as plan,
     read_steering_concepts as read_steering_concepts,
 )
+from atlas_jax.experiments._steering_scores import (
+    Score as Score,
+    SteeringEvaluation as SteeringEvaluation,
+    distinct as distinct,
+    repetition as repetition,
+)
+from atlas_jax.experiments._steering_texts import file_name as file_name
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1
 

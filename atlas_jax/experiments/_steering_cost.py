@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.experiments._steering_rows import Directions, SteeringSettings, json_lines
+from atlas_jax.experiments._steering_directions import Directions
+from atlas_jax.experiments._steering_plan import SteeringSettings
+from atlas_jax.experiments._steering_texts import json_lines
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment
 from atlas_jax.progress import Progress, unreported
