@@ -16,11 +16,6 @@ FACES = [f"atlas_jax.{m.name}" for m in pkgutil.iter_modules(atlas_jax.__path__)
 
 # The docstring of a pydantic model is part of the JSON schema that a chat server is given.
 EXCEPTIONS = {"atlas_jax.labels._explain.Description", "atlas_jax.labels._explain.Detection"}
-# Records of many fields, which a function with an example returns.
-EXCEPTIONS |= {f"atlas_jax.experiments._causality.{name}" for name in ("CausalCell", "CausalRow", "Causality")}
-EXCEPTIONS |= {f"atlas_jax.experiments._curve.{name}" for name in ("Curve", "CurvePoint", "Layers")}
-EXCEPTIONS |= {f"atlas_jax.experiments._domains.{name}" for name in ("DomainCell", "Domains")}
-EXCEPTIONS |= {f"atlas_jax.experiments._steering_scores.{name}" for name in ("Score", "SteeringEvaluation")}
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -59,6 +59,11 @@ class CausalCell(NamedTuple):
       activation: their mean activation on a text, see :class:`Steered`.
       perplexity: geometric mean over the texts, under the unsteered subject; nan where none has a token.
       texts: the continuations.
+
+    Example:
+      >>> from atlas_jax.experiments import CausalCell
+      >>> CausalCell("steered", "dogs", 0.5, 1.2, 9.0, ["a dog", "a list"]).expression
+      0.5
     """
 
     condition: str
@@ -73,6 +78,14 @@ class CausalRow(NamedTuple):
     """One condition: means over concepts with 95% bootstrap intervals, of the perplexity the geometric mean.
 
     ``change`` is the activation less that of the unsteered texts, concept by concept.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.experiments import CausalRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> round(CausalRow("steered", *[interval] * 4).expression.mean, 2)
+      0.85
     """
 
     condition: str
@@ -97,6 +110,12 @@ class Causality(NamedTuple):
       method: the translation.
       strength: of steering, in mean token norms of the site.
       prompts: what was continued, with repeats.
+
+    Example:
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import Causality
+      >>> Causality([], ["dogs"], Site("mlp_act", 1), (), "procrustes", 1.0, ["The"]).excluded
+      ['dogs']
     """
 
     cells: list[CausalCell]

@@ -25,7 +25,18 @@ from atlas_jax.types import Site, sites_of
 
 
 class CurvePoint(NamedTuple):
-    """Quality of one method at one site, fitted to the first ``sentences`` of the fit half."""
+    """Quality of one method at one site, fitted to the first ``sentences`` of the fit half.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import CurvePoint, QualityRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> row = QualityRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> CurvePoint(1000, row).to_dict()["sentences"]
+      1000
+    """
 
     sentences: int
     quality: QualityRow
@@ -44,6 +55,16 @@ class Curve(NamedTuple):
       band: the positive rates, on the fit half, between which they were drawn; None where they are the paper's.
       chance: the AP of chance, the mean positive rate on the evaluation half.
       sentences: how many held-out sentences were ranked.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import Curve, CurvePoint, QualityRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> row = QualityRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> Curve([CurvePoint(1000, row)], [3, 5], (0.005, 0.2), 0.04, 100).to_dict()["chance"]
+      0.04
     """
 
     rows: list[CurvePoint]
@@ -67,7 +88,18 @@ class Curve(NamedTuple):
 
 
 class Layers(NamedTuple):
-    """Translation quality by layer; fields as of :class:`Curve`, ``rows`` by method and then by site."""
+    """Translation quality by layer; fields as of :class:`Curve`, ``rows`` by method and then by site.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import Layers, QualityRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> row = QualityRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> len(Layers([row], [3, 5], (0.005, 0.2), 0.04, 100).to_dict()["rows"])
+      1
+    """
 
     rows: list[QualityRow]
     features: list[int]

@@ -22,7 +22,18 @@ MOST = 6  # domains that are compared where none are named
 
 
 class DomainCell(NamedTuple):
-    """Quality on the held-out sentences of domain ``test`` of a translation fitted to those of domain ``fit``."""
+    """Quality on the held-out sentences of domain ``test`` of a translation fitted to those of domain ``fit``.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax import Site
+      >>> from atlas_jax.experiments import DomainCell, QualityRow
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> row = QualityRow(Site("mlp_act", 1), "ridge", interval, interval)
+      >>> DomainCell("books", "code", row).to_dict()["test"]
+      'code'
+    """
 
     fit: str
     test: str
@@ -44,6 +55,12 @@ class Domains(NamedTuple):
       chance: by test domain, the AP of chance over the features that fire there.
       features: the atlas features that were translated.
       band: the positive rates, on the whole fit half, between which they were drawn; None where they are the paper's.
+
+    Example:
+      >>> from atlas_jax.experiments import Domains
+      >>> domains = Domains([], {"books": (900, 100)}, {"code": (9, 1)}, 50, {"books": 0.04}, [3, 5], None)
+      >>> sorted(domains.dropped)
+      ['code']
     """
 
     rows: list[DomainCell]

@@ -32,6 +32,15 @@ class Score(NamedTuple):
       harmonic: harmonic mean of the ratings for concept, instruction and fluency (0 to 2) at the best strength; None
         where the judge does not give them.
       missing: ratings that could not be had.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.experiments import Score
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> score = Score("ridge", "mlp_act.1", interval, interval, None, None, 0, None, None, None, None, 0)
+      >>> round(score.faithfulness.mean, 2)
+      0.85
     """
 
     method: str
@@ -58,6 +67,16 @@ class SteeringEvaluation(NamedTuple):
       baseline: share of unsteered texts that express a concept, a mean over concepts.
       costs: what steering costs on neutral text; empty where it was not asked for.
       counts: by concept, ratings of each class among unsteered and steered texts together.
+
+    Example:
+      >>> import numpy as np
+      >>> from atlas_jax.experiments import SteeringConcept, SteeringEvaluation, SteeringSettings
+      >>> from atlas_jax.metrics import bootstrap_mean
+      >>> dogs = SteeringConcept("dogs", (7,), (1.0,))
+      >>> settings = SteeringSettings((dogs,), ("I saw",), (0.5,), (("mlp_act.1",),), ("procrustes",), controls=())
+      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
+      >>> SteeringEvaluation(settings, "proxy", [], interval, [], {}).judge
+      'proxy'
     """
 
     settings: SteeringSettings
