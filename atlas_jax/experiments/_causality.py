@@ -30,7 +30,7 @@ UNSTEERED, STEERED = "unsteered", "steered"
 
 
 class Condition(NamedTuple):
-    """What is done to the subject: steered (1) or not (0), along the concept or not, and where it is projected out."""
+    """An edit of the subject: strength 1 or 0, along the concept or not, and where the direction is projected out."""
 
     steered: float
     orthogonal: bool = False
@@ -80,12 +80,10 @@ class CausalRow(NamedTuple):
     ``change`` is the activation less that of the unsteered texts, concept by concept.
 
     Example:
-      >>> import numpy as np
       >>> from atlas_jax.experiments import CausalRow
-      >>> from atlas_jax.metrics import bootstrap_mean
-      >>> interval = bootstrap_mean(np.array([0.8, 0.9]))
-      >>> round(CausalRow("steered", *[interval] * 4).expression.mean, 2)
-      0.85
+      >>> from atlas_jax.metrics import Interval
+      >>> CausalRow("steered", *[Interval(0.5, 0.4, 0.6, 9, 0)] * 4).expression[0]
+      0.5
     """
 
     condition: str
@@ -100,7 +98,7 @@ class CausalRow(NamedTuple):
 
 
 class Causality(NamedTuple):
-    """What becomes of concepts when their direction is steered along, projected out, or avoided.
+    """The effect on concepts of steering along their direction, projecting it out, or avoiding it.
 
     Attributes:
       cells: one a condition and concept.

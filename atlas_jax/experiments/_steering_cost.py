@@ -24,7 +24,7 @@ LOGITS = 2**26  # held at a time
 
 
 class Cost(NamedTuple):
-    """What steering by a method at one strength costs on neutral text, a mean over concepts.
+    """The cost of steering by a method at one strength on neutral text, a mean over concepts.
 
     Attributes:
       method: a translator or a control.

@@ -22,7 +22,7 @@ SENTENCES = 4096  # that differences of means are over
 
 
 class Directions(NamedTuple):
-    """What steering at strength 1 adds, by method, site and concept: ``[d]``.
+    """The addition of steering at strength 1, by method, site and concept: ``[d]``.
 
     Attributes:
       subject: of the translators and the controls in the subject.

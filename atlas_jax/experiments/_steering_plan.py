@@ -39,7 +39,7 @@ class SteeringConcept(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SteeringSettings:
-    """What an evaluation of steering decodes.
+    """The settings of an evaluation of steering.
 
     Attributes:
       concepts: what is steered along.

@@ -197,7 +197,7 @@ def _gain(rate: float, baseline: float) -> float:
 
 
 class _Effect(NamedTuple):
-    """What steering does for one concept."""
+    """The effect of steering on one concept."""
 
     faithfulness: float
     held_out: float

@@ -89,7 +89,7 @@ class Decoder:
         return chunks
 
     def _cells(self, model: LanguageModel) -> int:
-        """How many cells fit the memory."""
+        """Return the number of cells that fit the memory."""
         config, tokens = model.config, self.settings.max_new_tokens + 64
         width = np.dtype(jnp.dtype(model.decoder.norm.weight[...].dtype)).itemsize
         cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * tokens * width
