@@ -11,7 +11,7 @@ was run; with --chat-model one is asked as well.
           of neutral text
   models  judges by likelihood on as many texts with as without the concept: AUROC of the expected rating, and the
           share rated right (2 with, 0 without). Models this small know no task, so expect chance: 0.5
-  kappa   Cohen's kappa with quadratic weights on the same texts, and 0 for chance; nan where a judge rates all alike
+  kappa   Cohen's kappa with quadratic weights on the same texts; 0 is chance, and where a judge rates all alike
 
     ATLAS_JAX_DATA=DIR python benchmarks/judges.py [--quick] [--chat-model NAME --base-url URL] [--out FILE]
 """
@@ -159,7 +159,7 @@ def main() -> None:
     ratings = {"labels": [rating for _, truth in pairs.values() for rating in truth]}
     for parts in (PARTS[:1], PARTS[1:], PARTS):
         judge = AtlasJudge(atlas, queries_of(atlas, music), neutral, parts=parts)
-        ratings[f"{judge.name}, {'+'.join(parts)}"] = by_judge(judge, pairs)
+        ratings[f"atlas-proxy, {'+'.join(parts)}"] = by_judge(judge, pairs)
     models = {"bundled subject": LanguageModel.from_pretrained(SUBJECT), "bundled foundation": atlas.model}
     models |= {d.name: LanguageModel.from_pretrained(d) for d in sorted((data / "models").iterdir()) if d.is_dir()}
     for name, model in models.items():

@@ -25,10 +25,21 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Given out first and in this order, so that no worker is left with one of them when the others are done.
 SLOWEST = ["quickstart", "resume", "choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "notebooks"]
-SLOWEST += ["sae_command", "run_files", "atlas_build", "sae_check", "interrupts", "procrustes", "translators"]
+SLOWEST += [
+    "steering_evaluation",
+    "evaluate_more",
+    "judges",
+    "sae_command",
+    "run_files",
+    "atlas_build",
+    "sae_check",
+    "interrupts",
+    "procrustes",
+    "translators",
+]
 # Whole runs, most of whose programs run a few times: compiled quickly rather than well, all else as for users.
 QUICKLY = {"choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "run_files", "resume", "notebooks"}
-QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests"}
+QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests", "steering_evaluation", "evaluate_more"}
 
 
 def pytest_collection_modifyitems(items):

@@ -47,7 +47,7 @@ def test_commands_and_links_are_right(page):
 
 def test_the_check_of_commands_can_fail():
     own = (HOME / "docs" / "own-models.md").read_text()
-    assert len(commands(own)) == 14
+    assert len(commands(own)) == 18
     assert unknown(["atlas", "buid", "--out", "x"]) == ["buid"]
     assert unknown(["steer", "run", "--strengh", "1"]) == ["--strengh"]
 

@@ -304,7 +304,7 @@ def by_hand(rows):
 @pytest.mark.parametrize("aspect", ["concept", "instruction", "fluency"])
 def test_a_local_model_rates_by_the_likelihood_of_each_label(aspect):
     judge = ModelJudge(subject(), "bundled", examples=False)
-    texts = [*TEXTS[:3], *sentences(1)]
+    texts = [*TEXTS[:3], *sentences(1), TEXTS[0]]
     instruction = ["Write about it."] * len(texts) if aspect == "instruction" else None
     found = judge.probabilities("dogs", texts, aspect, instruction=instruction)
     prompts = [rating_prompt(aspect, "dogs", [item], examples=False) for item in items_of(texts, aspect, instruction)]
@@ -390,6 +390,10 @@ def test_the_proxy_knows_a_text_of_a_concept():
     assert proxy().judge("random", ["A random number generator draws random samples.", ""]) == [2, 0]
     assert proxy().judge("random", []) == []
     assert proxy().missing == 0
+    assert [proxy(parts=p).name for p in (("activation",), ("activation", "embedding"))] == [
+        "atlas-proxy-activation",
+        "atlas-proxy",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -259,6 +259,13 @@ FAULTS = {
         "no window": windows(lambda w: [None] * len(w)),
         "theta": rope_fault(theta=110.0),
     },
+    "starcoder2": {
+        **{f"no bias in {m}": without_bias(m) for m in ("q_proj", "o_proj", "down_proj", "norm")},
+        "root mean square": module_fault("Norm", kind="rms"),
+        "no window": windows(lambda w: [None] * len(w)),
+        "eps": config_fault(norm_eps=constant(1e-5)),
+        "exact gelu": config_fault(activation=constant("gelu")),
+    },
     "gpt2": {
         **{f"no bias in {m}": without_bias(m) for m in ("q_proj", "v_proj", "o_proj", "up_proj", "down_proj")},
         **{f"no bias in {m}": without_bias(m) for m in ("input_layernorm", "post_attention_layernorm", "norm")},

@@ -34,6 +34,7 @@ def plain(text: str) -> str:
     r"""Remove control characters, and put U+FFFD for halves of surrogate pairs, so that a terminal only shows a text.
 
     Example:
+      >>> from atlas_jax.cli._console import plain
       >>> plain("a \x1b[31mdog\x00")
       'a [31mdog'
     """

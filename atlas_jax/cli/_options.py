@@ -1,13 +1,16 @@
 """Options of several commands: names that help lists, numbers checked before any work, and the query of a concept."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from atlas_jax.cli._console import warn
 from atlas_jax.errors import AtlasError
+from atlas_jax.files import RUN, check_place, new_file, write_json
 from atlas_jax.names import METHOD_NAMES, POINT_NAMES, POOLING_NAMES, USE_NAMES
 
 if TYPE_CHECKING:
@@ -21,6 +24,7 @@ def finite(*, above: float | int = -math.inf, least: float | int = -math.inf) ->
     Typer's own ``min`` and ``max`` let nan pass, have no open end, and do not work for several numbers.
 
     Example:
+      >>> from atlas_jax.cli._options import finite
       >>> finite(above=0)(0.5)
       0.5
     """
@@ -108,6 +112,7 @@ def weights(features: list[str]) -> dict[int, float]:
       AtlasError: for anything else, a weight that is not finite, or a feature with two weights.
 
     Example:
+      >>> from atlas_jax.cli._options import weights
       >>> weights(["17:0.5", "40:-1", "3"])
       {17: 0.5, 40: -1.0, 3: 1.0}
     """
@@ -123,3 +128,21 @@ def weights(features: list[str]) -> dict[int, float]:
         if weight_of.setdefault(feature, value) != value:
             raise AtlasError(f"--feature {feature} was given with two weights, {weight_of[feature]:g} and {value:g}")
     return weight_of
+
+
+@contextmanager
+def result_file(run: Path, name: str, out: Path | None, overwrite: bool) -> Iterator[Callable[[Any], None]]:
+    """Give what writes a result as JSON to ``out``, or as a table of the run, where the last one is replaced.
+
+    Raises:
+      AtlasError: before any work, if nothing can be written there, or ``out`` exists and is not to be replaced.
+    """
+    path = run / "tables" / f"{name}.json" if out is None else out
+    if out is not None or (run / RUN).is_file():  # what is no run is for its reader to say
+        check_place(path, overwrite=overwrite or out is None)
+
+    def store(content: Any) -> None:
+        with new_file(path) as place:
+            write_json(place, content)
+
+    yield store

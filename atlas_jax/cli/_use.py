@@ -143,7 +143,7 @@ def steer(
         raise AtlasError("give strengths either as --strength or as --raw-strength, not both")
     unit = "raw" if raw_strength else "norm"
     strengths = list(dict.fromkeys([0.0, *(raw_strength or strength or STRENGTHS)]))
-    texts = [*(prompt or ()), *(_lines(prompts) if prompts else ())]
+    texts = [*(prompt or ()), *(read_lines(prompts) if prompts else ())]
     if not texts:
         raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
     alignment = load_run(run)
@@ -229,7 +229,7 @@ def _write_names(path: Path, translation: "Translation", names: "list[list[Hit]]
     return len(names)
 
 
-def _lines(path: Path) -> list[str]:
+def read_lines(path: Path) -> list[str]:
     """Read the lines of a file that are not blank.
 
     Raises:

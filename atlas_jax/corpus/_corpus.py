@@ -66,6 +66,7 @@ def dropped(split: int, after_length: int, after_letters: int, unique: int) -> d
     """Compute the number of sentences that each filter dropped from the numbers left after each.
 
     Example:
+      >>> from atlas_jax.corpus._corpus import dropped
       >>> dropped(100, 90, 88, 60)
       {'too short or too long': 10, 'without a letter': 2, 'duplicates': 28}
     """
@@ -228,6 +229,7 @@ def content_hash(fit: Sequence[str], evaluation: Sequence[str], domains: Sequenc
     """Hash the texts of both halves, in order, and their domains, read a block at a time.
 
     Example:
+      >>> from atlas_jax.corpus._corpus import content_hash
       >>> content_hash(["a"], ["b"], ["x", "x"]) == content_hash(["b"], ["a"], ["x", "x"])
       False
     """

@@ -60,6 +60,7 @@ def domain_of(row: Mapping[str, Any], column: str) -> str | None:
     """Return the domain of a record, if any; ``meta.name`` is column ``meta.name`` or else field ``name`` of ``meta``.
 
     Example:
+      >>> from atlas_jax.corpus._prose import domain_of
       >>> domain_of({"text": "A proof.", "meta": {"pile_set_name": "ArXiv"}}, "meta.pile_set_name")
       'ArXiv'
     """
@@ -76,6 +77,7 @@ def text_of(row: Mapping[str, Any], column: str, where: str) -> str | None:
       AtlasError: naming its place, ``where``, if it is something else than text.
 
     Example:
+      >>> from atlas_jax.corpus._prose import text_of
       >>> text_of({"text": "A proof."}, "text", "line 1 of 'a.jsonl'"), text_of({"text": None}, "text", "line 2")
       ('A proof.', None)
     """

@@ -191,6 +191,8 @@ def quotas(counts: Counter[str], wanted: int, weights: Mapping[str, float | int]
     A domain that has less than its share gives all it has, and the others fill up.
 
     Example:
+      >>> from collections import Counter
+      >>> from atlas_jax.corpus._split import quotas
       >>> quotas(Counter(a=60, b=30, c=10), 10, {})
       {'a': 6, 'b': 3, 'c': 1}
       >>> quotas(Counter(a=60, b=30, c=10), 20, {"c": 10})
@@ -217,6 +219,8 @@ def percentile(lengths: Counter[int], percent: float | int) -> float:
     """Compute a percentile of counted lengths, as ``numpy.percentile`` (linear) gives it for the lengths themselves.
 
     Example:
+      >>> from collections import Counter
+      >>> from atlas_jax.corpus._split import percentile
       >>> percentile(Counter({10: 3, 20: 1}), 75)
       12.5
     """

@@ -2,6 +2,13 @@
 
 from typing import Any
 
+from atlas_jax.experiments._causality import (
+    CausalCell as CausalCell,
+    Causality as Causality,
+    CausalRow as CausalRow,
+    causality as causality,
+    single_features as single_features,
+)
 from atlas_jax.experiments._chat_judge import ChatJudge as ChatJudge
 from atlas_jax.experiments._choose import (
     USES as USES,
@@ -17,6 +24,13 @@ from atlas_jax.experiments._concepts import (
     unwritten as unwritten,
     write_sequences as write_sequences,
 )
+from atlas_jax.experiments._curve import (
+    Curve as Curve,
+    CurvePoint as CurvePoint,
+    Layers as Layers,
+    quality_by_layer as quality_by_layer,
+    quality_curve as quality_curve,
+)
 from atlas_jax.experiments._diagnosis import (
     Coverage as Coverage,
     beyond_sense as beyond_sense,
@@ -25,6 +39,11 @@ from atlas_jax.experiments._diagnosis import (
     median_perplexities as median_perplexities,
     stored_ap as stored_ap,
     weak_sites as weak_sites,
+)
+from atlas_jax.experiments._domains import (
+    DomainCell as DomainCell,
+    Domains as Domains,
+    quality_across_domains as quality_across_domains,
 )
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
@@ -79,6 +98,28 @@ from atlas_jax.experiments._steering import (
     steer as steer,
     steered_table as steered_table,
 )
+from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as steering_cost
+from atlas_jax.experiments._steering_directions import (
+    difference_of_means as difference_of_means,
+    directions as directions,
+)
+from atlas_jax.experiments._steering_evaluation import steering_evaluation as steering_evaluation
+from atlas_jax.experiments._steering_plan import (
+    CONTROLS as CONTROLS,
+    Cell as Cell,
+    SteeringConcept as SteeringConcept,
+    SteeringSettings as SteeringSettings,
+    concept_queries as concept_queries,
+    plan as plan,
+    read_steering_concepts as read_steering_concepts,
+)
+from atlas_jax.experiments._steering_scores import (
+    Score as Score,
+    SteeringEvaluation as SteeringEvaluation,
+    distinct as distinct,
+    repetition as repetition,
+)
+from atlas_jax.experiments._steering_texts import file_name as file_name
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1
 

@@ -25,10 +25,10 @@ class ChatJudge:
 
     Attributes:
       endpoint: the chat model; at temperature 1 unless it has a temperature of its own.
-      book: where its replies are kept.
+      book: its replies on disk.
       samples: replies to each request.
       batch: texts of a request.
-      workers: requests under way at a time.
+      workers: number of requests under way at a time.
       progress: called after every reply, with requests and the tokens spent.
       missing: ratings that could not be had so far.
       unread: replies so far, new or old, that left out a text at least.
@@ -75,7 +75,7 @@ class ChatJudge:
 
     @property
     def name(self) -> str:
-        """ "chat:" and the model."""
+        """Name in tables and files, such as "chat:gpt-4o-mini"."""
         return f"chat:{self.endpoint.model}"
 
     @property

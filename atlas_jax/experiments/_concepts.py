@@ -212,6 +212,7 @@ def sequences_prompt(description: str, count: int) -> str:
     """Return the request to write texts that a description fits.
 
     Example:
+      >>> from atlas_jax.experiments._concepts import sequences_prompt
       >>> "Write 20 short texts" in sequences_prompt("words for time", 20)
       True
     """
@@ -222,6 +223,7 @@ def sequences_in(answer: str) -> tuple[str, ...]:
     """Return the texts in an answer; none where it cannot be read.
 
     Example:
+      >>> from atlas_jax.experiments._concepts import sequences_in
       >>> sequences_in('{"sequences": ["A clock.", " "]}'), sequences_in("I cannot do that")
       (('A clock.',), ())
     """
@@ -291,6 +293,7 @@ def reliability(clarity: float, fade: Mapping[str, float]) -> float:
       fade: clarity, responsiveness and purity, as far as they are known.
 
     Example:
+      >>> from atlas_jax.experiments._concepts import reliability
       >>> round(reliability(0.9, {"responsiveness": 0.6, "purity": 0.9}), 3), reliability(-0.2, {})
       (0.771, 0.0)
     """

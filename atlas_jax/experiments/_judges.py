@@ -1,4 +1,4 @@
-"""What a judge of generated text is, an offline proxy of one, and how far judges agree (section 4.4)."""
+"""The protocol of judges of generated text, an offline proxy of one, and the agreement of two (section 4.4)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,20 @@ FEWEST = 20  # neutral texts that a threshold can be set by
 
 @runtime_checkable
 class Judge(Protocol):
-    """Anything that rates texts.
+    """Protocol of judges of generated text.
 
     Attributes:
-      name: tells its ratings from those of any other judge.
-      aspects: what it rates, of "concept", "instruction" and "fluency".
+      name: a name that tells its ratings from those of any other judge.
+      aspects: the aspects it rates, of "concept", "instruction" and "fluency".
       missing: ratings that could not be had so far.
+
+    Example:
+      >>> class Mentions:
+      ...     name, aspects, missing = "mentions", ("concept",), 0
+      ...     def judge(self, concept, texts, aspect="concept", *, instruction=None):
+      ...         return [2 if concept in text else 0 for text in texts]
+      >>> Mentions().judge("dog", ["a dog barks", "rain"])
+      [2, 0]
     """
 
     name: str
@@ -47,7 +55,7 @@ class Judge(Protocol):
 def agreement(
     first: Sequence[int | None], second: Sequence[int | None], *, weights: Literal["quadratic"] | None = "quadratic"
 ) -> float:
-    r"""Cohen's kappa between two judges on the same texts: agreement beyond what chance gives.
+    r"""Compute Cohen's kappa of two judges on the same texts: their agreement beyond chance.
 
     :math:`1 - \sum_{ij} w_{ij} O_{ij} / \sum_{ij} w_{ij} E_{ij}` over pairs of ratings, with observed shares O, the
     product of both judges' own shares E, and :math:`w_{ij} = (i - j)^2`, or 1 for all pairs that differ where
@@ -80,7 +88,7 @@ def agreement(
 
 @dataclasses.dataclass(eq=False)
 class AtlasJudge:
-    """An offline proxy of a judge: a text has a concept where its score is above that of nearly all neutral texts.
+    """Offline proxy of a judge: a text has a concept where its score is above that of nearly all neutral texts.
 
     It understands nothing. The score is the sum of its parts, each less its mean over the neutral texts and divided by
     its standard deviation there (by 1 where that is 0): the activation of the query's atlas features,
@@ -88,6 +96,10 @@ class AtlasJudge:
     A text is rated 2 where its score is above the ``quantile`` of the neutral scores, 0 otherwise, and never 1. Pooled
     activations grow with the length of a text, so neutral texts should be about as long as those to be judged. Where
     steering raises the very features that are measured, the first part is no independent evidence.
+
+    On utterances labelled with intents (SNIPS and CLINC150; ``benchmarks/judges.py``, 2026-11-28) the bundled atlas
+    has an AUROC of 0.79 and 0.87, by activations alone 0.58 and 0.68, by embeddings alone 0.81 and 0.87; its kappa with
+    the labels of SNIPS is 0.37. It is a weak judge: report another beside it.
 
     Attributes:
       atlas: the Concept Atlas.
@@ -119,7 +131,6 @@ class AtlasJudge:
     embedder: Any = dataclasses.field(default_factory=StaticEmbedding.default, repr=False)
     thresholds: Float[np.ndarray, " c"] = dataclasses.field(init=False, repr=False)
     missing: int = dataclasses.field(default=0, init=False)
-    name = "atlas-proxy"
     aspects = ("concept",)
 
     def __post_init__(self):
@@ -138,6 +149,11 @@ class AtlasJudge:
         self._mean, deviation = raw.mean(axis=1, keepdims=True), raw.std(axis=1, keepdims=True)
         self._deviation = np.where(deviation > 0, deviation, 1)
         self.thresholds = np.quantile(self._standard(raw), self.quantile, axis=0)
+
+    @property
+    def name(self) -> str:
+        """Name in tables and files: "atlas-proxy", and the part of the score where it is one alone."""
+        return "-".join(["atlas-proxy", *(self.parts if len(self.parts) == 1 else ())])
 
     def judge(
         self, concept: str, texts: Sequence[str], aspect: str = "concept", *, instruction: Sequence[str] | None = None

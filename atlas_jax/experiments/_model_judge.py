@@ -33,7 +33,7 @@ class _Target(NamedTuple):
 
 @dataclasses.dataclass(eq=False)
 class ModelJudge:
-    """A local language model as a judge: the label that it holds most likely after the rating prompt.
+    """Judge texts by a local language model: the rating is its most likely label after the rating prompt.
 
     Nothing is generated and nothing parsed. A prompt shows one text, in the model's own chat template where it has
     one; the log-likelihoods of the tokens of a label are summed. A text is cut where the prompt would not fit into the
@@ -41,7 +41,7 @@ class ModelJudge:
 
     Attributes:
       model: the judge; it should be tuned to follow instructions.
-      label: what it is called in tables.
+      label: its name in tables.
       examples: whether the prompt shows the paper's three examples, which take about 900 tokens.
       missing: texts for which the likelihoods were not finite.
 
@@ -62,7 +62,7 @@ class ModelJudge:
 
     @property
     def name(self) -> str:
-        """ "model:" and the label."""
+        """Name in tables and files, such as "model:llama"."""
         return f"model:{self.label}"
 
     def judge(
@@ -91,14 +91,16 @@ class ModelJudge:
         """
         check_aspect(self.name, self.aspects, aspect)
         items = items_of(texts, aspect, instruction)
+        different = {item: i for i, item in enumerate(dict.fromkeys(items))}
         reads: dict[tuple[int, ...], list[_Target]] = {}
-        for i, item in enumerate(items):
+        for item, i in different.items():
             labelled = self._labelled(aspect, concept, item)
             start = len(os.path.commonprefix(labelled))
             for j, row in enumerate(labelled):
                 targets = [_Target(i, j, at - 1, row[at]) for at in range(start, len(row))]
                 reads.setdefault(tuple(row[:-1]), []).extend(targets)
-        return scipy.special.softmax(self._log_likelihoods(reads, len(items)), axis=1)
+        nats = self._log_likelihoods(reads, len(different))
+        return scipy.special.softmax(nats, axis=1)[[different[item] for item in items]]
 
     def _labelled(self, aspect: str, concept: str, item: str) -> list[list[int]]:
         """Ids of the prompt followed by each label, the end of the text left out where they would be too many."""

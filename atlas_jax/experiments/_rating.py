@@ -88,6 +88,7 @@ def items_of(texts: Sequence[str], aspect: str, instruction: Sequence[str] | Non
       AtlasError: for what is no text, or instructions that are missing or not one a text.
 
     Example:
+      >>> from atlas_jax.experiments._rating import items_of
       >>> items_of(['He said "no".'], "concept", None)
       ['"He said \\\\"no\\\\"."']
     """
@@ -112,6 +113,7 @@ def rating_prompt(aspect: str, concept: str, items: Sequence[str], *, examples: 
       examples: whether the three examples are shown.
 
     Example:
+      >>> from atlas_jax.experiments._rating import rating_prompt
       >>> rating_prompt("concept", "dogs", ['"A puppy."'])[-56:]
       'Input: \'Concept: dogs\nSequence ID 0: "A puppy."\'\nOutput:'
     """
@@ -135,6 +137,7 @@ def ratings_form(count: int) -> type[pydantic.BaseModel]:
     """Return the form of an answer about so many texts: an object with a rating for every id.
 
     Example:
+      >>> from atlas_jax.experiments._rating import ratings_form
       >>> ratings_form(2)(**{"0": 2, "1": 0}).model_dump()
       {'0': 2, '1': 0}
     """
@@ -150,6 +153,7 @@ def ratings_in(answer: str, count: int) -> list[int | None]:
     any text.
 
     Example:
+      >>> from atlas_jax.experiments._rating import ratings_in
       >>> ratings_in('{"0": 2, "2": 0}', 3), ratings_in('{"1": 2, "2": 0}', 2), ratings_in("All of them: 2", 2)
       ([2, None, 0], [None, None], [None, None])
     """

@@ -23,6 +23,7 @@ from atlas_jax.types import Site
 
 Unit = Literal["norm", "raw", "length"]
 UNITS = get_args(Unit)
+BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
 
 class Steered(NamedTuple):
@@ -134,7 +135,10 @@ def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) ->
 
     Texts are cut to the atlas's context.
     """
-    tokens = atlas.tokenize(texts, max_length=atlas.model.config.max_positions)
+    limit, tokenizer = atlas.model.config.max_positions, atlas.model.tokenizer
+    rows = tokenizer.encode(list(texts), limit)
+    length = min(limit, -(-max(1, *map(len, rows)) // BUCKET) * BUCKET)
+    tokens = tokenizer.pad(rows, length, range(len(rows)))
     acts = np.asarray(encode_batch(atlas, tokens)[atlas.site])
     q = np.asarray(query)
     return (acts @ q / np.abs(q).sum()).tolist()

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from atlas_jax.experiments._steering_rows import Directions, SteeringSettings, json_lines
+from atlas_jax.experiments._steering_directions import Directions
+from atlas_jax.experiments._steering_plan import SteeringSettings
+from atlas_jax.experiments._steering_texts import json_lines
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment
 from atlas_jax.progress import Progress, unreported
@@ -22,7 +24,7 @@ LOGITS = 2**26  # held at a time
 
 
 class Cost(NamedTuple):
-    """What steering by a method at one strength costs on neutral text, a mean over concepts.
+    """The cost of steering by a method at one strength on neutral text, a mean over concepts.
 
     Attributes:
       method: a translator or a control.
@@ -30,6 +32,11 @@ class Cost(NamedTuple):
       strength: in the unit of the settings.
       perplexity: of the text under the steered model over that under the unsteered one (geometric mean).
       kl: mean divergence of the steered from the unsteered next-token distribution, in nats a token.
+
+    Example:
+      >>> from atlas_jax.experiments import Cost
+      >>> Cost("procrustes", "resid_post.2", 0.5, perplexity=1.4, kl=0.2).kl
+      0.2
     """
 
     method: str
@@ -60,6 +67,11 @@ def steering_cost(
       path: JSON lines, one a method, group of sites and concept, from which a stopped evaluation goes on.
       sentences: how many, evenly spread.
       progress: called after every concept.
+
+    Example:
+      >>> from atlas_jax.experiments import directions, steering_cost
+      >>> along = lambda: directions(alignment, settings)                                   # doctest: +SKIP
+      >>> steering_cost(alignment, settings, along, Path("costs.jsonl"))[0].perplexity      # doctest: +SKIP
     """
     methods = [*settings.methods, *(["random 0"] if "random" in settings.controls else [])]
     groups = ["+".join(group) for group in settings.sites]
@@ -97,7 +109,7 @@ def _neutral(alignment: Alignment, count: int) -> Tokens:
 
 
 def _measure(
-    model: LanguageModel, tokens: Tokens, strengths: Sequence[float], vectors: dict[Site, Float[np.ndarray, " d"]]
+    model: LanguageModel, tokens: Tokens, strengths: Sequence[float], vectors: dict[Site, Float[np.ndarray, " _"]]
 ) -> dict[str, list[float]]:
     """Additional nats a token and divergence at every strength, of every sentence against itself unsteered."""
     strengths = np.array([0.0, *strengths], np.float32)

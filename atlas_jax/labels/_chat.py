@@ -21,9 +21,14 @@ _UNSAID = ("content_filter", "length")  # why a server may send a message withou
 
 
 class Answer(NamedTuple):
-    """What a chat model said, with what the server says it counted and calls itself; 0 and "" where it does not.
+    """Answer of a chat model, the tokens that the server counted and its name there; 0 and "" if not reported.
 
     An answer that was filtered or cut off before its first word has the text "".
+
+    Example:
+      >>> from atlas_jax.labels import Answer
+      >>> Answer("A cat", prompt_tokens=12).completion_tokens
+      0
     """
 
     text: str
@@ -33,16 +38,28 @@ class Answer(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """The cost of some questions before they are asked; tokens are guessed from characters."""
+    """Cost of questions before they are asked; tokens are guessed from characters.
+
+    Attributes:
+      requests: number of questions that the book does not answer.
+      prompt_tokens: tokens of these.
+      completion_tokens: tokens of the answers to expect.
+
+    Example:
+      >>> from atlas_jax.labels import Cost
+      >>> Cost(10, prompt_tokens=4000, completion_tokens=500).requests
+      10
+    """
 
     requests: int
     prompt_tokens: int
     completion_tokens: int
 
     def facts(self, price: tuple[float, float] = (0.0, 0.0)) -> dict[str, float | int]:
-        """As named values, with the cost at prices of a million prompt and a million answer tokens, if there are.
+        """Return named values, with the cost at given prices of a million prompt and a million answer tokens.
 
         Example:
+          >>> from atlas_jax.labels import Cost
           >>> Cost(2, 1000, 100).facts((3.0, 15.0))["cost, about"]
           0.0045
         """
@@ -54,15 +71,25 @@ class Cost(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ChatEndpoint:
-    """A chat model.
+    """A chat model behind an OpenAI-compatible API.
 
     Attributes:
       model: its name there.
-      base_url: of the API, without ``/chat/completions``.
+      base_url: address of the API, without ``/chat/completions``.
       api_key: the bearer token, None for none.
-      temperature: of sampling; the server's default where None.
+      temperature: temperature of sampling; the server's default where None.
       retry: patience with the server.
       schema: the form of its answers, None for free text.
+
+    Example:
+      >>> from atlas_jax.labels import ChatEndpoint, Description
+      >>> endpoint = ChatEndpoint.connect("m", base_url="http://localhost:8000/v1", temperature=0.0)
+      >>> endpoint.body("What is this?")["messages"]
+      [{'role': 'user', 'content': 'What is this?'}]
+      >>> endpoint.answering(Description).body("What is this?")["response_format"]["type"]
+      'json_schema'
+      >>> endpoint.ask("What is this?").text  # doctest: +SKIP
+      'A cat'
     """
 
     model: str
@@ -86,7 +113,7 @@ class ChatEndpoint:
         return dataclasses.replace(self, schema=schema)
 
     def body(self, prompt: str) -> dict[str, Any]:
-        """Return the request that asks a prompt."""
+        """Return the body of the request that asks a prompt."""
         body: dict[str, Any] = {"model": self.model, "messages": [{"role": "user", "content": prompt}]}
         if self.temperature is not None:
             body["temperature"] = self.temperature
@@ -127,20 +154,24 @@ Question = tuple[ChatEndpoint, str] | tuple[ChatEndpoint, str, int]
 class AnswerBook:
     """Answers on disk, a line each, so that no question is paid for twice.
 
-    A question is known by a hash of its address, its request and how often it was asked before: another model, prompt
-    or temperature is another question. A last line that a crash cut off is dropped. The name by which a server first
-    answers for a model stands for all later answers, so that those of two models are never mixed.
+    A question is identified by a hash of its address, its request and how often it was asked before: another model,
+    prompt or temperature is another question. A last line that a crash cut off is dropped. The name under which a
+    server first answers for a model must be that of all later answers, so that those of two models are never mixed.
 
     Attributes:
       path: a JSONL file; it need not exist.
       spent: prompt and completion tokens of the answers that were not in the book before.
-      unread: answers, new or old, that were not of the form asked for; whoever reads them counts them.
+      unread: answers, new or old, that were not of the form asked for; the function that reads them counts them.
 
     Example:
-      >>> book, endpoint = AnswerBook(tmp / "answers.jsonl"), ChatEndpoint("m", "http://localhost")
-      >>> book.add(endpoint, "What is this?", Answer("A cat"))
-      >>> AnswerBook(tmp / "answers.jsonl").get(endpoint, "What is this?").text
-      'A cat'
+      >>> import tempfile
+      >>> from atlas_jax.labels import Answer, AnswerBook, ChatEndpoint
+      >>> endpoint = ChatEndpoint("m", "http://localhost")
+      >>> with tempfile.TemporaryDirectory() as directory:
+      ...     AnswerBook(f"{directory}/answers.jsonl").add(endpoint, "What is this?", Answer("A cat"))
+      ...     book = AnswerBook(f"{directory}/answers.jsonl")
+      >>> book.ask(endpoint, "What is this?").text, book.get(endpoint, "And this?")
+      ('A cat', None)
     """
 
     def __init__(self, path: str | Path):

@@ -119,6 +119,7 @@ def address_of(kind: str, base_url: str | None, api_key: str | None) -> tuple[st
       AtlasError: without a base URL, or with one or a key that cannot be sent.
 
     Example:
+      >>> from atlas_jax.labels._endpoint import address_of
       >>> address_of("chat", "http://localhost:8000/v1/", "key")
       ('http://localhost:8000/v1', 'key')
     """

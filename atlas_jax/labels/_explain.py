@@ -122,6 +122,7 @@ def read_form(form: type[_Form], answer: str) -> _Form | None:
     """Parse an answer that is JSON of a form, perhaps in a code block; None for any other.
 
     Example:
+      >>> from atlas_jax.labels import Detection, read_form
       >>> read_form(Detection, "```json\\n{\\"numbers\\": [2]}\\n```").numbers, read_form(Detection, "Number 2.")
       ([2], None)
     """

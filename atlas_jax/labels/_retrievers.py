@@ -266,6 +266,9 @@ def leading_directions(matrix: sp.csr_matrix, width: int) -> Float[np.ndarray, "
     whole space of the columns that are not zero where its dimension is at most 768.
 
     Example:
+      >>> import numpy as np
+      >>> import scipy.sparse as sp
+      >>> from atlas_jax.labels._retrievers import leading_directions
       >>> directions = leading_directions(sp.csr_matrix(np.diag([3.0, 2.0, 2.0, 1.0])), 2)
       >>> np.abs(directions).round(6).T.tolist()
       [[1.0, 0.0, 0.0, 0.0]]

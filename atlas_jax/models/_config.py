@@ -39,6 +39,7 @@ def transformers() -> ModuleType:
     The import takes seconds, so it happens only where a model is loaded.
 
     Example:
+      >>> from atlas_jax.models._config import transformers
       >>> transformers().AutoConfig.__name__
       'AutoConfig'
     """

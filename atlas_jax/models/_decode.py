@@ -124,6 +124,7 @@ def stretches(tokens: int, backend: str) -> int:
     """Number of stretches for ``tokens`` new tokens of all rows together.
 
     Example:
+      >>> from atlas_jax.models._decode import stretches
       >>> stretches(11_200, "cpu"), stretches(11_200, "gpu")
       (8, 1)
     """

@@ -136,6 +136,14 @@ FAMILIES: dict[str, Family] = {
         partial_rotary=True,
         fused=(Fused("qkv_proj", ("q_proj", "k_proj", "v_proj")), Fused("gate_up_proj", ("gate_proj", "up_proj"))),
     ),
+    "starcoder2": Family(
+        reads=(_EVERY - {"rms_norm_eps"}) | {"hidden_act", "norm_epsilon", "sliding_window", "use_bias"},
+        norm="layer",
+        norm_eps="norm_epsilon",
+        biases=frozenset({"qkv", "o", "mlp"}),
+        gated=False,
+        names={"up_proj": "c_fc", "down_proj": "c_proj"},
+    ),
     "gpt2": Family(
         reads=_GPT2,
         norm="layer",

@@ -202,6 +202,8 @@ def check_ids(ids: np.ndarray, limit: int | None) -> None:
       AtlasError: for a negative id, or one not below ``limit``.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax.models._tokenizer import check_ids
       >>> check_ids(np.array([0, 4]), 5)
     """
     if limit is not None and (wrong := ids[(ids < 0) | (ids >= limit)]).size:

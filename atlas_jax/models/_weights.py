@@ -59,6 +59,7 @@ def stored_name(family: str, name: str) -> str:
     """Name of a parameter or module in a family's checkpoints.
 
     Example:
+      >>> from atlas_jax.models._weights import stored_name
       >>> stored_name("llama", "layers.0.mlp.up_proj.weight")
       'layers.0.mlp.up_proj.weight'
     """
@@ -141,6 +142,7 @@ def weight_files(directory: Path) -> list[Path]:
 
     Example:
       >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models._weights import weight_files
       >>> [file.name for file in weight_files(SUBJECT)]
       ['model.safetensors']
     """

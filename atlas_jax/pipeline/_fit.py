@@ -84,6 +84,7 @@ def fit_statistics(
     stage: str = "align",
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
+    state: Fitted | None = None,
 ) -> Fitted:
     """Run one pass over the fit half that serves every method that needs no second one.
 
@@ -98,6 +99,7 @@ def fit_statistics(
       stage: its name for ``progress``.
       progress: called after every batch.
       checkpoints: where the state is saved now and then, and from where a stopped pass continues.
+      state: what a pass over other sentences left, to add these to; donated. Empty by default.
 
     Raises:
       AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
@@ -127,8 +129,9 @@ def fit_statistics(
         a_c = encode_batch(atlas, tokens_c)[atlas.site]
         return _fit_step(state, a_s, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
 
+    state = on_mesh(empty, stream.mesh) if state is None else state
     named = {"name": name, "stage": stage}
-    state = run_stream(stream, step, on_mesh(empty, stream.mesh), **named, progress=progress, checkpoints=checkpoints)
+    state = run_stream(stream, step, state, **named, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
     return state
 

@@ -9,6 +9,8 @@ def jump_relu(pre: Float[Array, "*b m"], threshold: Float[Array, " m"]) -> Float
     """Keep ``pre`` where it is positive and strictly above its feature's threshold, else 0. No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import jump_relu
       >>> jump_relu(jnp.array([0.5, 1.5]), jnp.array([1.0, 1.0])).tolist()
       [0.0, 1.5]
     """
@@ -22,6 +24,8 @@ def top_k(pre: Float[Array, "*b m"], k: int) -> Float[Array, "*b m"]:
     No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import top_k
       >>> top_k(jnp.array([0.5, 1.5, 1.0]), 2).tolist()
       [0.0, 1.5, 1.0]
     """
@@ -33,6 +37,8 @@ def group_max(pre: Float[Array, "*b m"], k: int) -> Float[Array, "*b m"]:
     """Keep the largest of ``relu(pre)`` in each of ``k`` equal runs of features, else 0. No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import group_max
       >>> group_max(jnp.array([0.5, 1.5, 1.0, 0.2]), 2).tolist()
       [0.0, 1.5, 1.0, 0.0]
     """
@@ -51,6 +57,8 @@ def gated(
     No equation in the paper.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._activation import gated
       >>> one = jnp.ones(2)
       >>> gated(jnp.array([1.0, -2.0]), one, 0.0 * one, one).tolist()
       [2.0, 0.0]

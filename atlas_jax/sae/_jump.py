@@ -16,6 +16,9 @@ def trained_jump(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwi
     :math:`-\frac{\theta}{\varepsilon} [|pre - \theta| < \varepsilon / 2]`.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._jump import trained_jump
       >>> total = lambda t: jnp.sum(trained_jump(jnp.array([[0.5, 1.1, 2.0]]), jnp.full(3, t), 0.5))
       >>> float(total(1.0)), round(float(jax.grad(total)(1.0)), 3)
       (3.0999999046325684, -2.0)
@@ -31,6 +34,9 @@ def trained_step(pre: Float[Array, "n m"], threshold: Float[Array, " m"], bandwi
     ``pre`` is 0, so that the sparsity penalty moves thresholds and shrinks no feature.
 
     Example:
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._jump import trained_step
       >>> count = lambda t: jnp.sum(trained_step(jnp.array([[0.5, 1.1, 2.0]]), jnp.full(3, t), 0.5))
       >>> float(count(1.0)), round(float(jax.grad(count)(1.0)), 3)
       (2.0, -2.0)

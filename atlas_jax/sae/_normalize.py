@@ -18,6 +18,8 @@ def apply(x: Float[Array, "*b d"], how: Normalization) -> tuple[Float[Array, "*b
     1e-5 out, as the SAEs trained with it do. A zero row stays zero.
 
     Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.sae._normalize import apply
       >>> y, undo = apply(jnp.array([3.0, 4.0]), "constant_norm_rescale")
       >>> bool(jnp.allclose(undo(y), jnp.array([3.0, 4.0])))
       True

@@ -89,7 +89,7 @@ def update_quality(
     mask: Bool[Array, "*b"] | None = None,
     target: Float[Array, "*b o"] | None = None,
 ) -> QualityState:
-    """Add a batch of activations to the statistics; :func:`init_quality` has an example.
+    """Add a batch of activations to the statistics.
 
     Args:
       state: statistics of the batches before.
@@ -97,6 +97,17 @@ def update_quality(
       x: activations of any float dtype.
       mask: the rows that count; all of them when None. Masked rows may hold anything, NaN included.
       target: the activations to reconstruct, for transcoders; ``x`` itself when None.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax import SparseAutoencoder
+      >>> from atlas_jax.sae import SAEConfig, init_quality, update_quality
+      >>> config, zeros = SAEConfig("relu", d_in=2, d_sae=2), {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = update_quality(init_quality(sae), sae, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      >>> int(state.count), state.fired.tolist()
+      (2, [2, 1])
     """
     weight = jnp.ones(x.shape[:-1], bool) if mask is None else mask
     target = x if target is None else target
@@ -148,7 +159,19 @@ def merge_quality(a: QualityState, b: QualityState) -> QualityState:
 
 @jax.jit
 def finish_quality(state: QualityState) -> Quality:
-    """Compute the quality from the statistics; :func:`init_quality` has an example."""
+    """Compute the quality from the statistics.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import numpy as np
+      >>> from atlas_jax import SparseAutoencoder
+      >>> from atlas_jax.sae import SAEConfig, finish_quality, init_quality, update_quality
+      >>> config, zeros = SAEConfig("relu", d_in=2, d_sae=2), {"b_enc": np.zeros(2), "b_dec": np.zeros(2)}
+      >>> sae = SparseAutoencoder.build(config, W_enc=np.eye(2), W_dec=np.eye(2), **zeros)
+      >>> state = update_quality(init_quality(sae), sae, jnp.array([[1.0, 2.0], [3.0, 0.0]]))
+      >>> float(finish_quality(state).l0)
+      1.5
+    """
     rows = jnp.maximum(state.count, 1).astype(jnp.float32)
     fvu = jnp.where(state.variance > 0, state.residual / jnp.where(state.variance > 0, state.variance, 1.0), jnp.nan)
     dead = jnp.mean((state.fired == 0).astype(jnp.float32))

@@ -129,7 +129,11 @@ class ActivationStream(NamedTuple):
       seed: seed of the order.
 
     Example:
+      >>> import numpy as np
+      >>> from atlas_jax import LanguageModel, Site, Subject
       >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import SentenceStream
+      >>> from atlas_jax.sae_lab._train import ActivationStream
       >>> texts, site = ["Return the value.", "Raise an error."], Site("resid_post", 3)
       >>> space = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), [site])
       >>> rows = ActivationStream(SentenceStream.from_texts([space], texts), 2, site, np.inf, 0)

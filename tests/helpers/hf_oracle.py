@@ -95,6 +95,7 @@ ZOO: dict[str, tuple[str, dict]] = {
     ),
     "olmo2": ("olmo2", {"tie_word_embeddings": False} | _theta(100.0)),
     "phi3": ("phi3", {"sliding_window": 8} | _theta(100.0, partial_rotary_factor=0.75)),
+    "starcoder2": ("starcoder2", {"sliding_window": 8, "norm_epsilon": 1e-2} | _theta(100.0)),
     "gpt2": (
         "gpt2",
         {"n_embd": 32, "n_inner": 56, "n_layer": LAYERS, "n_head": 4, "n_positions": 128, "layer_norm_epsilon": 1e-2},
@@ -162,8 +163,10 @@ def _ungated(before_attention: str, z: str, before_mlp: str, mlp_act: str) -> di
 
 _GPT2 = _ungated("ln_1", "attn.c_proj", "ln_2", "mlp.c_proj")
 _NEOX = _ungated("input_layernorm", "attention.dense", "post_attention_layernorm", "mlp.dense_4h_to_h")
+_STARCODER2 = _ungated("input_layernorm", "self_attn.o_proj", "post_attention_layernorm", "mlp.c_proj")
 _PHI3 = _PLAIN | {"mlp_gate_act": ("mlp.activation_fn", "out")}
 PLACES = {"gemma2": _GEMMA, "gemma3_text": _GEMMA, "olmo2": _OLMO2, "phi3": _PHI3, "gpt2": _GPT2, "gpt_neox": _NEOX}
+PLACES |= {"starcoder2": _STARCODER2}
 
 
 def places(config: transformers.PreTrainedConfig) -> dict[str, tuple[str, str]]:

@@ -71,6 +71,8 @@ def read_fields(
       AtlasError: for a value of the wrong type, one that is not computed, an unlisted field, or a missing one.
 
     Example:
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae._formats._fields import IGNORED, WHOLE, read_fields
       >>> read_fields({"k": 4.0, "lr": 0.1, "signed": False}, {"k": WHOLE, "lr": IGNORED}, Path("cfg.json"))
       {'k': 4}
     """
@@ -112,6 +114,7 @@ def site_of(hook: str | None) -> Site | None:
     """Return the site of a TransformerLens hook or a transformers module name, None where it is no site of ours.
 
     Example:
+      >>> from atlas_jax.sae._formats._fields import site_of
       >>> site_of("blocks.5.hook_resid_post"), site_of("model.layers.5.self_attn.o_proj.input"), site_of("hook_embed")
       (Site('resid_post.5'), Site('z.5'), None)
     """

@@ -24,6 +24,8 @@ def check(config: SAEConfig, parameters: Mapping[str, Any]) -> None:
     """Raise AtlasError unless ``parameters`` are exactly what ``config`` calls for, in shape and finite.
 
     Example:
+      >>> from atlas_jax.sae import SAEConfig
+      >>> from atlas_jax.sae._formats._parameters import check
       >>> check(SAEConfig("relu", 1, 1), {})
       Traceback (most recent call last):
       ...

@@ -124,6 +124,9 @@ def names(path: Path) -> tuple[str, ...]:
     with a meaningless name, as in the cache of the Hugging Face hub: any of the names may hold the facts.
 
     Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae._formats._read import names
       >>> with tempfile.TemporaryDirectory() as directory:
       ...     folder, link = Path(directory).resolve() / "layer_3", Path(directory).resolve() / "mine"
       ...     folder.mkdir()
@@ -144,6 +147,8 @@ def last_match(pattern: str, path: Path) -> re.Match[str] | None:
     """Return the last match of a pattern in the first name of a path that has one.
 
     Example:
+      >>> from pathlib import Path
+      >>> from atlas_jax.sae._formats._read import last_match
       >>> last_match(r"layer_(\\d+)", Path("/layer_1/runs/layer_20/params.npz"))[1]
       '20'
     """
