@@ -77,7 +77,7 @@ def batches(size: str, sentences: int, vocab: int) -> tuple[list[aj.Tokens], int
     lengths, out = lengths[:sentences], []
     for batch in grid.plan(lengths):
         shape, index = (batch.size, batch.length), np.full(batch.size, -1, np.int32)
-        index[: len(batch.places)] = batch.places
+        index[: len(batch.rows)] = batch.rows
         real = np.arange(batch.length) < np.where(index >= 0, lengths[index], 0)[:, None]
         ids = np.where(real, rng.integers(3, vocab, shape), 0).astype(np.int32)
         out.append(aj.Tokens(*jax.tree.map(jnp.asarray, (ids, real & (np.arange(batch.length) > 0), index, real))))

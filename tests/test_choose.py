@@ -88,9 +88,9 @@ def test_the_parts_are_disjoint_whole_and_repeatable(pair, corpus):
     stream = SentenceStream.from_texts(pair[:2], corpus.fit, first=1000)
     most, part = held_out(stream, seed=3)
     assert part.size == FIT // 10
-    assert sorted([*most.places, *part.places]) == list(range(FIT))
-    assert held_out(stream, seed=3)[1].places.tolist() == part.places.tolist()
-    assert held_out(stream, seed=4)[1].places.tolist() != part.places.tolist()
+    assert sorted([*most.rows, *part.rows]) == list(range(FIT))
+    assert held_out(stream, seed=3)[1].rows.tolist() == part.rows.tolist()
+    assert held_out(stream, seed=4)[1].rows.tolist() != part.rows.tolist()
     with pytest.raises(AtlasError, match="too few to hold some out"):
         held_out(SentenceStream.from_texts(pair[:2], corpus.fit[:5]), seed=0)
 
@@ -110,7 +110,7 @@ def test_nothing_is_lost_to_the_choice(pair, corpus):
 def test_held_out_scores_are_those_of_held_activations(alignment, held, pair, corpus):
     """The grid again from float64 activations: solved on nine tenths, scored on the other."""
     (a_s, a_c), record = held[0], alignment.choice.record
-    most, part = (p.places for p in held_out(alignment.stream("fit"), seed=0))
+    most, part = (p.rows for p in held_out(alignment.stream("fit"), seed=0))
     features = np.array(record["features"])
     rate = (a_c[most] > 0).mean(0)
     assert ((rate[features] >= 0.005) & (rate[features] <= 0.2)).all()

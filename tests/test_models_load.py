@@ -313,7 +313,7 @@ def test_a_gated_or_missing_repository_is_one_sentence(monkeypatch):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
-    with pytest.raises(AtlasError, match="could not be fetched from the hub .* gated models"):
+    with pytest.raises(AtlasError, match="could not be fetched from the hub .* gated repositories"):
         LanguageModel.from_pretrained("owner/model")
 
 

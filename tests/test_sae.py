@@ -142,7 +142,7 @@ def test_features_spread_over_a_mesh_give_the_same_numbers(rng):
     x = jnp.asarray(rng.normal(size=(16, D)), jnp.float32)
     assert spread.W_enc.sharding.spec == jax.sharding.PartitionSpec(None, "model")
     np.testing.assert_allclose(spread.encode(x), one.encode(x), atol=1e-5)
-    np.testing.assert_allclose(sharding_for(x), one(x), atol=1e-4)
+    np.testing.assert_allclose(spread(x), one(x), atol=1e-4)
 
 
 def test_quality_is_the_definition_and_merges(rng):

@@ -100,8 +100,10 @@ def test_turned_rows_give_the_cosines_of_the_matrix(pair, rng, unit, centre):
 
 def test_one_eigendecomposition_a_side_serves_the_grid(pair, monkeypatch):
     calls = []
-    of = Spectrum.of.__func__
-    monkeypatch.setattr(Spectrum, "of", classmethod(lambda cls, *a, **k: calls.append(a[1]) or of(cls, *a, **k)))
+    of = Spectrum.from_statistics.__func__
+    monkeypatch.setattr(
+        Spectrum, "from_statistics", classmethod(lambda cls, *a, **k: calls.append(a[1]) or of(cls, *a, **k))
+    )
     grid = [(a, b) for a in (0, 0.5, 1) for b in (0, 0.5, 1)]
     translators.whitened_family(pair[2], grid, ridge=0.1)
     assert calls == ["subject", "atlas"]

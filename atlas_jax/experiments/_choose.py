@@ -231,7 +231,7 @@ def _steering(
         kinds = [
             draw.choice(np.flatnonzero(where), EACH, replace=False) for where in (positive[feature], ~positive[feature])
         ]
-        texts = [held.texts[held.places[i]] for i in np.concatenate(kinds)]
+        texts = [held.texts[held.rows[i]] for i in np.concatenate(kinds)]
         tokens = model.tokenize(texts, length=length, max_length=length)
         expresses = np.arange(2 * EACH) < EACH
         for site, vectors in directions.items():
