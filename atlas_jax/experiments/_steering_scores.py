@@ -129,10 +129,10 @@ class SteeringEvaluation(NamedTuple):
         rows = []
         for s in sorted(self.scores, key=lambda s: order[s.sites]):
             cells = (
-                s.sites or "-", s.method, _cell(s.faithfulness), _cell(s.held_out), _cell(s.reversed),
-                _cell(s.activation_change), s.without_effect, s.perplexity, s.distinct, s.repetition, self.kept(s),
+                s.sites or "-", s.method, _cell(s.faithfulness), _point(s.held_out), _point(s.reversed),
+                _point(s.activation_change), s.without_effect, s.perplexity, s.distinct, s.repetition, self.kept(s),
             )  # fmt: skip
-            rows.append(cells + ((_cell(s.harmonic),) if rated else ()))
+            rows.append(cells + ((_point(s.harmonic),) if rated else ()))
         missing = sum(s.missing for s in self.scores)
         caption = (
             f"{len(self.settings.concepts)} concepts, {len(self.settings.prompts)} prompts, strengths "
@@ -297,6 +297,10 @@ def _ratio(steered: Sequence[float | None], base: Sequence[float | None]) -> flo
 
 def _cell(x: Interval | None) -> tuple[float, float, float] | None:
     return None if x is None or np.isnan(x.mean) else (x.mean, x.low, x.high)
+
+
+def _point(x: Interval | None) -> float | None:
+    return None if x is None or np.isnan(x.mean) else x.mean
 
 
 def _text(x: Interval) -> str:
