@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from atlas_jax.checks import as_count
 from atlas_jax.experiments._quality import (
     QualityRow,
+    best_rows,
     evaluated_features,
     one_hot,
     quality_caption,
@@ -115,10 +116,7 @@ class Layers(NamedTuple):
         """AUROC and AP at every site, a method at a time, its best site by AP standing out."""
         columns = Column("method", group=True), Column("site"), Column("AUROC", ".3f"), Column("AP", ".3f")
         rows = [(r.method, str(r.site), r.auroc[:3], r.average_precision[:3]) for r in self.rows]
-        highest: dict[str, float] = {}
-        for r in self.rows:
-            highest[r.method] = max(highest.get(r.method, 0.0), r.average_precision.mean)
-        best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.method])
+        best = best_rows(self.rows, [r.method for r in self.rows])
         return Table("Translation quality by layer", columns, rows, quality_caption(*self[1:]), best)
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,11 +91,18 @@ class Quality(NamedTuple):
         """Tabulate AUROC and AP of every method at every site as in Table 3, the best AP of a site standing out."""
         columns = Column("site"), Column("method"), Column("AUROC", ".3f"), Column("AP", ".3f")
         rows = [(str(r.site), r.method, r.auroc[:3], r.average_precision[:3]) for r in self.rows]
-        highest: dict[Site, float] = {}
-        for row in self.rows:
-            highest[row.site] = max(highest.get(row.site, 0.0), row.average_precision.mean)
-        best = frozenset(i for i, r in enumerate(self.rows) if r.average_precision.mean == highest[r.site])
+        best = best_rows(self.rows, [r.site for r in self.rows])
         return Table("Translation quality", columns, rows, quality_caption(*self[1:]), best)
+
+
+def best_rows(rows: Sequence[QualityRow], groups: Sequence[Any]) -> frozenset[int]:
+    """Return the places of the rows whose AP is the highest of their group."""
+    highest: dict[Any, float] = {}
+    for row, group in zip(rows, groups, strict=True):
+        highest[group] = max(highest.get(group, 0.0), row.average_precision.mean)
+    return frozenset(
+        i for i, (r, g) in enumerate(zip(rows, groups, strict=True)) if r.average_precision.mean == highest[g]
+    )
 
 
 def quality_caption(features: list[int], band: tuple[float, float] | None, chance: float, sentences: int) -> str:

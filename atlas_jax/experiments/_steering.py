@@ -23,6 +23,9 @@ from atlas_jax.types import Site
 
 Unit = Literal["norm", "raw", "length"]
 UNITS = get_args(Unit)
+MEANING: dict[Unit, str] = {
+    "norm": "in mean token norms of the site", "raw": "λ of Eq. 4", "length": "in units of the activation",
+}  # fmt: skip
 BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
 
@@ -108,7 +111,7 @@ def steer(
     along = {site: steering_direction(t, query, unit) for site, t in translations.items()}
     edits = {site: Steer(vector, strength) for site, vector in along.items()}
     seeds = [seed + prompts.index(p) for p, _ in grid]
-    ids = {p: _as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
+    ids = {p: as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
     rows = [ids[p] for p, _ in grid]
     generation = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
     measured = concept_activation(atlas, query, generation.texts), perplexities(model, rows, generation)
@@ -126,7 +129,7 @@ def steering_direction(translation: Translation, query: Any, unit: Unit) -> Floa
     return similarity if unit == "raw" else similarity / jnp.maximum(jnp.linalg.norm(similarity), 1e-30)
 
 
-def _as_chat(model: LanguageModel, prompt: str) -> list[int]:
+def as_chat(model: LanguageModel, prompt: str) -> list[int]:
     return model.chat([{"role": "user", "content": prompt}])
 
 
@@ -135,13 +138,19 @@ def concept_activation(atlas: ConceptAtlas, query: Any, texts: Sequence[str]) ->
 
     Texts are cut to the atlas's context.
     """
+    return concept_activations(atlas, np.asarray(query)[:, None], texts)[:, 0].tolist()
+
+
+def concept_activations(
+    atlas: ConceptAtlas, queries: Float[np.ndarray, "d_c q"], texts: Sequence[str]
+) -> Float[np.ndarray, "n q"]:
+    """Return :func:`concept_activation` of several queries, a column each, by one pass over the texts."""
     limit, tokenizer = atlas.model.config.max_positions, atlas.model.tokenizer
     rows = tokenizer.encode(list(texts), limit)
     length = min(limit, -(-max(1, *map(len, rows)) // BUCKET) * BUCKET)
     tokens = tokenizer.pad(rows, length, range(len(rows)))
     acts = np.asarray(encode_batch(atlas, tokens)[atlas.site])
-    q = np.asarray(query)
-    return (acts @ q / np.abs(q).sum()).tolist()
+    return acts @ queries / np.abs(queries).sum(axis=0)
 
 
 def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
@@ -153,7 +162,6 @@ def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
       >>> table.rows
       [('The', 0.5, 1.2, 9.0, 'dog barks')]
     """
-    meaning = {"norm": "in mean token norms of the site", "raw": "λ of Eq. 4"}[unit]
     columns = (
         Column("prompt", group=True),
         Column("strength", "g"),
@@ -163,7 +171,7 @@ def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
     )
     rows = [(s.prompt, float(s.strength), s.concept, s.perplexity, " ".join(s.text.split())) for s in steered]
     caption = (
-        f"strength: {meaning}, 0 is the baseline; concept: activation of the query's atlas features on the "
+        f"strength: {MEANING[unit]}, 0 is the baseline; concept: activation of the query's atlas features on the "
         "continuation; perplexity: of the continuation under the unsteered subject, sense is lost where it soars"
     )
     return Table(title, columns, rows, caption)

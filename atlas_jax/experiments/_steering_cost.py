@@ -1,6 +1,5 @@
 """What steering costs: how much less likely neutral text becomes, and how far the next-token distribution moves."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.experiments._steering_directions import Directions
 from atlas_jax.experiments._steering_plan import SteeringSettings
-from atlas_jax.experiments._steering_texts import json_lines
+from atlas_jax.experiments._steering_texts import appended, json_lines
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment
 from atlas_jax.progress import Progress, unreported
@@ -78,16 +77,14 @@ def steering_cost(
     wanted = [(m, g, c.name) for m in methods for g in groups for c in settings.concepts]
     lines = [c for c in json_lines(path) if c]
     there = {tuple(c["of"]): c for c in lines}
-    path.write_text("".join(json.dumps(c, ensure_ascii=False) + "\n" for c in lines), encoding="utf-8")
     report, tokens = progress or unreported, _neutral(alignment, sentences)
     report("cost", 0, len(wanted), 0)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
+    with appended(path, lines) as add:
         for done, of in enumerate(wanted, 1):
             if of not in there:
                 vectors = {s: along().subject[of[0], s, of[2]] for s in map(Site.parse, of[1].split("+"))}
                 there[of] = {"of": of} | _measure(alignment.subject.model, tokens, settings.strengths, vectors)
-                file.write(json.dumps(there[of], ensure_ascii=False) + "\n")
-                file.flush()
+                add([there[of]])
             report("cost", done, len(wanted), 0)
     costs = []
     for method, sites in dict.fromkeys((m, g) for m, g, _ in wanted):

@@ -1,8 +1,6 @@
 """Steering, measured: Table 5 with controls, fluency and what steering costs (section 4.4)."""
 
 import functools
-import json
-import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +10,7 @@ from atlas_jax.experiments._steering_cost import steering_cost
 from atlas_jax.experiments._steering_directions import directions
 from atlas_jax.experiments._steering_plan import SteeringSettings
 from atlas_jax.experiments._steering_scores import Rated, SteeringEvaluation, evaluate_ratings
-from atlas_jax.experiments._steering_texts import Decoder, Row, decode, file_name, json_lines
+from atlas_jax.experiments._steering_texts import Decoder, Row, appended, decode, file_name, json_lines
 from atlas_jax.files import differences, read_json, write_json
 from atlas_jax.pipeline import Alignment
 from atlas_jax.progress import Progress, unreported
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 
 TOGETHER = 256  # texts that a judge is given at once
 SETTINGS, GENERATIONS, COSTS = "settings.json", "generations.jsonl", "costs.jsonl"
-_log = logging.getLogger(__name__)
 
 
 def steering_evaluation(
@@ -97,7 +94,6 @@ def _rated(
     path = directory / f"ratings-{file_name(judge.name)}.jsonl"
     lines = [Rated(**content) for content in json_lines(path) if content]
     there = {r[:5]: r for r in lines}
-    path.write_text("".join(json.dumps(r._asdict(), ensure_ascii=False) + "\n" for r in lines), encoding="utf-8")
     wanted = dict(_cells_to_rate(rows, settings, aspect))
     lacking = [key for key in wanted if key not in there]
     report, size, groups = progress or unreported, len(settings.prompts), []
@@ -108,15 +104,14 @@ def _rated(
             groups.append([key])
     done = len(wanted) - len(lacking)
     report("judge", done * size, len(wanted) * size, 0)
-    with path.open("a", encoding="utf-8", newline="\n") as file:
+    with appended(path, [r._asdict() for r in lines]) as add:
         for group in groups:
             texts = [row for key in group for row in wanted[key]]
             instruction = [row.prompt for row in texts] if aspect == "instruction" else None
             ratings = judge.judge(group[0][0], [row.text for row in texts], aspect, instruction=instruction)
             for i, key in enumerate(group):
                 there[key] = Rated(*key, ratings[i * size : (i + 1) * size])
-                file.write(json.dumps(there[key]._asdict(), ensure_ascii=False) + "\n")
-            file.flush()
+            add([there[key]._asdict() for key in group])
             done += len(group)
             report("judge", done * size, len(wanted) * size, 0)
     return [there[key] for key in wanted]

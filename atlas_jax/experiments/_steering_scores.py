@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from atlas_jax.experiments._steering import MEANING
 from atlas_jax.experiments._steering_cost import Cost
 from atlas_jax.experiments._steering_plan import NATIVE, PROMPTED, UNSTEERED, SteeringSettings
 from atlas_jax.experiments._steering_texts import Row
@@ -115,9 +116,7 @@ class SteeringEvaluation(NamedTuple):
 
     def tables(self) -> list[Table]:
         """Return Table 5, and what steering costs."""
-        meaning = {
-            "norm": "in mean token norms of the site", "raw": "λ of Eq. 4", "length": "in units of the activation",
-        }[self.settings.unit]  # fmt: skip
+        meaning = MEANING[self.settings.unit]
         columns = (
             Column("sites", group=True), Column("method"), Column("f", ".1f"), Column("f, λ held out", ".1f"),
             Column("f, λ < 0", ".1f"), Column("Δa", ".2f"), Column("no effect", "d"), Column("perplexity", ".3g", "×"),

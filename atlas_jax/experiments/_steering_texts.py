@@ -1,7 +1,8 @@
 """Steered texts of an evaluation: decoded in chunks of one shape, measured without a judge, and kept on disk."""
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,18 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from atlas_jax.experiments._steering import perplexities
+from atlas_jax.experiments._steering import as_chat, concept_activations, perplexities
 from atlas_jax.experiments._steering_directions import Directions
 from atlas_jax.experiments._steering_plan import NATIVE, PROMPTED, Cell, SteeringSettings, concept_queries, plan
 from atlas_jax.files import new_file
 from atlas_jax.models import LanguageModel, generate
-from atlas_jax.pipeline import Alignment, encode_batch
+from atlas_jax.pipeline import Alignment
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.steering import Steer
 from atlas_jax.types import Site
 
 ROW_BYTES = 2**31  # of keys, values and logits that decode at once
-BUCKET = 32  # tokens that lengths of texts are rounded up to, so that few shapes are compiled
 
 
 class Row(NamedTuple):
@@ -107,11 +107,13 @@ class Decoder:
         generation = generate(model, ids, edits=self._edits(full), seed=seeds, **options)
         nats = perplexities(model, ids, generation)
         kept = len(cells) * len(self.settings.prompts)
-        acts = self._activations(generation.texts)[:kept]
+        queries = np.stack(list(self.queries.values()), axis=1)
+        acts = concept_activations(self.atlas, queries, generation.texts)[:kept]
         rows = []
         for i, (cell, number, prompt) in enumerate(prompts[:kept]):
-            of = [cell.concept] if cell.concept else list(self.queries)
-            activations = {name: float(acts[i, list(self.queries).index(name)]) for name in of}
+            of = [cell.concept] if cell.concept else self.queries
+            every = dict(zip(self.queries, acts[i].tolist(), strict=True))
+            activations = {name: every[name] for name in of}
             new = generation.ids[i, : generation.lengths[i]].tolist()
             rows.append(Row(cell, prompt, self.settings.seed + number, generation.texts[i], new, activations, nats[i]))
         return rows
@@ -119,7 +121,7 @@ class Decoder:
     def _ids(self, model: LanguageModel, cell: Cell, prompt: str) -> list[int]:
         text = f"Write about {cell.concept}. {prompt}" if cell.method == PROMPTED else prompt
         if self.settings.chat and model is self.model:
-            return model.chat([{"role": "user", "content": text}])
+            return as_chat(model, text)
         return model.tokenizer.encode([text])[0] or model.tokenizer.encode(["\n"])[0]
 
     def _edits(self, cells: Sequence[Cell]) -> dict[Site, Steer]:
@@ -137,16 +139,6 @@ class Decoder:
         steered = str(site) in cell.sites.split("+")
         zero = np.zeros(self.widths[site], np.float32)
         return self.along().subject[cell.method, site, cell.concept] if steered else zero
-
-    def _activations(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
-        """``a_c · q / sum |q|`` of pooled atlas activations, a column a concept."""
-        limit = self.atlas.model.config.max_positions
-        rows = [row[:limit] for row in self.atlas.model.tokenizer.encode(list(texts))]
-        length = min(limit, -(-max(map(len, rows)) // BUCKET) * BUCKET)
-        tokens = self.atlas.model.tokenizer.pad(rows, max(1, length), range(len(rows)))
-        acts = np.asarray(encode_batch(self.atlas, tokens)[self.atlas.site])
-        queries = np.stack(list(self.queries.values()), axis=1)
-        return acts @ queries / np.abs(queries).sum(axis=0)
 
 
 def decode(decoder: Decoder, path: Path, *, progress: Progress | None = None) -> list[Row]:
@@ -169,14 +161,12 @@ def decode(decoder: Decoder, path: Path, *, progress: Progress | None = None) ->
             break
         done = i + 1
     rows = rows[: ends[done - 1] if done else 0]
-    _rewrite(path, rows)
     report("steer", len(rows), ends[-1], 0)
     tokens = 0
-    with path.open("a", encoding="utf-8", newline="\n") as file:
+    with appended(path, [row.to_dict() for row in rows]) as add:
         for chunk in chunks[done:]:
             new = decoder.rows(chunk)
-            file.write("".join(json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in new))
-            file.flush()
+            add([row.to_dict() for row in new])
             rows += new
             tokens += sum(len(row.ids) for row in new)
             report("steer", len(rows), ends[-1], tokens)
@@ -217,7 +207,16 @@ def json_lines(path: Path) -> Iterator[Any]:
                 return
 
 
-def _rewrite(path: Path, rows: Sequence[Row]) -> None:
-    """Leave these rows alone in the file."""
+@contextlib.contextmanager
+def appended(path: Path, kept: Iterable[Any]) -> Iterator[Callable[[Iterable[Any]], None]]:
+    """Leave these JSON lines alone in a file, never losing them on the way, and give what adds others to it."""
+    text = lambda rows: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with new_file(path) as file:
-        file.write_text("".join(json.dumps(row.to_dict(), ensure_ascii=False) + "\n" for row in rows), "utf-8")
+        file.write_text(text(kept), "utf-8")
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+
+        def add(rows: Iterable[Any]) -> None:
+            file.write(text(rows))
+            file.flush()
+
+        yield add
