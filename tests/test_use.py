@@ -1,5 +1,6 @@
 """The commands that use a run: what it holds, concepts in every way they can be given, and features by name."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from atlas_jax.cli._options import weights
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment
+from atlas_jax.types import Site
 
 SITE = "resid_post.2"
 TEXT = "The size of the font is a number."
@@ -47,14 +49,21 @@ def _query(alignment, found):
     return alignment.atlas.query([i for i, _ in pairs], [w for _, w in pairs])
 
 
+def _recommended(alignment, use, site=SITE):
+    return alignment.translation(site, *alignment.recommended(use))
+
+
 def test_info_tells_what_the_run_holds(command, alignment):
     found = command("info")
     assert found["facts"]["sites"] == [str(s) for s in alignment.settings.sites]
     assert found["facts"]["methods"] == [*alignment.settings.methods, "whitened_detect"]
     assert found["facts"]["fit sentences"] == len(alignment.corpus.fit)
     rows = {(r["site"], r["method"]): r for r in found["translations"]}
-    assert len(rows) == 21
+    assert len(rows) == 24
     for site in ("mlp_act.1", SITE):
+        assert rows[site, "covariance:mean"]["pooling"] == "mean"
+        assert rows[site, "covariance"]["pooling"] == "max"
+        assert rows[site, "covariance"]["strength"] == alignment.strengths[Site.parse(site)] > 0
         t = alignment.translation(site, "procrustes")
         row = rows[site, "procrustes"]
         assert (row["subject features"], row["atlas features"]) == (t.d_s, t.d_c)
@@ -74,7 +83,7 @@ def test_features_have_weights(command, alignment, texts, expected):
     assert weights(texts) == expected
     found = command("identify", "--site", SITE, *(a for t in texts for a in ("--feature", t)))
     assert {f["index"]: f["weight"] for f in found["atlas_features"]} == expected
-    best = alignment.translation(SITE, "procrustes").top_features(_query(alignment, found), 5)
+    best = _recommended(alignment, "retrieve").top_features(_query(alignment, found), 5)
     assert [i["feature"] for i in found["identified"]] == np.asarray(best.features).tolist()
 
 
@@ -103,7 +112,7 @@ def test_a_feature_with_two_weights_is_refused():
 def test_texts_make_a_query(command, alignment):
     like, unlike = ["Return the sum of the array.", "Returns a sum."], ["Dates and times."]
     found = command("identify", "--site", SITE, *_options("--like", like), *_options("--unlike", unlike))
-    atlas, t = alignment.atlas, alignment.translation(SITE, "procrustes")
+    atlas, t = alignment.atlas, _recommended(alignment, "retrieve")
     query = atlas.query_from(like) - atlas.query_from(unlike)
     best = t.top_features(query, 5)
     assert [i["feature"] for i in found["identified"]] == np.asarray(best.features).tolist()
@@ -152,7 +161,7 @@ def test_inspect_shows_the_concept_at_every_token(command, alignment):
     assert values.shape == (len(atlas["tokens"]), 2)
     peaks = np.asarray(alignment.atlas.activations(TEXT))[0]
     np.testing.assert_allclose(values.max(0), peaks[[39, 17]], atol=1e-4)
-    t, (acts,) = alignment.translation(SITE, "procrustes"), run_at(alignment.subject.model).values()
+    t, (acts,) = _recommended(alignment, "detect"), run_at(alignment.subject.model).values()
     along = (
         np.asarray(t.direction(alignment.atlas.query([39, 17], [2.0, -1.0]))) / t.token_norm**2
     )  # projections are in token norms
@@ -167,7 +176,7 @@ def run_at(model):
 
 
 def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
-    t = alignment.translation(SITE, "procrustes")
+    t = _recommended(alignment, "steer")
     norm = command("steer", "--site", SITE, "--feature", "39", *PROMPTS, "--strength", "0.5")
     assert norm["unit"] == "norm"
     assert [s["strength"] for s in norm["steered"]] == [0, 0.5]
@@ -182,6 +191,41 @@ def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
     assert all(s["perplexity"] > 1 for s in norm["steered"])
     both = ["--strength", "1", "--raw-strength", "1"]
     assert "not both" in command("steer", "--site", SITE, "--feature", "39", *PROMPTS, *both, refused=True)
+
+
+def test_each_use_has_the_translation_recommended_for_it(command, alignment):
+    assert alignment.recommended("steer") == ("covariance", "mean")
+    asked = {
+        "identify": (["--feature", "39"], "whitened_detect (max pooling)"),
+        "name": (["--feature", "3"], "whitened_detect (max pooling)"),
+        "steer": (["--feature", "39", *PROMPTS, "--strength", "0.5"], "covariance (mean pooling)"),
+    }
+    for name, (options, described) in asked.items():
+        assert f"by {described}" in command(name, "--site", SITE, *options, as_json=False)
+        said = command(name, "--site", SITE, *options, "--method", "procrustes", as_json=False)
+        assert "by procrustes (max pooling)" in said
+    said = command("identify", "--site", SITE, "--feature", "39", "--method", "covariance:mean", as_json=False)
+    assert "by covariance (mean pooling)" in said
+    said = command("identify", "--site", SITE, "--feature", "1", "--method", "procrustes:mean", refused=True)
+    assert "by procrustes with mean pooling; it has mlp_act.1" in said
+    assert said.endswith("covariance:mean")
+
+
+def test_strengths_that_are_not_given_are_those_of_the_run(command, alignment, monkeypatch):
+    options = ["--feature", "39", *PROMPTS]
+    most = alignment.strengths[Site.parse(SITE)]
+    found = command("steer", "--site", SITE, *options)
+    assert [s["strength"] for s in found["steered"]] == [0, most / 2, most]
+    said = command("steer", "--site", SITE, *options, as_json=False)
+    assert f"strengths {most / 2:g} and {most:g}: up to {most:g} token norms at {SITE} the perplexity of" in said
+    both = command("steer", "--site", SITE, "--site", "mlp_act.2", *options)
+    assert 0 < max(s["strength"] for s in both["steered"]) < most
+    unknown = dataclasses.replace(alignment, strengths={}, rate=np.zeros_like(alignment.rate))
+    monkeypatch.setattr(Alignment, "load", lambda directory: unknown)
+    found = command("steer", "--site", SITE, *options)
+    assert [s["strength"] for s in found["steered"]] == [0, 0.25, 0.5]
+    said = command("steer", "--site", SITE, *options, as_json=False)
+    assert "none could be found for this run: no atlas feature fires" in said
 
 
 def test_prompts_come_from_a_file(command, tmp_path):
@@ -212,7 +256,7 @@ def test_chat_needs_a_template_and_uses_it(command, alignment, monkeypatch):
 
 
 def test_all_features_are_named_into_a_file(command, alignment, tmp_path):
-    file, t = tmp_path / "names.jsonl", alignment.translation("mlp_act.1", "procrustes")
+    file, t = tmp_path / "names.jsonl", _recommended(alignment, "retrieve", "mlp_act.1")
     command("name", "--site", "mlp_act.1", "--all", "--out", str(file), as_json=False)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [r["feature"] for r in rows] == list(range(t.d_s))

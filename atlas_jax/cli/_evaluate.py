@@ -8,7 +8,7 @@ import typer
 from atlas_jax.cli._concepts import given_concepts
 from atlas_jax.cli._console import emit, note, notes, progress_bars
 from atlas_jax.cli._options import Methods, Overwrite, Seed, Sites, finite, result_file
-from atlas_jax.cli._use import AsJson, Method, RunArgument, load_run
+from atlas_jax.cli._use import AsJson, RunArgument, load_run
 
 FeatureCount = Annotated[
     int | None,
@@ -192,7 +192,7 @@ def causality(
         list[str] | None,
         typer.Option("--later", help="Site behind it to project out at; those of the run by default; may be repeated."),
     ] = None,
-    method: Method = "procrustes",
+    method: Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")] = "procrustes",
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Text to continue; the paper's sixteen by default; may be repeated."),
