@@ -72,7 +72,7 @@ def generated(
 
 
 def at_equal_perplexity(rates: np.ndarray, nats: np.ndarray, factor: float = 2.0) -> np.ndarray:
-    """The gain in the share where perplexity first reaches a factor, interpolated over strengths ``[*m, s] -> [*m]``."""
+    """The gain in the share where perplexity first reaches a factor, interpolated: ``[*m, s] -> [*m]``."""
     cost = np.maximum.accumulate(nats - nats[..., :1], axis=-1).reshape(-1, nats.shape[-1])
     shares = rates.reshape(cost.shape)
     found = [np.interp(np.log(factor), c + 1e-9 * np.arange(len(c)), s) for c, s in zip(cost, shares, strict=True)]
