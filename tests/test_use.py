@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -11,8 +12,11 @@ from atlas_jax.bundled import SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.cli._options import weights
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments import choose_features
+from atlas_jax.experiments._dose import DIRECTIONS, GRID, SENTENCES, _crossing
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment
+from atlas_jax.steering import Steer
 from atlas_jax.types import Site
 
 SITE = "resid_post.2"
@@ -179,7 +183,8 @@ def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
     t = _recommended(alignment, "steer")
     norm = command("steer", "--site", SITE, "--feature", "39", *PROMPTS, "--strength", "0.5")
     assert norm["unit"] == "norm"
-    assert [s["strength"] for s in norm["steered"]] == [0, 0.5]
+    assert [(s["along"], s["strength"]) for s in norm["steered"]] == [("concept", 0), ("concept", 0.5), ("random", 0.5)]
+    assert len({s["text"] for s in norm["steered"]}) == 3
     query = alignment.atlas.query([39])
     length = float(np.linalg.norm(t.similarity(query)))
     np.testing.assert_allclose(np.linalg.norm(t.direction(query)), t.token_norm, rtol=1e-5)
@@ -215,7 +220,7 @@ def test_strengths_that_are_not_given_are_those_of_the_run(command, alignment, m
     options = ["--feature", "39", *PROMPTS]
     most = alignment.strengths[Site.parse(SITE)]
     found = command("steer", "--site", SITE, *options)
-    assert [s["strength"] for s in found["steered"]] == [0, most / 2, most]
+    assert [s["strength"] for s in found["steered"]] == [0, most / 2, most, most]
     said = command("steer", "--site", SITE, *options, as_json=False)
     assert f"strengths {most / 2:g} and {most:g}: up to {most:g} token norms at {SITE} the perplexity of" in said
     both = command("steer", "--site", SITE, "--site", "mlp_act.2", *options)
@@ -223,9 +228,42 @@ def test_strengths_that_are_not_given_are_those_of_the_run(command, alignment, m
     unknown = dataclasses.replace(alignment, strengths={}, rate=np.zeros_like(alignment.rate))
     monkeypatch.setattr(Alignment, "load", lambda directory: unknown)
     found = command("steer", "--site", SITE, *options)
-    assert [s["strength"] for s in found["steered"]] == [0, 0.25, 0.5]
+    assert [s["strength"] for s in found["steered"]] == [0, 0.25, 0.5, 0.5]
     said = command("steer", "--site", SITE, *options, as_json=False)
     assert "none could be found for this run: no atlas feature fires" in said
+
+
+@pytest.mark.parametrize(
+    ("nats", "strength"),
+    [
+        (np.log(2) * np.array(GRID), 1.0),
+        (np.log(2) * np.array(GRID) / 0.7654, 0.76),
+        (np.log(2) * np.array(GRID) * 32, 0.031),
+        (0.1 * np.array(GRID), 4.0),
+        (np.where(np.array(GRID) > 0.5, np.nan, 0.1), 0.5),
+        (np.where(np.array(GRID) > 0.5, np.inf, 0.1), 0.5),
+    ],
+)
+def test_a_strength_is_where_the_cost_first_reaches_the_limit(nats, strength):
+    assert _crossing(nats, np.log(2)) == pytest.approx(strength)
+
+
+def test_at_the_suggested_strength_neutral_text_is_twice_as_perplexing(alignment):
+    """Against sentences read one after the other, along the directions of the same features."""
+    model, t, most = alignment.subject.model, _recommended(alignment, "steer"), alignment.strengths[Site.parse(SITE)]
+    features = choose_features(alignment.rate, count=DIRECTIONS, band=(0.005, 0.2), seed=0)
+    texts = [alignment.corpus.fit[i] for i in np.linspace(0, len(alignment.corpus.fit) - 1, SENTENCES).astype(int)]
+    tokens = model.tokenize(texts)
+    counted = np.asarray(tokens.attention_mask)[:, 1:]
+
+    def nats(edits):
+        log = np.asarray(jax.nn.log_softmax(run(model, tokens, edits=edits).logits[:, :-1]), np.float64)
+        return -np.take_along_axis(log, np.asarray(tokens.ids)[:, 1:, None], -1)[..., 0][counted].mean()
+
+    along = [t.direction(alignment.atlas.query([int(f)])) for f in features]
+    times = lambda strength: np.exp(np.mean([nats({SITE: Steer(v, strength)}) for v in along]) - nats({}))
+    assert 1.7 < times(most) < 2.05
+    assert times(1.25 * most) > 2.05
 
 
 def test_prompts_come_from_a_file(command, tmp_path):

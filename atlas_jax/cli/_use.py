@@ -140,7 +140,7 @@ def steer(
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages in the model's chat template.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts, steered along a concept, beside the unsteered continuation.
+    """Continue prompts, steered along a concept, beside the unsteered continuation and one along a random direction.
 
     Example: atlas-jax steer runs/quickstart --site resid_post.2 --concept "plots" --prompt "This function"
     """  # fmt: skip
@@ -165,7 +165,7 @@ def steer(
     notes(experiments.diagnose(alignment, list(translations), _measured_as(alignment, first), **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
-        max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat,
+        max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat, random=True,
     )  # fmt: skip
     notes([experiments.beyond_sense(experiments.median_perplexities(steered))])
     data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}

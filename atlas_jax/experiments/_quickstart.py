@@ -124,6 +124,7 @@ def run_concept(
         max_new_tokens=max_new_tokens,
         seed=alignment.settings.seed,
         unit=unit,
+        random=True,
     )
     described = next(iter(along.values())).described
     return Concept(text, hits, site, at(site).method, identified, steered, unit, described)
