@@ -238,7 +238,8 @@ def test_strengths_that_are_not_given_are_those_of_the_run(command, alignment, m
     [
         (np.log(2) * np.array(GRID), 1.0),
         (np.log(2) * np.array(GRID) / 0.7654, 0.76),
-        (np.log(2) * np.array(GRID) * 32, 0.031),
+        (np.log(2) * (np.array(GRID) / 0.7654) ** 2.5, 0.76),
+        (np.log(2) * (np.array(GRID) * 32) ** 2, 0.031),
         (0.1 * np.array(GRID), 4.0),
         (np.where(np.array(GRID) > 0.5, np.nan, 0.1), 0.5),
         (np.where(np.array(GRID) > 0.5, np.inf, 0.1), 0.5),
@@ -253,7 +254,7 @@ def test_at_the_suggested_strength_neutral_text_is_twice_as_perplexing(alignment
     model, t, most = alignment.subject.model, _recommended(alignment, "steer"), alignment.strengths[Site.parse(SITE)]
     features = choose_features(alignment.rate, count=DIRECTIONS, band=(0.005, 0.2), seed=0)
     texts = [alignment.corpus.fit[i] for i in np.linspace(0, len(alignment.corpus.fit) - 1, SENTENCES).astype(int)]
-    tokens = model.tokenize(texts)
+    tokens = model.tokenize(texts, length=64, max_length=64)
     counted = np.asarray(tokens.attention_mask)[:, 1:]
 
     def nats(edits):

@@ -15,9 +15,9 @@ from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
 
 FACTOR = 2.0  # times the perplexity of neutral text without steering
-DIRECTIONS, SENTENCES = 8, 24
+DIRECTIONS, SENTENCES, LENGTH = 6, 16, 64
 SHARES, UNKNOWN = (0.5, 1.0), (0.25, 0.5)  # of the suggested strength; strengths where there is none
-GRID = tuple(2.0 ** (i / 2 - 4) for i in range(13))  # mean token norms, from 1/16 to 4
+GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # mean token norms
 
 
 def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: float = FACTOR) -> float:
@@ -25,7 +25,8 @@ def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: f
 
     Neutral text are sentences of the fit half, read under steering (not generated) along the directions that the
     recommended translation gives for a few atlas features, drawn among those that fire now and then. Perplexities are
-    geometric means over tokens and directions, and interpolated between the strengths of a grid.
+    geometric means over tokens and directions; their logarithm is taken for a power of the strength between the
+    strengths of a grid.
 
     Args:
       alignment: the run.
@@ -48,8 +49,8 @@ def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: f
     features = choose_features(alignment.rate, count=DIRECTIONS, band=BAND, seed=alignment.settings.seed)
     queries = one_hot(features, alignment.atlas.width)
     along = {s: alignment.translation(s, *alignment.recommended("steer")).direction(queries) for s in sites}
-    model, limit = alignment.subject.model, alignment.settings.max_length
-    tokens = neutral_tokens(model, alignment.corpus.fit, SENTENCES, limit)
+    model = alignment.subject.model
+    tokens = neutral_tokens(model, alignment.corpus.fit, SENTENCES, min(LENGTH, alignment.settings.max_length))
     nats = [
         cost_along(model, tokens, GRID, {s: np.asarray(vectors[i]) for s, vectors in along.items()})["nats"]
         for i in range(len(features))
@@ -58,17 +59,19 @@ def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: f
 
 
 def _crossing(nats: Float[np.ndarray, " s"], limit: float) -> float:
-    """The strength of the grid, interpolated, at which a cost that begins at zero first reaches a limit."""
-    strengths, costs = np.array([0.0, *GRID]), np.array([0.0, *nats])
-    over = np.flatnonzero(~(costs <= limit))
+    """The strength, between those of the grid, at which a cost first reaches a limit; the last where it does not."""
+    over = np.flatnonzero(~(nats <= limit))
     if not len(over):
         return GRID[-1]
     high = over[0]
-    step = (limit - costs[high - 1]) / (costs[high] - costs[high - 1])
-    found = strengths[high - 1] + (step if np.isfinite(step) else 0.0) * (strengths[high] - strengths[high - 1])
-    found = max(found, 1e-3)
+    known = high > 0 and 0 < nats[high - 1] and np.isfinite(nats[high])
+    low = (GRID[high - 1], nats[high - 1]) if known else (GRID[high] / 2, nats[high] / 4)  # a cost grows as the square
+    found = GRID[high - 1] if high else GRID[0] / 2
+    if np.isfinite(nats[high]) and low[1] > 0:
+        power = math.log(GRID[high] / low[0]) / math.log(nats[high] / low[1])
+        found = low[0] * (limit / low[1]) ** power
     digits = 10.0 ** (1 - math.floor(math.log10(found)))
-    return math.floor(found * digits) / digits
+    return math.floor(found * digits + 1e-6) / digits
 
 
 def with_strengths(alignment: Alignment) -> Alignment:
