@@ -95,10 +95,6 @@ from atlas_jax.experiments._retrieval import (
     RetrievalRow as RetrievalRow,
     semantic_retrieval as semantic_retrieval,
 )
-from atlas_jax.experiments._steered_shares import (
-    gain_at_equal_perplexity as gain_at_equal_perplexity,
-    steered_shares as steered_shares,
-)
 from atlas_jax.experiments._steering import (
     Steered as Steered,
     Unit as Unit,

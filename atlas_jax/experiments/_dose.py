@@ -64,7 +64,7 @@ def _crossing(nats: Float[np.ndarray, " s"], limit: float) -> float:
     if not len(over):
         return GRID[-1]
     high = over[0]
-    known = high > 0 and 0 < nats[high - 1] and np.isfinite(nats[high])
+    known = high > 0 and nats[high - 1] > 0 and np.isfinite(nats[high])
     low = (GRID[high - 1], nats[high - 1]) if known else (GRID[high] / 2, nats[high] / 4)  # a cost grows as the square
     found = GRID[high - 1] if high else GRID[0] / 2
     if np.isfinite(nats[high]) and low[1] > 0:
