@@ -72,7 +72,7 @@ def generated(
 
 
 def gain_at_equal_perplexity(shares: np.ndarray, nats: np.ndarray) -> np.ndarray:
-    """The gain in the share ``[*m, s]`` where perplexity is twice that without steering, interpolated over strengths."""
+    """The gain in the share ``[*m, s]`` where perplexity is twice that without steering, interpolated."""
     cost = np.maximum.accumulate(nats - nats[..., :1], axis=-1) + 1e-9 * np.arange(nats.shape[-1])
     pairs = zip(cost.reshape(-1, cost.shape[-1]), shares.reshape(-1, cost.shape[-1]), strict=True)
     return np.reshape([np.interp(np.log(2), x, y) for x, y in pairs], cost.shape[:-1]) - shares[..., 0]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from atlas_jax.labels import Hit
     from atlas_jax.pipeline import Alignment
     from atlas_jax.translation import Named, Translation
+    from atlas_jax.types import Site
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[
@@ -213,7 +214,7 @@ def load_run(run: Path) -> "Alignment":
     return Alignment.load(run)
 
 
-def translation_for(use: str, alignment: "Alignment", site: str, method: str | None) -> "Translation":
+def translation_for(use: str, alignment: "Alignment", site: "Site | str", method: str | None) -> "Translation":
     """Return the translation by a method, or by the one recommended for a use."""
     return alignment.translation(site, *((method,) if method else alignment.recommended(use)))
 
