@@ -59,7 +59,7 @@ def identify(
     alignment = load_run(run)
     translation = alignment.translation(site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
-    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=_stored_ap(run)))
+    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=stored_ap(run)))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
@@ -149,7 +149,7 @@ def steer(
     alignment = load_run(run)
     translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = asked_query(alignment, concept, feature, like, unlike)
-    about = {"query": query.vector, "ap": _stored_ap(run), "steered": True}
+    about = {"query": query.vector, "ap": stored_ap(run), "steered": True}
     notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
@@ -200,12 +200,12 @@ def load_run(run: Path) -> "Alignment":
     return Alignment.load(run)
 
 
-def _stored_ap(run: Path) -> dict[tuple[str, str], float]:
+def stored_ap(run: Path) -> dict[tuple[str, str], float]:
     """Read the AP of a run's translations; a table that is damaged is told, and nothing needs it."""
-    from atlas_jax.experiments import stored_ap
+    from atlas_jax import experiments
 
     try:
-        return stored_ap(run)
+        return experiments.stored_ap(run)
     except DamagedError as e:
         note(str(e))
         return {}

@@ -68,6 +68,24 @@ def steering_evaluation(
     return evaluate_ratings(settings, judge.name, rows, rated, costs)
 
 
+def forget_evaluation(directory: Path) -> None:
+    """Remove the texts, ratings and tables of an evaluation, and nothing else; replies of a chat judge stay, paid for.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.experiments import forget_evaluation
+      >>> directory = Path(tempfile.mkdtemp())
+      >>> _ = (directory / "generations.jsonl").write_text(""), (directory / "notes.txt").write_text("mine")
+      >>> forget_evaluation(directory)
+      >>> [path.name for path in directory.iterdir()]
+      ['notes.txt']
+    """
+    for name in (SETTINGS, GENERATIONS, COSTS, "ratings-*.jsonl", "table-*.json"):
+        for path in directory.glob(name):
+            path.unlink()
+
+
 def _same(directory: Path, settings: SteeringSettings, alignment: Alignment) -> None:
     """Refuse a directory of another evaluation; note which one this is."""
     now = settings.to_dict() | {"run": {k: alignment.sources[k]["sha256"] for k in ("subject", "atlas")}}
