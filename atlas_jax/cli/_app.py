@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _evaluate_steering, _quickstart, _sae, _use
+from atlas_jax.cli._options import Commands
 
-app = typer.Typer(
+app = Commands(
     name="atlas-jax",
     no_args_is_help=True,
     add_completion=False,

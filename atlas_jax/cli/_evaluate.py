@@ -7,8 +7,8 @@ import typer
 
 from atlas_jax.cli._concepts import given_concepts
 from atlas_jax.cli._console import emit, note, notes, progress_bars
-from atlas_jax.cli._options import Methods, Overwrite, Seed, Sites, finite, result_file
-from atlas_jax.cli._use import AsJson, Method, RunArgument, load_run
+from atlas_jax.cli._options import AsJson, Commands, Methods, Overwrite, Seed, Sites, finite, result_file
+from atlas_jax.cli._use import Method, RunArgument, load_run
 
 FeatureCount = Annotated[
     int | None,
@@ -17,7 +17,7 @@ FeatureCount = Annotated[
 OutFile = Annotated[Path | None, typer.Option("--out", help="JSON file for the result, in the run by default.")]
 Paper = Annotated[bool, typer.Option("--paper", help="The paper's figures beside, where layers and methods agree.")]
 
-app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
+app = Commands(help="Measure an alignment as the paper does.", no_args_is_help=True)
 
 
 @app.command()

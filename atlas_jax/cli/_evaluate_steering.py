@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax.cli._console import emit, note, notes, progress_bars
-from atlas_jax.cli._options import Overwrite, Seed, finite
-from atlas_jax.cli._use import AsJson, RunArgument, load_run, read_lines, stored_ap
+from atlas_jax.cli._options import AsJson, Overwrite, Seed, finite
+from atlas_jax.cli._use import RunArgument, load_run, read_lines, stored_ap
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:

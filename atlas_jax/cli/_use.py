@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from atlas_jax.cli._console import emit, err, note, notes, out
-from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
+from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
 
 
