@@ -176,17 +176,13 @@ def _count(
     from atlas_jax.experiments import ChatJudge, plan
 
     cells, size = plan(settings), len(settings.prompts)
-    shown = [(c.concept or other.name) for c in cells for other in (settings.concepts if c.concept is None else [c])]
+    rated = {c.name: sum(cell.concept in (None, c.name) for cell in cells) * size for c in settings.concepts}
     facts = {
         "texts": len(cells) * size, "tokens at most": len(cells) * size * settings.max_new_tokens,
-        "texts to rate": len(shown) * size * len(aspects),
+        "texts to rate": sum(rated.values()) * len(aspects),
     }  # fmt: skip
     if isinstance(judge, ChatJudge):
-        texts = [f"{i}".ljust(4 * settings.max_new_tokens) for i in range(size)]  # about four characters a token
-        asked = [
-            (name, [f"{n} {text}" for text in texts], aspect, settings.prompts if aspect == "instruction" else None)
-            for aspect in aspects
-            for n, name in enumerate(shown)
-        ]
-        facts |= judge.estimate(asked).facts(price)
+        longest = lambda count: [f"{i}".ljust(4 * settings.max_new_tokens) for i in range(count)]  # about 4 a token
+        asked = lambda name, n, aspect: (name, longest(n), aspect, ["?"] * n if aspect == "instruction" else None)
+        facts |= judge.estimate([asked(*item, aspect) for aspect in aspects for item in rated.items()]).facts(price)
     return facts
