@@ -4,12 +4,17 @@ import os
 from itertools import permutations
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atlas_jax import AlignSettings, Site, load_pair, run
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
+from atlas_jax.errors import AtlasError
 from atlas_jax.models import Tokenizer, match_tokens, pad_spans
+from atlas_jax.pipeline import PAIRS, SentenceStream, fit_token_statistics, solve
 
 MODELS = Path(os.environ.get("ATLAS_JAX_DATA", "/nowhere")) / "models"
 PLACES = {"subject": SUBJECT, "atlas": ATLAS / "model", "babyllama": MODELS / "babyllama-tok361"}
@@ -69,3 +74,111 @@ def test_matching_holds_pieces_to_words_in_one_piece():
     assert match_tokens(*spans[::-1]).tolist() == [[-1, 2, 4, 7]]
     moved = pad_spans([[(first + 1, after + 1) for first, after in pieces]])
     assert match_tokens(spans[0], moved).tolist() != match_tokens(*spans).tolist()
+
+
+SITES = (Site("mlp_act", 1), Site("resid_post", 2))
+SENTENCES = [*TEXTS, "a list of numbers", "the font of a text", "an open file 12345", "if x is None: return"]
+
+
+@pytest.fixture(scope="module")
+def pair():
+    return load_pair(SUBJECT, ATLAS, AlignSettings(SITES, ("covariance",)))[:2]
+
+
+def _rows(pair, which, late=0):
+    """Rows of both sides and their weights, a sentence and a token at a time; ``late`` is a planted fault."""
+    subject, atlas = pair
+    rows = []
+    for text in SENTENCES:
+        tokens_s, tokens_c = (space.model.tokenize([text]) for space in pair)
+        acts = run(subject.model, tokens_s, capture=SITES, logits=False).acts
+        h = {site: np.asarray(acts[site][0], np.float64) for site in SITES}
+        x = run(atlas.model, tokens_c, capture=[atlas.site], logits=False).acts[atlas.site]
+        a = np.asarray(atlas.sae.encode(x)[0], np.float64)
+        spans = [space.model.tokenizer.spans([text])[0] for space in pair]
+        mask_s, mask_c = (np.asarray(t.mask[0]) for t in (tokens_s, tokens_c))
+        pairs = [(i, j) for j, i in enumerate(_by_definition(*spans)) if i >= 0 and mask_s[i] and mask_c[j]]
+        if which == "next":
+            pairs = [(i, j + 1) for i, j in pairs if j + 1 < len(mask_c) and mask_c[j + 1]]
+        if which == "peak":
+            places = [j for _, j in pairs]
+            highest = {c: places[int(np.argmax(a[places, c]))] for c in range(a.shape[1])} if places else {}
+            a = np.where(np.arange(len(a))[:, None] == np.array([highest.get(c, -1) for c in range(a.shape[1])]), a, 0)
+        weight = 1.0 if which == "peak" else 1 / max(1, len(pairs))
+        rows += [({s: h[s][max(0, i - late)] for s in SITES}, a[j], weight) for i, j in pairs]
+    return rows
+
+
+def _centred(x, y, weight):
+    x, y = (m - np.average(m, axis=0, weights=weight) for m in (x, y))
+    return (x * weight[:, None]).T @ y
+
+
+def _unit(x):
+    norm = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(norm > 0, norm, 1)
+
+
+@pytest.mark.parametrize("which", PAIRS)
+def test_token_statistics_are_those_of_the_pairs(pair, which):
+    stream = SentenceStream.from_texts(pair, SENTENCES, token_budget=128)
+    result = fit_token_statistics(stream, ["cross", "unit_cross", "subject_gram"], which=which)
+    statistics = result.fitted.statistics
+
+    def difference(rows):
+        weight, a = np.array([w for *_, w in rows]), np.stack([a for _, a, _ in rows])
+        worst = abs(float(statistics.sums.weight) / weight.sum() - 1)
+        for site in SITES:
+            h, got = np.stack([h[site] for h, *_ in rows]), statistics.statistics(site)
+            for mine, wanted in (
+                (got.cross.raw, _centred(h, a, weight)),
+                (got.cross.unit, _centred(_unit(h), _unit(a), weight)),
+                (got.subject.raw.gram, _centred(h, h, weight)),
+            ):
+                worst = max(worst, np.linalg.norm(np.asarray(mine) - wanted) / np.linalg.norm(wanted))
+        return worst
+
+    assert difference(_rows(pair, which)) < 1e-5
+    assert difference(_rows(pair, which, late=1)) > 0.1  # the same with the subject's token before
+    fires = np.array([np.asarray(pair[1].activations([text])[0]) > 0 for text in SENTENCES]).sum(axis=0)
+    np.testing.assert_array_equal(result.fitted.active, fires)
+    assert {method for _, method in solve(stream, result.fitted, ["covariance", "procrustes"])} == {
+        "covariance", "procrustes",
+    }  # fmt: skip
+
+
+def test_long_sentences_do_not_dominate(pair):
+    """A sentence weighs one, of however many tokens; the share of matched tokens is reported."""
+    stream = SentenceStream.from_texts(pair, ["one", "a list of " * 20])
+    result = fit_token_statistics(stream, ["cross"])
+    assert float(result.fitted.statistics.sums.weight) == pytest.approx(2.0)
+    assert result.share == 1.0
+    cut = fit_token_statistics(SentenceStream.from_texts(pair, ["  é" * 30], max_length=16), ["cross"])
+    assert 0.5 < cut.share <= 1.0
+
+
+def test_sentences_that_are_not_finite_are_left_out_once(pair):
+    subject, atlas = pair
+    broken = jax.tree.map(lambda x: x, subject)
+    token = subject.model.tokenizer.encode(["font"])[0][-1]
+    weight = broken.model.decoder.embed_tokens.weight
+    weight.set_value(weight[...].at[token].set(jnp.nan))
+    texts = ["a list of numbers", "the font font font", "an open file"]
+    kept = fit_token_statistics(SentenceStream.from_texts(pair, [texts[0], texts[2]]), ["cross"]).fitted
+    some = fit_token_statistics(SentenceStream.from_texts((broken, atlas), texts, first=5), ["cross"]).fitted
+    assert (some.faulty, int(some.statistics.nonfinite.rows)) == ([6], 1)
+    np.testing.assert_array_equal(some.active, kept.active)
+    np.testing.assert_allclose(some.statistics.sums.atlas.raw.mean, kept.statistics.sums.atlas.raw.mean, atol=1e-6)
+    assert some.token_norm(SITES[0]) == pytest.approx(kept.token_norm(SITES[0]))
+
+
+@pytest.mark.parametrize(
+    ("needs", "which", "sentence"),
+    [
+        (["cross"], "peaks", "unknown pairs of tokens 'peaks'; known are all, next, peak"),
+        (["top_k"], "all", "semantic_lens"),
+    ],
+)
+def test_mistakes(pair, needs, which, sentence):
+    with pytest.raises(AtlasError, match=sentence):
+        fit_token_statistics(SentenceStream.from_texts(pair, ["a"]), needs, which=which)
