@@ -14,8 +14,10 @@ from atlas_jax import AlignSettings, Site, Steer, load_pair, run
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments import Heads, QualityRow, RetrievalRow, quality_by_layer
+from atlas_jax.metrics import bootstrap_mean
 from atlas_jax.models import LanguageModel, every_head
-from atlas_jax.pipeline import SentenceStream, fit_statistics
+from atlas_jax.pipeline import Alignment, SentenceStream, fit_statistics
 from atlas_jax.steering import Add, Replace
 from atlas_jax.subject import Subject
 from atlas_jax.types import Tokens
@@ -131,18 +133,28 @@ def test_statistics_of_heads_are_parts_of_those_of_the_layer():
         assert fitted.token_norm(Site("z", 2, head)) < fitted.token_norm(Site("z", 2))
 
 
-def test_the_table_of_heads_is_that_of_the_layers_sites(bundled_run, tmp_path):
-    """One pass over all heads gives what a run at one of them gives, and steering goes there."""
-    call = lambda *words: CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
-    found = call("evaluate", "heads", bundled_run, "--layer", 2, "--features", 20, "--out", tmp_path / "a", "--json")
+def test_the_table_of_heads_is_that_of_their_sites(bundled_run, tmp_path):
+    """One pass over all heads gives what a run at one of them gives."""
+    words = ["evaluate", "heads", bundled_run, "--layer", 2, "--features", 20, "--out", tmp_path / "heads.json"]
+    found = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
     assert found.exit_code == 0, found.output
-    heads = json.loads(found.stdout)
-    assert [row["site"] for row in heads["rows"]] == [f"z.2.{head}" for head in range(4)]
-    one = ["--site", "z.2.1", "--method", "procrustes", "--features", 20, "--out", tmp_path / "b", "--json"]
-    (row,) = json.loads(call("evaluate", "layers", bundled_run, *one).stdout)["rows"]
-    for measure in ("auroc", "ap"):
-        assert heads["rows"][1][measure]["mean"] == pytest.approx(row[measure]["mean"], abs=2e-3)
-    values = [row["ap"]["mean"] for row in heads["rows"]]
-    assert len(set(values)) == 4
-    shown = call("evaluate", "heads", bundled_run, "--layer", 2, "--features", 20, "--out", tmp_path / "c").output
-    assert all(f"{value:.3f}" in shown for value in values)
+    heads = json.loads((tmp_path / "heads.json").read_text())["rows"]
+    assert [row["site"] for row in heads] == [f"z.2.{head}" for head in range(4)]
+    (one,) = quality_by_layer(Alignment.load(bundled_run), "z.2.1", methods=["procrustes"], features=20).rows
+    assert heads[1]["auroc"]["mean"] == pytest.approx(one.auroc.mean, abs=2e-3)
+    assert heads[1]["ap"]["mean"] == pytest.approx(one.average_precision.mean, abs=2e-3)
+    for measure in ("auroc", "ap", "mrr"):
+        values = [row[measure]["mean"] for row in heads]
+        assert len(set(values)) == 4
+        assert all(f"{value:.3f}" in found.stdout for value in values)
+
+
+def test_the_tables_of_layers_and_heads():
+    """A row a layer and a column a head, whatever the order of the rows."""
+    value = lambda mean: bootstrap_mean(np.array([mean]))
+    places = [(3, 1, 0.4), (1, 0, 0.1), (3, 0, 0.3), (1, 1, 0.2)]
+    quality = [QualityRow(Site("z", i, j), "ridge", value(x), value(x)) for i, j, x in places]
+    retrieval = [RetrievalRow(row.site, "ridge", row.auroc, row.auroc) for row in quality]
+    heads = Heads(quality, retrieval, {row.site: 32 for row in quality}, [3], (0.005, 0.2), 0.04, 100)
+    assert heads.matrix("ap").tolist() == [[0.1, 0.2], [0.3, 0.4]]
+    assert [list(table.texts()) for table in heads.tables()] == [[["1", "0.100", "0.200"], ["3", "0.300", "0.400"]]] * 3

@@ -1,5 +1,6 @@
 """Tokens of two tokenizers matched by their characters, and statistics over such pairs."""
 
+import json
 import os
 from itertools import permutations
 from pathlib import Path
@@ -8,13 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from atlas_jax import AlignSettings, Site, load_pair, run
+from atlas_jax import AlignSettings, Site, load_pair, names, run
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
+from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments import evaluate_quality, localisation
 from atlas_jax.models import Tokenizer, match_tokens, pad_spans
-from atlas_jax.pipeline import PAIRS, SentenceStream, fit_token_statistics, solve
+from atlas_jax.pipeline import PAIRS, Alignment, SentenceStream, fit_token_statistics, solve
 
 MODELS = Path(os.environ.get("ATLAS_JAX_DATA", "/nowhere")) / "models"
 PLACES = {"subject": SUBJECT, "atlas": ATLAS / "model", "babyllama": MODELS / "babyllama-tok361"}
@@ -85,27 +89,35 @@ def pair():
     return load_pair(SUBJECT, ATLAS, AlignSettings(SITES, ("covariance",)))[:2]
 
 
-def _rows(pair, which, late=0):
-    """Rows of both sides and their weights, a sentence and a token at a time; ``late`` is a planted fault."""
+@pytest.fixture(scope="module")
+def activations(pair):
+    """Both sides of each sentence by itself, and the places of its matched tokens."""
     subject, atlas = pair
-    rows = []
+    found = []
     for text in SENTENCES:
         tokens_s, tokens_c = (space.model.tokenize([text]) for space in pair)
         acts = run(subject.model, tokens_s, capture=SITES, logits=False).acts
         h = {site: np.asarray(acts[site][0], np.float64) for site in SITES}
         x = run(atlas.model, tokens_c, capture=[atlas.site], logits=False).acts[atlas.site]
-        a = np.asarray(atlas.sae.encode(x)[0], np.float64)
         spans = [space.model.tokenizer.spans([text])[0] for space in pair]
         mask_s, mask_c = (np.asarray(t.mask[0]) for t in (tokens_s, tokens_c))
-        pairs = [(i, j) for j, i in enumerate(_by_definition(*spans)) if i >= 0 and mask_s[i] and mask_c[j]]
+        places = [(i, j) for j, i in enumerate(_by_definition(*spans)) if i >= 0 and mask_s[i] and mask_c[j]]
+        found.append((h, np.asarray(atlas.sae.encode(x)[0], np.float64), mask_c, places))
+    return found
+
+
+def _rows(activations, which, late=0):
+    """Rows of both sides and their weights, a sentence and a token at a time; ``late`` is a planted fault."""
+    rows = []
+    for h, a, mask, places in activations:
         if which == "next":
-            pairs = [(i, j + 1) for i, j in pairs if j + 1 < len(mask_c) and mask_c[j + 1]]
+            places = [(i, j + 1) for i, j in places if j + 1 < len(mask) and mask[j + 1]]
         if which == "peak":
-            places = [j for _, j in pairs]
-            highest = {c: places[int(np.argmax(a[places, c]))] for c in range(a.shape[1])} if places else {}
-            a = np.where(np.arange(len(a))[:, None] == np.array([highest.get(c, -1) for c in range(a.shape[1])]), a, 0)
-        weight = 1.0 if which == "peak" else 1 / max(1, len(pairs))
-        rows += [({s: h[s][max(0, i - late)] for s in SITES}, a[j], weight) for i, j in pairs]
+            at = [j for _, j in places]
+            peaks = np.array(at)[np.argmax(a[at], axis=0)]
+            a = np.where(np.arange(len(a))[:, None] == peaks, a, 0)
+        weight = 1.0 if which == "peak" else 1 / max(1, len(places))
+        rows += [({s: h[s][max(0, i - late)] for s in SITES}, a[j], weight) for i, j in places]
     return rows
 
 
@@ -120,7 +132,7 @@ def _unit(x):
 
 
 @pytest.mark.parametrize("which", PAIRS)
-def test_token_statistics_are_those_of_the_pairs(pair, which):
+def test_token_statistics_are_those_of_the_pairs(pair, activations, which):
     stream = SentenceStream.from_texts(pair, SENTENCES, token_budget=128)
     result = fit_token_statistics(stream, ["cross", "unit_cross", "subject_gram"], which=which)
     statistics = result.fitted.statistics
@@ -138,8 +150,8 @@ def test_token_statistics_are_those_of_the_pairs(pair, which):
                 worst = max(worst, np.linalg.norm(np.asarray(mine) - wanted) / np.linalg.norm(wanted))
         return worst
 
-    assert difference(_rows(pair, which)) < 1e-5
-    assert difference(_rows(pair, which, late=1)) > 0.1  # the same with the subject's token before
+    assert difference(_rows(activations, which)) < 1e-5
+    assert difference(_rows(activations, which, late=1)) > 0.1  # the same with the subject's token before
     fires = np.array([np.asarray(pair[1].activations([text])[0]) > 0 for text in SENTENCES]).sum(axis=0)
     np.testing.assert_array_equal(result.fitted.active, fires)
     assert {method for _, method in solve(stream, result.fitted, ["covariance", "procrustes"])} == {
@@ -170,6 +182,51 @@ def test_sentences_that_are_not_finite_are_left_out_once(pair):
     np.testing.assert_array_equal(some.active, kept.active)
     np.testing.assert_allclose(some.statistics.sums.atlas.raw.mean, kept.statistics.sums.atlas.raw.mean, atol=1e-6)
     assert some.token_norm(SITES[0]) == pytest.approx(kept.token_norm(SITES[0]))
+
+
+def test_localisation_is_the_auroc_of_tokens_in_sentences_that_fire(pair, activations):
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    rates = np.array([a[mask].max(axis=0) > 0 for _, a, mask, _ in activations]).sum(axis=0)
+    features = np.flatnonzero(rates >= 2)[:6]
+    rng = np.random.default_rng(0)
+    directions = {(site, "random"): rng.normal(size=(6, width)) for site, width in pair[0].widths.items()}
+    stream = SentenceStream.from_texts(pair, SENTENCES, token_budget=128)
+    found, (tokens, chance) = localisation(stream, {k: d.astype(np.float32) for k, d in directions.items()}, features)
+    assert tokens == sum(len(places) for *_, places in activations)
+    for (site, name), d in directions.items():
+        measures, shares = [], []
+        for c, v in zip(features, d, strict=True):
+            of = [(h, a, places) for h, a, _, places in activations if any(a[j, c] > 0 for _, j in places)]
+            fires = [a[j, c] > 0 for _, a, places in of for _, j in places]
+            score = [h[site][i] @ v / np.linalg.norm(h[site][i]) for h, _, places in of for i, _ in places]
+            measures.append((roc_auc_score(fires, score), average_precision_score(fires, score)))
+            shares.append(np.mean(fires))
+        means = [interval.mean for interval in found[site, name]]
+        np.testing.assert_allclose(means, np.mean(measures, axis=0), atol=1e-4)
+        assert chance == pytest.approx(np.mean(shares))
+
+
+def test_the_command_puts_token_level_translations_beside_those_of_the_run(bundled_run, tmp_path):
+    words = ["evaluate", "tokens", bundled_run, "--pairs", "all", "--method", "covariance", "--features", 10]
+    words += ["--sentences", 100, "--out", tmp_path / "tokens.json"]
+    found = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    result = json.loads((tmp_path / "tokens.json").read_text())
+    alignment = Alignment.load(bundled_run)
+    quality = evaluate_quality(alignment, features=10)[1]
+    pooled = {row["site"]: row["ap"]["mean"] for row in result["rows"] if row["rows"] == "pooled"}
+    assert pooled == {
+        str(row.site): pytest.approx(row.average_precision.mean, abs=1e-3)
+        for row in quality.rows
+        if row.method == "covariance"
+    }
+    assert [row["rows"] for row in result["rows"]] == ["pooled", "all"] * len(alignment.subject.sites)
+    for pooled, token in zip(result["rows"][::2], result["rows"][1::2], strict=True):
+        assert token["tokens"]["auroc"]["mean"] != pooled["tokens"]["auroc"]["mean"]
+        assert f"{token['tokens']['auroc']['mean']:.3f}" in found.stdout
+    assert 0.9 < result["matched"] <= 1
+    assert names.PAIR_NAMES == tuple(PAIRS)
 
 
 @pytest.mark.parametrize(

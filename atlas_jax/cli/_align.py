@@ -69,8 +69,9 @@ def align(
     check_place(out_dir, "a run", overwrite=True)
     sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
     _speak_once()
+    site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
-        tuple(models.every_head(subject, site)), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
+        tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
