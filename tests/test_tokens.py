@@ -226,7 +226,7 @@ def test_the_command_puts_token_level_translations_beside_those_of_the_run(bundl
         assert token["tokens"]["auroc"]["mean"] != pooled["tokens"]["auroc"]["mean"]
         assert f"{token['tokens']['auroc']['mean']:.3f}" in found.stdout
     assert 0.9 < result["matched"] <= 1
-    assert names.PAIR_NAMES == tuple(PAIRS)
+    assert tuple(PAIRS) == names.PAIR_NAMES
 
 
 @pytest.mark.parametrize(
