@@ -104,7 +104,7 @@ def test_heads_that_there_are_not(as_for_users, call, message):
         call(LanguageModel.from_pretrained(SUBJECT))
 
 
-def test_names_of_heads():
+def test_names_of_heads(as_for_users):
     sites = [Site("z", 2, 1), Site("z", 2), Site("mlp_act", 3), Site("z", 2, 0)]
     assert sorted(sites) == [sites[2], sites[1], sites[3], sites[0]]
     assert [Site.parse(str(site)) for site in sites] == sites
