@@ -5,13 +5,12 @@ import os
 from itertools import permutations
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from atlas_jax import AlignSettings, Site, load_pair, names, run
+from atlas_jax import AlignSettings, LanguageModel, Site, Subject, load_pair, names, run
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.cli._app import app
@@ -81,7 +80,15 @@ def test_matching_holds_pieces_to_words_in_one_piece():
 
 
 SITES = (Site("mlp_act", 1), Site("resid_post", 2))
-SENTENCES = [*TEXTS, "a list of numbers", "the font of a text", "an open file 12345", "if x is None: return"]
+CUT = 16  # tokens, less than the first text has, of which the two read different parts
+SENTENCES = [
+    "é à é à é à é à",
+    *TEXTS,
+    "a list of numbers",
+    "the font of a text",
+    "an open file 12345",
+    "if x is None: return",
+]
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +102,11 @@ def activations(pair):
     subject, atlas = pair
     found = []
     for text in SENTENCES:
-        tokens_s, tokens_c = (space.model.tokenize([text]) for space in pair)
+        tokens_s, tokens_c = (space.model.tokenize([text], max_length=CUT, length=CUT) for space in pair)
         acts = run(subject.model, tokens_s, capture=SITES, logits=False).acts
         h = {site: np.asarray(acts[site][0], np.float64) for site in SITES}
         x = run(atlas.model, tokens_c, capture=[atlas.site], logits=False).acts[atlas.site]
-        spans = [space.model.tokenizer.spans([text])[0] for space in pair]
+        spans = [space.model.tokenizer.spans([text], CUT)[0] for space in pair]
         mask_s, mask_c = (np.asarray(t.mask[0]) for t in (tokens_s, tokens_c))
         places = [(i, j) for j, i in enumerate(_by_definition(*spans)) if i >= 0 and mask_s[i] and mask_c[j]]
         found.append((h, np.asarray(atlas.sae.encode(x)[0], np.float64), mask_c, places))
@@ -133,7 +140,7 @@ def _unit(x):
 
 @pytest.mark.parametrize("which", PAIRS)
 def test_token_statistics_are_those_of_the_pairs(pair, activations, which):
-    stream = SentenceStream.from_texts(pair, SENTENCES, token_budget=128)
+    stream = SentenceStream.from_texts(pair, SENTENCES, max_length=CUT, token_budget=64)
     result = fit_token_statistics(stream, ["cross", "unit_cross", "subject_gram"], which=which)
     statistics = result.fitted.statistics
 
@@ -152,30 +159,23 @@ def test_token_statistics_are_those_of_the_pairs(pair, activations, which):
 
     assert difference(_rows(activations, which)) < 1e-5
     assert difference(_rows(activations, which, late=1)) > 0.1  # the same with the subject's token before
-    fires = np.array([np.asarray(pair[1].activations([text])[0]) > 0 for text in SENTENCES]).sum(axis=0)
+    fires = np.array([a[mask].max(axis=0) > 0 for _, a, mask, _ in activations]).sum(axis=0)
     np.testing.assert_array_equal(result.fitted.active, fires)
+    matched = sum(len(places) for *_, places in activations) / sum(mask.sum() for _, _, mask, _ in activations)
+    assert result.share == pytest.approx(matched)
+    assert matched < 1
     assert {method for _, method in solve(stream, result.fitted, ["covariance", "procrustes"])} == {
         "covariance", "procrustes",
     }  # fmt: skip
 
 
-def test_long_sentences_do_not_dominate(pair):
-    """A sentence weighs one, of however many tokens; the share of matched tokens is reported."""
-    stream = SentenceStream.from_texts(pair, ["one", "a list of " * 20])
-    result = fit_token_statistics(stream, ["cross"])
-    assert float(result.fitted.statistics.sums.weight) == pytest.approx(2.0)
-    assert result.share == 1.0
-    cut = fit_token_statistics(SentenceStream.from_texts(pair, ["  é" * 30], max_length=16), ["cross"])
-    assert 0.5 < cut.share <= 1.0
-
-
 def test_sentences_that_are_not_finite_are_left_out_once(pair):
     subject, atlas = pair
-    broken = jax.tree.map(lambda x: x, subject)
-    token = subject.model.tokenizer.encode(["font"])[0][-1]
-    weight = broken.model.decoder.embed_tokens.weight
-    weight.set_value(weight[...].at[token].set(jnp.nan))
+    broken = Subject.from_model(LanguageModel.from_pretrained(SUBJECT), SITES)
     texts = ["a list of numbers", "the font font font", "an open file"]
+    token = subject.model.tokenizer.encode(texts[1:2])[0][-1]
+    weight = broken.model.decoder.embed_tokens.weight
+    weight[...] = weight[...].at[token].set(jnp.nan)
     kept = fit_token_statistics(SentenceStream.from_texts(pair, [texts[0], texts[2]]), ["cross"]).fitted
     some = fit_token_statistics(SentenceStream.from_texts((broken, atlas), texts, first=5), ["cross"]).fitted
     assert (some.faulty, int(some.statistics.nonfinite.rows)) == ([6], 1)
@@ -191,7 +191,7 @@ def test_localisation_is_the_auroc_of_tokens_in_sentences_that_fire(pair, activa
     features = np.flatnonzero(rates >= 2)[:6]
     rng = np.random.default_rng(0)
     directions = {(site, "random"): rng.normal(size=(6, width)) for site, width in pair[0].widths.items()}
-    stream = SentenceStream.from_texts(pair, SENTENCES, token_budget=128)
+    stream = SentenceStream.from_texts(pair, SENTENCES, max_length=CUT, token_budget=64)
     found, (tokens, chance) = localisation(stream, {k: d.astype(np.float32) for k, d in directions.items()}, features)
     assert tokens == sum(len(places) for *_, places in activations)
     for (site, name), d in directions.items():

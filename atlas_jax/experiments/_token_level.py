@@ -208,7 +208,7 @@ def localisation(
         pairs = token_pairs(subject, atlas, tokens_s, tokens_c, match)
         paired = np.asarray(pairs.paired)
         read = _read_tokens(pairs, list(unit.values()), jnp.asarray(features), sites=tuple(site for site, _ in unit))
-        parts.append([np.asarray(x)[paired].T for x in read])
+        parts.append([np.asarray(x)[paired].T for x in jax.tree.leaves(read)])
     *scores, fires, counts = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
     found = {}
     for key, part in zip(unit, scores, strict=True):
@@ -221,8 +221,8 @@ def localisation(
 
 @partial(jax.jit, static_argnames="sites")
 def _read_tokens(
-    pairs: TokenPairs, unit: list[Float[Array, "q d_s"]], features: Int[Array, " q"], *, sites: tuple[Site, ...]
-) -> tuple[Float[Array, "b t q"] | Bool[Array, "b t q"], ...]:
+    pairs: TokenPairs, unit: list[Float[Array, "q _"]], features: Int[Array, " q"], *, sites: tuple[Site, ...]
+) -> tuple[list[Float[Array, "b t q"]], Bool[Array, "b t q"], Bool[Array, "b t q"]]:
     """The scores of every direction; where the features fire; and whether they do so anywhere in the sentence."""
     acts = {site: _unit(h.astype(jnp.float32)) for site, h in pairs.subject.items()}
     scores = [
@@ -230,7 +230,7 @@ def _read_tokens(
         for site, d in zip(sites, unit, strict=True)
     ]
     fires = (pairs.atlas[:, :, features] > 0) & pairs.paired[:, :, None]
-    return *scores, fires, jnp.broadcast_to(jnp.any(fires, axis=1, keepdims=True), fires.shape)
+    return scores, fires, jnp.broadcast_to(jnp.any(fires, axis=1, keepdims=True), fires.shape)
 
 
 def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
