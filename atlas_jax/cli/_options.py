@@ -72,6 +72,7 @@ def _with_wide(function: Callable[..., None]) -> Callable[..., None]:
 METHODS, POOLINGS, USES = map(", ".join, (METHOD_NAMES, POOLING_NAMES, USE_NAMES))
 SITES = f"POINT.LAYER, such as mlp_act.19, with a point of {', '.join(POINT_NAMES)}"
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+HEADS = "z.19.5 for one attention head, z.19.all for every head by itself"
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is finished at --out.")]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0, callback=finite())]

@@ -77,7 +77,7 @@ def train(
     check_place(out_dir, SAE, overwrite=True)
     start, path, overwrite = time.monotonic(), resolve(model).absolute(), overwrite or restart
     lm = LanguageModel.from_pretrained(path, dtype=dtype)
-    width = lm.config.width(check_site(lm.config, site).point)
+    width = lm.config.width(check_site(lm.config, site))
     settings = sae_lab.SAESettings(
         site, features or PER_WIDTH * width, k, architecture, tokens, batch, buffer, learning_rate, sparsity_warmup,
         dead_after, norm_limit, max_length, held_out, seed,

@@ -46,6 +46,7 @@ from atlas_jax.experiments._domains import (
     Domains as Domains,
     quality_across_domains as quality_across_domains,
 )
+from atlas_jax.experiments._heads import Heads as Heads, quality_by_head as quality_by_head
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
     Identified as Identified,
@@ -127,6 +128,12 @@ from atlas_jax.experiments._steering_scores import (
     repetition as repetition,
 )
 from atlas_jax.experiments._steering_texts import file_name as file_name
+from atlas_jax.experiments._token_level import (
+    TokenLevel as TokenLevel,
+    TokenRow as TokenRow,
+    localisation as localisation,
+    token_level as token_level,
+)
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1
 
