@@ -46,12 +46,12 @@ class Recipe(NamedTuple):
     """
 
     sentences: int = 4096
-    each: int = 32
+    each: int = 24
     contrast: float = 1.0
     neutral: float = 1.0
     dose: float = 0.5
-    steps: int = 24
-    rate: float = 0.2
+    steps: int = 16
+    rate: float = 0.3
 
 
 def concept_direction(

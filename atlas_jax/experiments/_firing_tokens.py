@@ -17,7 +17,7 @@ from atlas_jax.statistics import PassStatistics, update_pass
 from atlas_jax.translators import whitened
 from atlas_jax.types import Site, Tokens
 
-LENGTH = 64  # tokens that are read of a sentence
+LENGTH = 48  # tokens that are read of a sentence
 RIDGE = 0.01  # of the token covariance, in its mean eigenvalues
 
 

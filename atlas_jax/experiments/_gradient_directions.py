@@ -132,7 +132,8 @@ def optimise(
         value = held_value(vectors)
         best = jnp.where((value > highest)[:, None], vectors, best)
         (slope,) = back(gradients(model, site, vectors, fit, keep_norm=True)[1])
-        updates, state = adam.update(-slope, state)
+        with jax.numpy_dtype_promotion("standard"):  # optax counts steps in integers
+            updates, state = adam.update(-slope, state)
         return (u + updates, state, best, jnp.maximum(highest, value)), value
 
     unit = start / size
