@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas as ConceptAtlas
     from atlas_jax.corpus import Corpus as Corpus, build_corpus as build_corpus
     from atlas_jax.errors import AtlasError as AtlasError
+    from atlas_jax.experiments import (
+        Direction as Direction,
+        concept_direction as concept_direction,
+        concept_directions as concept_directions,
+    )
     from atlas_jax.labels import Labels as Labels
     from atlas_jax.models import LanguageModel as LanguageModel, generate as generate, run as run
     from atlas_jax.pipeline import (
@@ -43,6 +48,7 @@ _HOMES = {
     "atlas": ("ConceptAtlas",),
     "corpus": ("Corpus", "build_corpus"),
     "errors": ("AtlasError",),
+    "experiments": ("Direction", "concept_direction", "concept_directions"),
     "labels": ("Labels",),
     "sharding": ("make_mesh",),
     "models": ("LanguageModel", "generate", "run"),
@@ -58,7 +64,6 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     *_HOMES,
     "bundled",
-    "experiments",
     "files",
     "metrics",
     "pooling",

@@ -42,7 +42,12 @@ def steering(
         typer.Option("--site", help="Site to steer at, or several joined by +; by default each of the run, and all."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="Translator; all of the run by default; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Translator, or translate, ahead, gradient, optimise; all translators of the run by default; "
+            "repeatable.",
+        ),
     ] = None,
     control: Annotated[
         list[str] | None, typer.Option("--control", help=f"Of {CONTROLS}; all by default, none: 'none'; repeatable.")
@@ -51,7 +56,11 @@ def steering(
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.0,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages in the model's chat template.")] = False,
     judge: Annotated[
-        str, typer.Option(help="atlas (an offline proxy), chat:MODEL behind an OpenAI-compatible API, or model:PATH.")
+        str,
+        typer.Option(
+            help="Offline: atlas (its features), embedding or words (of the concept's name); else chat:MODEL behind an "
+            "OpenAI-compatible API, or model:PATH."
+        ),
     ] = "atlas",
     base_url: Annotated[str | None, typer.Option(help="Of the chat judge's API; OPENAI_BASE_URL by default.")] = None,
     aspects: Annotated[bool, typer.Option("--aspects", help="Have instruction and fluency rated too.")] = False,
@@ -153,20 +162,22 @@ def _judge(
     from atlas_jax.models import LanguageModel
 
     kind, _, model = name.partition(":")
-    if kind == "atlas" and not model:
+    if name == "words":
+        return experiments.WordsJudge()
+    if name in ("atlas", "embedding"):
         texts = alignment.corpus.eval
         neutral = [texts[i] for i in range(0, len(texts), max(1, len(texts) // 256))]
         return experiments.AtlasJudge(
             alignment.atlas,
             experiments.concept_queries(alignment.atlas, settings.concepts),
             neutral,
-            parts=("activation",),
+            parts=("activation" if name == "atlas" else name,),
         )
     if kind == "chat" and model:
         return experiments.ChatJudge.connect(model, directory / "replies.jsonl", base_url=base_url)
     if kind == "model" and model:
         return experiments.ModelJudge(LanguageModel.from_pretrained(model), Path(model).name)
-    raise AtlasError(f"unknown judge '{name}'; give atlas, chat:MODEL or model:PATH")
+    raise AtlasError(f"unknown judge '{name}'; give atlas, embedding, words, chat:MODEL or model:PATH")
 
 
 def _count(

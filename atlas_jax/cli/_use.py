@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, notes, out
+from atlas_jax.cli._console import emit, err, note, notes, out, progress_bars
 from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:
+    from jax import Array
+
+    from atlas_jax.experiments import Direction
     from atlas_jax.labels import Hit
     from atlas_jax.pipeline import Alignment
     from atlas_jax.translation import Named, Translation
+    from atlas_jax.types import Site
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
@@ -126,6 +130,11 @@ def steer(
         typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
     ] = None,
     method: Method = "procrustes",
+    how: Annotated[
+        str | None,
+        typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where --save kept some."),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="With --how: keep the direction of every site here.")] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
     seed: Seed = 0,
@@ -146,8 +155,11 @@ def steer(
     if not texts:
         raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
     alignment = load_run(run)
-    translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = asked_query(alignment, concept, feature, like, unlike)
+    if how is None:
+        translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
+    else:
+        translations, method = _directions(alignment, query.vector, site, how, save), how
     about = {"query": query.vector, "ap": stored_ap(run), "steered": True}
     notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
@@ -155,7 +167,7 @@ def steer(
         max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat,
     )  # fmt: skip
     notes([experiments.beyond_sense(experiments.median_perplexities(steered))])
-    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
+    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit, "method": method}
     data["steered"] = [s._asdict() for s in steered]
     title = f"Steering at {', '.join(map(str, translations))} by {method}"
     emit(as_json, data, query.table(), experiments.steered_table(title, steered, unit))
@@ -197,6 +209,25 @@ def load_run(run: Path) -> "Alignment":
     from atlas_jax.pipeline import Alignment
 
     return Alignment.load(run)
+
+
+def _directions(
+    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None
+) -> "dict[Site, Direction]":
+    """Find the direction of a concept at every site, or read those kept in a directory."""
+    from atlas_jax.experiments import HOWS, Direction, concept_directions
+
+    if how not in HOWS and Path(how).is_dir():
+        kept = [Direction.from_pretrained(Path(how) / site) for site in sites]
+        if any(along.query.tolist() != query.tolist() for along in kept):
+            raise AtlasError(f"the directions in '{how}' are of another concept; name the one they were found for")
+        return {along.site: along for along in kept}
+    with progress_bars() as progress:
+        found = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
+    for (site, _), along in found.items():
+        if save is not None:
+            along.save_pretrained(save / str(site))
+    return {site: along for (site, _), along in found.items()}
 
 
 def stored_ap(run: Path) -> dict[tuple[str, str], float]:

@@ -16,6 +16,14 @@ from atlas_jax.experiments._choose import (
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
 )
+from atlas_jax.experiments._concept_directions import (
+    HOWS as HOWS,
+    How as How,
+    Recipe as Recipe,
+    concept_direction as concept_direction,
+    concept_directions as concept_directions,
+    steering_translation as steering_translation,
+)
 from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
 from atlas_jax.experiments._concepts import (
     ConceptSet as ConceptSet,
@@ -41,6 +49,7 @@ from atlas_jax.experiments._diagnosis import (
     stored_ap as stored_ap,
     weak_sites as weak_sites,
 )
+from atlas_jax.experiments._direction import Direction as Direction
 from atlas_jax.experiments._domains import (
     DomainCell as DomainCell,
     Domains as Domains,
@@ -64,7 +73,12 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
-from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
+from atlas_jax.experiments._judges import (
+    AtlasJudge as AtlasJudge,
+    Judge as Judge,
+    WordsJudge as WordsJudge,
+    agreement as agreement,
+)
 from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
 from atlas_jax.experiments._paper import (
     Paper as Paper,

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.experiments._concept_directions import HOWS
 from atlas_jax.experiments._steering import Steered
 from atlas_jax.experiments._steering_plan import SteeringSettings, concept_queries
 from atlas_jax.files import read_json, reading, write_json
@@ -197,7 +198,7 @@ def diagnose_steering(
             "tokens; combine related features"
         )
     groups = [[Site.parse(site) for site in group] for group in settings.sites]
-    for method in settings.methods:
+    for method in (m for m in settings.methods if m not in HOWS):
         sites = dict.fromkeys(alignment.translation(site, method).site for group in groups for site in group)
         found += diagnose(alignment, list(sites), method, ap=ap)
     early = [early_layers(group, alignment.subject.model.config.num_layers) for group in groups]

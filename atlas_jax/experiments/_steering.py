@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._direction import Direction
 from atlas_jax.experiments._identify import check_query
 from atlas_jax.models import Generation, LanguageModel, generate, run
 from atlas_jax.pipeline import encode_batch
@@ -55,7 +56,7 @@ class Steered(NamedTuple):
 def steer(
     model: LanguageModel,
     atlas: ConceptAtlas,
-    translations: Mapping[Site, Translation],
+    translations: Mapping[Site, Translation | Direction],
     query: Any,
     prompts: Sequence[str],
     strengths: Sequence[float],
@@ -73,7 +74,7 @@ def steer(
     Args:
       model: the subject.
       atlas: the Concept Atlas, which judges the continuations.
-      translations: by site, where to steer.
+      translations: by site, where to steer: along the translated query, or along a direction found otherwise.
       query: the concept query ``[d_c]``.
       prompts: what to continue.
       strengths: in ``unit``; negative ones steer away from the concept.
@@ -90,7 +91,8 @@ def steer(
 
     Raises:
       AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site,
-        translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
+        translations that do not know the token norm of their site and ``unit="norm"``, a :class:`Direction` and
+        ``unit="raw"``, or ``chat`` without a template.
 
     Example:
       >>> from atlas_jax import Alignment  # doctest: +SKIP
@@ -126,8 +128,10 @@ def check_unit(unit: str) -> None:
         raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
 
 
-def steering_direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
+def steering_direction(translation: Translation | Direction, query: Any, unit: Unit) -> Float[Array, " d_s"]:
     """Return what steering at strength 1 adds to an activation ``[d_s]``; units as in :func:`steer`."""
+    if isinstance(translation, Direction):
+        return jnp.asarray(translation.along(unit))
     if unit == "norm":
         return translation.direction(query)
     similarity = translation.similarity(query)
