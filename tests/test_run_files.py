@@ -162,7 +162,8 @@ def test_runs_of_before_steering_had_a_pooling_are_read(run, pair, corpus):
         file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pooling"}))
     found = Alignment.load(run)
     assert (found.settings.steer_pooling, dict(found.steering), dict(found.strengths)) == (None, {}, {})
-    assert [found.recommended(use) for use in ("detect", "retrieve", "steer")] == [("procrustes", "max")] * 3
+    assert [found.recommended(use) for use in ("detect", "retrieve")] == [("procrustes", "max")] * 2
+    assert found.recommended("steer") == ("covariance", "max")
     assert found.translation("mlp_act.1", "covariance", "max").matrix.shape == (384, 1536)
     with pytest.raises(AtlasError, match=r"by covariance with mean pooling; it has .* by procrustes, covariance$"):
         found.translation("mlp_act.1", "covariance:mean")

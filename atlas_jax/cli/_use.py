@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, notes, out
-from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
+from atlas_jax.cli._console import emit, err, note, notes, out, progress_bars
+from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:
+    from jax import Array
+
+    from atlas_jax.experiments import Direction
     from atlas_jax.labels import Hit
     from atlas_jax.pipeline import Alignment
     from atlas_jax.translation import Named, Translation
@@ -27,7 +30,6 @@ Method = Annotated[
         show_default="what suits the use best, as measured",
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def info(run: RunArgument, as_json: AsJson = False) -> None:
@@ -65,7 +67,7 @@ def identify(
     alignment = load_run(run)
     translation = translation_for("retrieve", alignment, site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
-    about = {"query": query.vector, "ap": _stored_ap(run)}
+    about = {"query": query.vector, "ap": stored_ap(run)}
     notes(experiments.diagnose(alignment, [translation.site], _measured_as(alignment, translation), **about))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
@@ -135,6 +137,11 @@ def steer(
         typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
     ] = None,
     method: Method = None,
+    how: Annotated[
+        str | None,
+        typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where --save kept some."),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="With --how: keep the direction of every site here.")] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
     seed: Seed = 0,
@@ -154,24 +161,28 @@ def steer(
     if not texts:
         raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
     alignment = load_run(run)
-    translations = {t.site: t for t in (translation_for("steer", alignment, s, method) for s in site)}
-    first = next(iter(translations.values()))
     query = asked_query(alignment, concept, feature, like, unlike)
+    if how is None:
+        translations = {t.site: t for t in (translation_for("steer", alignment, s, method) for s in site)}
+        first = next(iter(translations.values()))
+        method, described = _measured_as(alignment, first), first.described
+    else:
+        translations, method, described = _directions(alignment, query.vector, site, how, save), how, how
     asked = raw_strength or strength
     if not asked:
         asked, reason = experiments.default_strengths(alignment, list(translations))
         note(reason)
     strengths = list(dict.fromkeys([0.0, *asked]))
-    about = {"query": query.vector, "ap": _stored_ap(run), "steered": True}
-    notes(experiments.diagnose(alignment, list(translations), _measured_as(alignment, first), **about))
+    about = {"query": query.vector, "ap": stored_ap(run), "steered": True}
+    notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
         max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat, random=True,
     )  # fmt: skip
     notes([experiments.beyond_sense(experiments.median_perplexities(steered))])
-    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
+    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit, "method": method}
     data["steered"] = [s._asdict() for s in steered]
-    title = f"Steering at {', '.join(map(str, translations))} by {first.described}"
+    title = f"Steering at {', '.join(map(str, translations))} by {described}"
     emit(as_json, data, query.table(), experiments.steered_table(title, steered, unit))
 
 
@@ -225,12 +236,31 @@ def _measured_as(alignment: "Alignment", translation: "Translation") -> str:
     return translation.method if own else translation.described
 
 
-def _stored_ap(run: Path) -> dict[tuple[str, str], float]:
+def _directions(
+    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None
+) -> "dict[Site, Direction]":
+    """Find the direction of a concept at every site, or read those kept in a directory."""
+    from atlas_jax.experiments import HOWS, Direction, concept_directions
+
+    if how not in HOWS and Path(how).is_dir():
+        kept = [Direction.from_pretrained(Path(how) / site) for site in sites]
+        if any(along.query.tolist() != query.tolist() for along in kept):
+            raise AtlasError(f"the directions in '{how}' are of another concept; name the one they were found for")
+        return {along.site: along for along in kept}
+    with progress_bars() as progress:
+        found = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
+    for (site, _), along in found.items():
+        if save is not None:
+            along.save_pretrained(save / str(site))
+    return {site: along for (site, _), along in found.items()}
+
+
+def stored_ap(run: Path) -> dict[tuple[str, str], float]:
     """Read the AP of a run's translations; a table that is damaged is told, and nothing needs it."""
-    from atlas_jax.experiments import stored_ap
+    from atlas_jax import experiments
 
     try:
-        return stored_ap(run)
+        return experiments.stored_ap(run)
     except DamagedError as e:
         note(str(e))
         return {}

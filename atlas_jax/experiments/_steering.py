@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._direction import Direction
 from atlas_jax.experiments._identify import check_query
 from atlas_jax.models import Generation, LanguageModel, generate, run
 from atlas_jax.pipeline import encode_batch
@@ -57,7 +58,7 @@ class Steered(NamedTuple):
 def steer(
     model: LanguageModel,
     atlas: ConceptAtlas,
-    translations: Mapping[Site, Translation],
+    translations: Mapping[Site, Translation | Direction],
     query: Any,
     prompts: Sequence[str],
     strengths: Sequence[float],
@@ -76,7 +77,7 @@ def steer(
     Args:
       model: the subject.
       atlas: the Concept Atlas, which judges the continuations.
-      translations: by site, where to steer.
+      translations: by site, where to steer: along the translated query, or along a direction found otherwise.
       query: the concept query ``[d_c]``.
       prompts: what to continue.
       strengths: in ``unit``; negative ones steer away from the concept.
@@ -94,7 +95,8 @@ def steer(
 
     Raises:
       AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site,
-        translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
+        translations that do not know the token norm of their site and ``unit="norm"``, a :class:`Direction` and
+        ``unit="raw"``, or ``chat`` without a template.
 
     Example:
       >>> from atlas_jax import Alignment  # doctest: +SKIP
@@ -108,8 +110,7 @@ def steer(
     """
     check_query(query)
     finite_numbers(strengths, "the strength")
-    if unit not in UNITS:
-        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
+    check_unit(unit)
     ways = [(s, "concept") for s in strengths] + [(max(strengths, key=abs), "random")] * (random and any(strengths))
     grid = [(p, *way) for p in prompts for way in ways]
     strength = jnp.asarray([s for _, s, _ in grid], jnp.float32)
@@ -134,8 +135,16 @@ def _random_like(x: Float[Array, " d"], seed: list[int]) -> Float[Array, " d"]:
     return jnp.asarray(drawn / np.linalg.norm(drawn), jnp.float32) * jnp.linalg.norm(x)
 
 
-def steering_direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
+def check_unit(unit: str) -> None:
+    """Refuse an unknown unit of strength."""
+    if unit not in UNITS:
+        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
+
+
+def steering_direction(translation: Translation | Direction, query: Any, unit: Unit) -> Float[Array, " d_s"]:
     """Return what steering at strength 1 adds to an activation ``[d_s]``; units as in :func:`steer`."""
+    if isinstance(translation, Direction):
+        return jnp.asarray(translation.along(unit))
     if unit == "norm":
         return translation.direction(query)
     similarity = translation.similarity(query)

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._concept_directions import HOWS, concept_directions, token_norm
 from atlas_jax.experiments._steering import steering_direction
-from atlas_jax.experiments._steering_plan import NATIVE, SteeringSettings, concept_queries
-from atlas_jax.pipeline import Alignment, SentenceStream
+from atlas_jax.experiments._steering_plan import LABELLED, NATIVE, SteeringSettings, concept_queries
+from atlas_jax.pipeline import Alignment, SentenceStream, pooled_activations
 from atlas_jax.progress import Progress
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
@@ -53,14 +53,14 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     sites = list(dict.fromkeys(Site.parse(site) for group in settings.sites for site in group))
     rng, names = np.random.default_rng(settings.seed), list(queries)
     along: dict[tuple[str, Site, str], np.ndarray] = {}
-    means = {}
+    means: dict[str, dict[tuple[Site, str], np.ndarray]] = {}
     if "diffmean" in settings.controls:
-        means = difference_of_means(alignment, queries, sites, progress=progress)
+        means["diffmean"] = difference_of_means(alignment, queries, sites, progress=progress)
+    if settings.labelled:
+        means[LABELLED] = labelled_difference_of_means(alignment, settings, sites)
+    for method in settings.methods:
+        along |= _of_method(alignment, settings, method, queries, sites, progress)
     for site in sites:
-        translations = {m: alignment.translation(site, m) for m in settings.methods}
-        for method, translation in translations.items():
-            for name, query in queries.items():
-                along[method, site, name] = np.asarray(steering_direction(translation, query, settings.unit))
         for number, name in enumerate(names):
             own = along[settings.methods[0], site, name]
             size = float(np.linalg.norm(own))
@@ -68,12 +68,29 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
                 along[f"random {i}", site, name] = _of_length(rng.standard_normal(own.size), size)
             other = along[settings.methods[0], site, names[(number + 1) % len(names)]]
             along["other concept", site, name] = _of_length(other, size)
-            if means:
-                along["diffmean", site, name] = _of_length(means[site, name], size)
+            for control, vectors in means.items():
+                along[control, site, name] = _of_length(vectors[site, name], size)
     native = {}
     if NATIVE in settings.controls:
         native = _native(alignment, settings, sites[-1], queries, along)
     return Directions(along, native)
+
+
+def _of_method(
+    alignment: Alignment,
+    settings: SteeringSettings,
+    method: str,
+    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    sites: Sequence[Site],
+    progress: Progress | None,
+) -> dict[tuple[str, Site, str], Float[np.ndarray, " _"]]:
+    """The directions of a translator, or of a way of :func:`concept_directions`."""
+    if method in HOWS:
+        found = concept_directions(alignment, queries, sites, method, seed=settings.seed, progress=progress)
+    else:
+        found = {(site, name): alignment.translation(site, method) for site in sites for name in queries}
+    add = lambda site, name: steering_direction(found[site, name], queries[name], settings.unit)
+    return {(method, site, name): np.asarray(add(site, name)) for site, name in found}
 
 
 def _of_length(x: Float[np.ndarray, " d"], size: float) -> Float[np.ndarray, " d"]:
@@ -90,11 +107,7 @@ def _native(
 ) -> dict[str, Float[np.ndarray, " _"]]:
     """The decoder's direction of every concept in the foundation model."""
     atlas, method = alignment.atlas, settings.methods[0]
-    if (own := alignment.translation(site, method).token_norm) is None:
-        raise AtlasError(
-            f"the run does not know the token norm of {site}, which the native control is scaled by; align again, or "
-            "leave the control out"
-        )
+    own = token_norm(alignment, site)
     foundation = Subject.from_model(atlas.model, [atlas.site])
     texts = [alignment.corpus.fit[i] for i in range(min(256, len(alignment.corpus.fit)))]
     stream = SentenceStream.from_texts([foundation], texts, max_length=alignment.settings.max_length)
@@ -159,6 +172,34 @@ def difference_of_means(
         (site, name): (mean(with_it[site], present) - mean(without[site], absent))[i] * both[i]
         for site in sites
         for i, name in enumerate(queries)
+    }
+
+
+def labelled_difference_of_means(
+    alignment: Alignment, settings: SteeringSettings, sites: Sequence[Site]
+) -> dict[tuple[Site, str], Float[np.ndarray, " _"]]:
+    """Subtract mean subject activations of texts labelled as without a concept from those of texts with it.
+
+    Activations are means over the tokens of a text, as in :func:`difference_of_means`.
+
+    Returns:
+      ``mean(a | present) - mean(a | absent)`` by site and concept.
+
+    Example:
+      >>> from atlas_jax.experiments import labelled_difference_of_means
+      >>> site = Site("resid_post", 2)                                                      # doctest: +SKIP
+      >>> labelled_difference_of_means(alignment, settings, [site])[site, "dogs"].shape     # doctest: +SKIP
+      (128,)
+    """
+    subject = Subject.from_model(alignment.subject.model, sites, "mean")
+    texts = list(dict.fromkeys(t.text for t in settings.labelled))
+    acts = pooled_activations(SentenceStream.from_texts([subject], texts, max_length=alignment.settings.max_length))
+    number = {text: i for i, text in enumerate(texts)}
+    rows = lambda name, present: [number[t.text] for t in settings.labelled if t[::2] == (name, present)]
+    return {
+        (site, c.name): acts[site][rows(c.name, True)].mean(0) - acts[site][rows(c.name, False)].mean(0)
+        for site in sites
+        for c in settings.concepts
     }
 
 

@@ -35,7 +35,7 @@ from atlas_jax.types import FeatureSpace, Site
 PREFERRED = {
     "detect": ("whitened_detect", "whitened_retrieve", "procrustes"),
     "retrieve": ("whitened_retrieve", "whitened_detect", "procrustes"),
-    "steer": ("whitened_steer", "procrustes"),
+    "steer": ("whitened_steer", "covariance", "procrustes"),
 }
 
 
@@ -113,8 +113,8 @@ class Alignment:
         """Return the method and the pooling to use where none is asked for.
 
         That is the member of the whitened family that was chosen for the use; without one the member chosen for the
-        other of detection and retrieval, and for steering the first method made for it; without these Procrustes, and
-        without that the first method of the run.
+        other of detection and retrieval, and for steering the first method made for it, or covariance; without these
+        Procrustes, and without that the first method of the run.
 
         Raises:
           AtlasError: for another use.
