@@ -5,6 +5,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -77,14 +78,16 @@ def _crossing(nats: Float[np.ndarray, " s"], limit: float) -> float:
 def with_strengths(alignment: Alignment) -> Alignment:
     """Return an alignment with a strength to steer with at each of its sites where one can be found.
 
+    A run of several processes has none, and steering finds it when it is needed.
+
     Example:
       >>> from atlas_jax import Alignment  # doctest: +SKIP
       >>> from atlas_jax.experiments import with_strengths  # doctest: +SKIP
       >>> with_strengths(Alignment.load("runs/quickstart")).strengths  # doctest: +SKIP
       {Site('resid_post.2'): 0.63}
     """
-    found = {}
-    for site in alignment.subject.sites:
+    found: dict[Site, float] = {}
+    for site in alignment.subject.sites if jax.process_count() == 1 else ():
         with contextlib.suppress(AtlasError):  # a site for reading alone, no norm, or no feature that fires
             found[site] = suggested_strength(alignment, [site])
     return dataclasses.replace(alignment, strengths=found)
@@ -108,7 +111,7 @@ def default_strengths(alignment: Alignment, sites: Sequence[Site]) -> tuple[list
     strengths = [most * share for share in SHARES]
     return strengths, (
         f"strengths {_listed(strengths)}: up to {most:g} token norms at {', '.join(map(str, sites))} the perplexity of "
-        f"neutral text stays within {FACTOR:g} times"
+        f"neutral text stays within {FACTOR:g} times that without steering"
     )
 
 
