@@ -142,7 +142,7 @@ def test_steps_keep_the_norm_and_the_best_one_counts(alignment, task, rows):
     far = optimise(model, SITE, done.vectors, fit, held, jnp.float32(1e3), 1)
     kept = far.held[1] < far.held[0]
     assert kept.any()
-    np.testing.assert_allclose(far.vectors[kept], done.vectors[kept])
+    np.testing.assert_allclose(far.vectors[kept], done.vectors[kept], rtol=1e-5)
 
 
 def test_ahead_is_the_whitened_covariance_with_the_next_token(alignment, task):
@@ -169,14 +169,14 @@ def test_ahead_is_the_whitened_covariance_with_the_next_token(alignment, task):
     )
 
 
-def test_nothing_but_the_fit_half_is_read(alignment, queries):
+def test_nothing_but_the_fit_half_is_read(alignment, queries, as_for_users):
     """No sentence of the eval half, and no label."""
     name = next(iter(queries))
     blind = dataclasses.replace(
         alignment, corpus=types.SimpleNamespace(fit=alignment.corpus.fit),
         atlas=dataclasses.replace(alignment.atlas, labels=aj.Labels.empty(alignment.atlas.width)),
     )  # fmt: skip
-    for how in HOWS:
+    for how in ("ahead", "optimise"):
         found, again = (aj.concept_direction(a, queries[name], SITE, how, recipe=RECIPE) for a in (alignment, blind))
         np.testing.assert_array_equal(found.vector, again.vector)
 
