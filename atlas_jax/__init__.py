@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from atlas_jax.subject import Subject as Subject
     from atlas_jax.translation import Translation as Translation, fit as fit
     from atlas_jax.types import Run as Run, Site as Site, Tokens as Tokens
+    from atlas_jax.vectors import export_gguf as export_gguf, load_edits as load_edits, save_edits as save_edits
 
 _HOMES = {
     "atlas": ("ConceptAtlas",),
@@ -59,6 +60,7 @@ _HOMES = {
     "subject": ("Subject",),
     "translation": ("Translation", "fit"),
     "types": ("Run", "Site", "Tokens"),
+    "vectors": ("export_gguf", "load_edits", "save_edits"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {

@@ -7,6 +7,7 @@ the rows its arrays are for (1: any number). Before that its method ``check``, i
 that make no sense.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +19,39 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.types import Where
 
 
+def _of_arrays(**axes: int) -> Callable[[type], type]:
+    """Give an edit ``width``, ``rows`` and, where it has none, ``check``, from each field's axes without that of rows.
+
+    The first field is as wide as the sites that the edit fits.
+    """
+    first = next(iter(axes))
+
+    def check(self: Any) -> None:
+        """Refuse values that are not finite numbers, and other shapes.
+
+        Raises:
+          AtlasError: naming the field.
+        """
+        _check(self, **axes)
+
+    def width(self: Any) -> int:
+        """Features of the sites this fits."""
+        return jnp.shape(getattr(self, first))[-1]
+
+    def rows(self: Any) -> int:
+        """Rows of the batches this fits, 1 for any."""
+        return _row_count(*((getattr(self, name), number) for name, number in axes.items()))
+
+    def complete(edit: type) -> type:
+        edit.width, edit.rows = property(width), property(rows)
+        if "check" not in vars(edit):
+            edit.check = check
+        return edit
+
+    return complete
+
+
+@_of_arrays(direction=1, strength=0)
 class Steer(NamedTuple):
     r"""Concept steering, Eq. 4: :math:`a' = (a + \lambda s) \lVert a \rVert / \lVert a + \lambda s \rVert`.
 
@@ -39,24 +73,6 @@ class Steer(NamedTuple):
     direction: Any
     strength: Any
 
-    def check(self) -> None:
-        """Refuse values that are not finite numbers, and other shapes.
-
-        Raises:
-          AtlasError: naming the field.
-        """
-        _check(self, direction=1, strength=0)
-
-    @property
-    def width(self) -> int:
-        """Features of the sites this fits."""
-        return jnp.shape(self.direction)[-1]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the batches this fits, 1 for any."""
-        return _row_count((self.direction, 1), (self.strength, 0))
-
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
         """Steer ``x`` at every position."""
         a = x.astype(jnp.float32)
@@ -68,6 +84,7 @@ class Steer(NamedTuple):
         return jnp.where((strength == 0) | ~defined, x, (moved * kept).astype(x.dtype))
 
 
+@_of_arrays(direction=1, strength=0)
 class Add(NamedTuple):
     """Addition of ``strength * direction``, after which the norm is larger. Shapes as in :class:`Steer`.
 
@@ -81,29 +98,12 @@ class Add(NamedTuple):
     direction: Any
     strength: Any = 1.0
 
-    def check(self) -> None:
-        """Refuse values that are not finite numbers, and other shapes.
-
-        Raises:
-          AtlasError: naming the field.
-        """
-        _check(self, direction=1, strength=0)
-
-    @property
-    def width(self) -> int:
-        """Features of the sites this fits."""
-        return jnp.shape(self.direction)[-1]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the batches this fits, 1 for any."""
-        return _row_count((self.direction, 1), (self.strength, 0))
-
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
         """Add to ``x`` at every position."""
         return (x.astype(jnp.float32) + _rows(self.strength, 0) * _rows(self.direction, 1)).astype(x.dtype)
 
 
+@_of_arrays(value=1)
 class Replace(NamedTuple):
     """Replacement of the activation by ``value``: ``[d]`` or ``[b, d]``.
 
@@ -116,29 +116,12 @@ class Replace(NamedTuple):
 
     value: Any
 
-    def check(self) -> None:
-        """Refuse values that are not finite numbers, and other shapes.
-
-        Raises:
-          AtlasError: naming the field.
-        """
-        _check(self, value=1)
-
-    @property
-    def width(self) -> int:
-        """Features of the sites this fits."""
-        return jnp.shape(self.value)[-1]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the batches this fits, 1 for any."""
-        return _row_count((self.value, 1))
-
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
         """Replace ``x`` at every position."""
         return jnp.broadcast_to(_rows(self.value, 1), x.shape).astype(x.dtype)
 
 
+@_of_arrays(features=1, value=1)
 class Ablate(NamedTuple):
     """Ablation: chosen features are set to ``value`` (zero, or their mean).
 
@@ -167,16 +150,6 @@ class Ablate(NamedTuple):
         if known(mask) and mask.dtype != bool:
             refuse((mask != 0) & (mask != 1), mask, "the mask of Ablate", "a mask, true where a feature is ablated")
 
-    @property
-    def width(self) -> int:
-        """Features of the sites this fits."""
-        return jnp.shape(self.features)[-1]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the batches this fits, 1 for any."""
-        return _row_count((self.features, 1), (self.value, 1))
-
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
         """Ablate features of ``x`` at every position."""
         value = jnp.asarray(self.value, jnp.float32)
@@ -186,6 +159,7 @@ class Ablate(NamedTuple):
         return jnp.where(features, value.astype(x.dtype), x)
 
 
+@_of_arrays(direction=1)
 class ProjectOut(NamedTuple):
     """Removal of the component along ``direction`` (``[d]`` or ``[b, d]``, any length).
 
@@ -197,24 +171,6 @@ class ProjectOut(NamedTuple):
     """
 
     direction: Any
-
-    def check(self) -> None:
-        """Refuse values that are not finite numbers, and other shapes.
-
-        Raises:
-          AtlasError: naming the field.
-        """
-        _check(self, direction=1)
-
-    @property
-    def width(self) -> int:
-        """Features of the sites this fits."""
-        return jnp.shape(self.direction)[-1]
-
-    @property
-    def rows(self) -> int:
-        """Rows of the batches this fits, 1 for any."""
-        return _row_count((self.direction, 1))
 
     def __call__(self, x: Float[Array, "b t d"], where: Where | None) -> Float[Array, "b t d"]:
         """Project ``x`` at every position."""

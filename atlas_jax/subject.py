@@ -58,7 +58,7 @@ class Subject:
     @property
     def widths(self) -> dict[Site, int]:
         """Features of each site."""
-        return {site: self.model.config.width(site.point) for site in self.sites}
+        return {site: self.model.config.width(site) for site in self.sites}
 
     def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
         """Tokenize texts, see :meth:`LanguageModel.tokenize`."""

@@ -2,19 +2,28 @@
 
 import dataclasses
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from helpers.chat_server import chat_server
+from typer.testing import CliRunner
 
-from atlas_jax import AtlasError
+from atlas_jax import AtlasError, Steer, run
+from atlas_jax.cli._app import app
 from atlas_jax.experiments import (
     CONTROLS,
+    LabelledText,
     SteeringConcept,
     SteeringSettings,
     difference_of_means,
     distinct,
+    labelled_difference_of_means,
     plan,
+    read_labelled_texts,
     read_steering_concepts,
     repetition,
     single_features,
@@ -25,7 +34,8 @@ from atlas_jax.experiments._steering import concept_activation
 from atlas_jax.experiments._steering_evaluation import COSTS, GENERATIONS
 from atlas_jax.experiments._steering_plan import Cell
 from atlas_jax.experiments._steering_scores import Rated, evaluate_ratings
-from atlas_jax.experiments._steering_texts import Row, read_rows
+from atlas_jax.experiments._steering_texts import Decoder, Row, read_rows
+from atlas_jax.models._decode import complete
 from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
 
@@ -145,6 +155,62 @@ def test_difference_of_means_is_that_of_the_sentences(alignment, settings):
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
+def test_difference_of_means_of_labelled_texts_is_theirs(alignment, settings):
+    """Against activations of every text alone, averaged by hand; the other concept's are not read."""
+    name, other = (c.name for c in settings.concepts)
+    texts = [("a file is read", True), ("a list of numbers", False), ("an open file", True), ("sums", False)]
+    labelled = [LabelledText(name, *t) for t in texts] + [LabelledText(other, *t) for t in texts[1:]]
+    site = Site.parse("resid_post.2")
+    own = dataclasses.replace(settings, labelled=tuple(labelled))
+    found = labelled_difference_of_means(alignment, own, [site])
+    subject = dataclasses.replace(alignment.subject, sites=(site,), pooling="mean")
+    mean = {text: np.asarray(subject.encode(subject.tokenize([text]))[site][0], np.float64) for text, _ in texts}
+    rows = [mean[text] for text, _ in texts]
+    np.testing.assert_allclose(found[site, name], (rows[0] + rows[2]) / 2 - (rows[1] + rows[3]) / 2, atol=2e-5)
+    np.testing.assert_allclose(found[site, other], rows[2] - (rows[1] + rows[3]) / 2, atol=2e-5)
+    assert [c for c in plan(own) if c.method == "labelled diffmean"]
+    assert "labelled diffmean" not in {c.method for c in plan(settings)}
+    assert own.to_dict()["labelled"] != dataclasses.replace(own, labelled=own.labelled[:-1]).to_dict()["labelled"]
+
+
+def test_more_concepts_take_more_chunks_of_the_same_memory(alignment, settings):
+    """One compiled program decodes two concepts or six, and no chunk has more rows."""
+    settings = dataclasses.replace(settings, controls=(), sites=settings.sites[:1], max_new_tokens=2)
+    queries = single_features(alignment, 6)
+    concepts = tuple(SteeringConcept(name, (int(np.argmax(q)),), (1.0,)) for name, q in queries.items())
+    vectors = {("procrustes", Site.parse("resid_post.2"), c.name): np.ones(128, np.float32) for c in concepts}
+    programs, rows = [], []
+    for count in (2, 6):
+        own = dataclasses.replace(settings, concepts=concepts[:count])
+        decoder = Decoder(alignment, own, lambda: type("", (), {"subject": vectors, "native": {}}), row_bytes=2**22)
+        chunks = [chunk for chunk in decoder.chunks() if chunk]
+        assert {len(chunk) for chunk in chunks[:-1]} == {len(chunks[0])}
+        assert len(chunks) > 1
+        rows.append(len(chunks[0]))
+        decoder.rows(chunks[0])
+        decoder.rows(chunks[-1])
+        programs.append(complete._cache_size())
+    assert rows[0] == rows[1]
+    assert programs[0] == programs[1]
+
+
+def test_the_recipe_for_transformers_steers_as_we_do(alignment, settings):
+    """The code block of docs/steering.md, run as it stands."""
+    page = Path(__file__).parent.parent / "docs" / "steering.md"
+    (recipe,) = [b for b in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if "forward_hook" in b]
+    query = np.asarray(alignment.atlas.query(settings.concepts[0].features))
+    names = {"run": alignment, "query": query}
+    exec(recipe, names)
+    tokens = alignment.subject.model.tokenize(["A file of numbers and a list of names"])
+    edit = Steer(alignment.translation("resid_post.2", "procrustes").direction(query), 0.5)
+    ours = run(alignment.subject.model, tokens, edits={"resid_post.2": edit}).logits
+    unsteered = run(alignment.subject.model, tokens).logits
+    with torch.no_grad():
+        theirs = names["model"](torch.tensor(np.asarray(tokens.ids))).logits.numpy()
+    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+    assert np.abs(unsteered - theirs).max() > 0.1
+
+
 def _scored(ratings, strengths=(-1.0, 1.0, 2.0), controls=()):
     """Scores of one concept from ratings by strength, four prompts each."""
     concept = SteeringConcept("c", (0,), (1.0,))
@@ -209,6 +275,24 @@ def test_a_damaged_concept_file_is_named(content, says, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"concept": "a", "text": "b", "label": 2}', "line 1"),
+        (
+            '{"concept": "a", "text": "b", "label": 1}\n{"concept": "a", "text": "", "label": 0}',
+            "line 2 of",
+        ),
+        ('{"concept": "a", "text": "b"}', 'write {"concept": name'),
+        ("[]", "line 1"),
+    ],
+)
+def test_damaged_labelled_texts_are_named(content, says, tmp_path):
+    (tmp_path / "labelled.jsonl").write_text(content)
+    with pytest.raises(AtlasError, match=says):
+        read_labelled_texts(tmp_path / "labelled.jsonl", [SteeringConcept("a", (1,), (1.0,))])
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         ({"concepts": ()}, "needs concepts"),
@@ -216,6 +300,7 @@ def test_a_damaged_concept_file_is_named(content, says, tmp_path):
         ({"strengths": (float("nan"),)}, "finite"),
         ({"controls": ("magic",)}, f"unknown control 'magic'; known are {', '.join(CONTROLS)}"),
         ({"concepts": (SteeringConcept("a", (1,), (1.0,)),) * 2}, "two concepts have one name"),
+        ({"labelled": (LabelledText("dogs", "A dog.", True),)}, "needs labelled texts of both kinds"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(settings, change, says):
@@ -232,3 +317,87 @@ def test_a_feature_that_the_atlas_has_not_names_its_concept(alignment, settings,
 def test_what_is_kept_is_plain_json_lines(evaluation):
     lines = (evaluation[0] / GENERATIONS).read_text().splitlines()
     assert {"concept", "method", "sites", "strength", "prompt", "seed", "text", "ids"} <= set(json.loads(lines[0]))
+
+
+SHOWN = re.compile(r"^'?Sequence ID (\d+): (.*?)'?$", re.MULTILINE)
+SMALL = ["--site", "resid_post.2", "--method", "procrustes", "--strength", "0.5", "--max-new-tokens", "4"]
+SMALL += ["--count", "2", "--control", "random", "--neutral", "2"]
+
+
+@pytest.fixture
+def server():
+    rate = lambda prompt: json.dumps({i: 0 for i, _ in SHOWN.findall(prompt.rsplit("\nInput: ", 1)[1])})
+    with chat_server(rate) as made:
+        yield made
+
+
+@pytest.fixture
+def command(alignment, bundled_run, tmp_path, monkeypatch):
+    """``evaluate steering`` on the run, with two prompts."""
+    monkeypatch.setattr(Alignment, "load", lambda directory: alignment)
+    (tmp_path / "prompts.txt").write_text("The\nThis\n")
+    fixed = ["evaluate", "steering", str(bundled_run), "--prompts", str(tmp_path / "prompts.txt")]
+    return lambda *options: CliRunner().invoke(
+        app, [*fixed, "--out", str(tmp_path / "out"), "--json", *SMALL, *options]
+    )
+
+
+def test_a_dry_run_tells_what_a_chat_judge_is_then_asked(server, command, tmp_path):
+    chat = ["--judge", "chat:tiny", "--base-url", server.url, "--price", "1", "2"]
+    done = command(*chat, "--dry-run")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
+    assert (server.requests, (tmp_path / "out").exists()) == ([], False)
+    done = command(*chat)
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert len(server.requests) == told["requests"] == 3 * 2
+    assert result["judge tokens"] == {"prompt": 100 * told["requests"], "answer": 7 * told["requests"]}
+    assert 0 < told["cost, about"] < 1
+    said = " ".join(done.stderr.split())
+    assert "2 of 2 concepts are a single atlas feature" in said
+    assert f"the judge spent {100 * told['requests']:,} prompt and" in said
+    assert json.loads((tmp_path / "out" / "table-chat-tiny.json").read_text()) == result
+    assert result["diagnosis"]
+
+
+def test_a_chat_judge_that_fails_in_mid_run_keeps_what_was_judged(server, command, tmp_path):
+    chat = ["--judge", "chat:tiny", "--base-url", server.url]
+    server.failures, book = [200] * 4 + [401], tmp_path / "out" / "replies.jsonl"
+    done = command(*chat)
+    assert isinstance(done.exception, AtlasError), done.output
+    assert "401" in str(done.exception)
+    kept, before = book.read_text().count("\n"), len(server.requests)
+    assert kept >= 3
+    assert command(*chat).exit_code == 0
+    assert len(server.requests) - before == book.read_text().count("\n") - kept > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--judge", "gpt"], "unknown judge 'gpt'; give atlas, chat:MODEL or model:PATH"),
+        (["--judge", "model:no/such"], "no/such"),
+        (["--control", "magic"], "unknown control 'magic'"),
+        (["--concept", "file", "--concepts", "{}"], "either by --concept or by --concepts"),
+        (["--concepts", "{}/none.jsonl"], "none.jsonl' cannot be read"),
+        (["--concepts", "{}/far.jsonl"], "concept 'far': .*999999"),
+        (["--concepts", "{}/empty.jsonl"], "has no concept"),
+        (["--labelled", "{}/empty.jsonl"], "has no labelled text of the concepts"),
+        (["--labelled", "{}/far.jsonl"], "line 1 of .* is no labelled text"),
+        (["--site", "mlp_act.77"], "no translation of mlp_act.77"),
+        (["--method", "magic"], "no translation of .* by magic"),
+        (["--strength", "0"], None),
+        (["--unit", "miles"], "unknown unit of strength 'miles'; known are norm, raw, length"),
+    ],
+)
+def test_mistakes_of_the_command_are_one_sentence(command, tmp_path, as_for_users, options, says):
+    (tmp_path / "far.jsonl").write_text('{"concept": "far", "features": [999999]}\n')
+    (tmp_path / "empty.jsonl").write_text("\n")
+    done = command(*[o.format(tmp_path) for o in options], "--dry-run")
+    if says is None:
+        assert done.exit_code == 0, done.output
+        return
+    assert isinstance(done.exception, AtlasError), done.output
+    assert re.search(says, str(done.exception)), done.exception
+    assert not (tmp_path / "out").exists()

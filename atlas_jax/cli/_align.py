@@ -10,7 +10,7 @@ import typer
 from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
-from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
+from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def align(
     subject: Annotated[str, typer.Option(help="Subject model: a directory or hub name.")],
     atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
-    site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}; may be repeated.")],
+    site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}, {HEADS}; may be repeated.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
     method: Methods = None,
@@ -61,7 +61,7 @@ def align(
 
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
-    from atlas_jax import experiments, pipeline, sharding
+    from atlas_jax import experiments, models, pipeline, sharding
     from atlas_jax.files import check_place, new_directory, partial_directory
     from atlas_jax.translation import check_stored_dtype
 
@@ -69,6 +69,7 @@ def align(
     check_place(out_dir, "a run", overwrite=True)
     sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
     _speak_once()
+    site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,

@@ -1,14 +1,14 @@
 """``atlas-jax evaluate steering``: Table 5 for a run."""
 
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_jax.cli._console import emit, note, progress_bars
-from atlas_jax.cli._options import Overwrite, Seed, finite
-from atlas_jax.cli._use import AsJson, RunArgument, load_run, read_lines
+from atlas_jax.cli._console import emit, note, notes, progress_bars
+from atlas_jax.cli._options import AsJson, Overwrite, Seed, finite
+from atlas_jax.cli._use import RunArgument, load_run, read_lines, stored_ap
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -64,8 +64,15 @@ def steering(
     ] = "atlas",
     base_url: Annotated[str | None, typer.Option(help="Of the chat judge's API; OPENAI_BASE_URL by default.")] = None,
     aspects: Annotated[bool, typer.Option("--aspects", help="Have instruction and fluency rated too.")] = False,
+    labelled: Annotated[
+        Path | None,
+        typer.Option("--labelled", help="JSON lines with concept, text and label (1 or 0), for a difference of means."),
+    ] = None,
     neutral: Annotated[int, typer.Option(help="Held-out sentences for the cost of steering; 0: none.", min=0)] = 32,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count texts and requests.")] = False,
+    price: Annotated[
+        tuple[float, float], typer.Option("--price", help="Of a million tokens, in and out.", callback=finite(least=0))
+    ] = (0.0, 0.0),
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where texts and ratings are kept.")] = None,
     overwrite: Overwrite = False,
     seed: Seed = 0,
@@ -79,6 +86,7 @@ def steering(
     """  # fmt: skip
     from atlas_jax import experiments
     from atlas_jax.files import write_json
+    from atlas_jax.table import facts_table
 
     alignment, directory = load_run(run), out_dir or run / "steering"
     chosen = _concepts(alignment, concept, concepts, count)
@@ -90,22 +98,30 @@ def steering(
         tuple(method or dict.fromkeys(m for _, m in alignment.translations if m != "random")), unit=unit,
         controls=tuple(experiments.CONTROLS if not control else () if control == ["none"] else control),
         max_new_tokens=tokens, temperature=temperature, seed=seed, chat=chat,
+        labelled=experiments.read_labelled_texts(labelled, chosen) if labelled else (),
     )  # fmt: skip
-    if dry_run:
-        emit(as_json, *_count(settings))
-        return
-    if overwrite:
-        shutil.rmtree(directory, ignore_errors=True)
+    diagnosis = experiments.diagnose_steering(alignment, settings, ap=stored_ap(run))
+    if overwrite and not dry_run:
+        experiments.forget_evaluation(directory)
     judged = _judge(judge, base_url, alignment, settings, directory)
+    rated = judged.aspects if aspects else ("concept",)
+    if isinstance(judged, experiments.ChatJudge) or dry_run:
+        facts = _count(settings, judged, rated, price)
+        if dry_run:
+            emit(as_json, facts, facts_table("Evaluation of steering", facts))
+            return
+        note(", ".join(f"{name} {value:,}" for name, value in facts.items()))
+    notes(diagnosis)
     with progress_bars("texts") as progress:
-        evaluation = experiments.steering_evaluation(
-            alignment, settings, judged, directory, neutral=neutral, progress=progress,
-            aspects=judged.aspects if aspects else ("concept",),
-        )  # fmt: skip
-    write_json(directory / f"table-{experiments.file_name(judged.name)}.json", evaluation.to_dict())
-    for warning in evaluation.warnings():
-        note(warning)
-    emit(as_json, evaluation.to_dict(), *evaluation.tables())
+        options = {"neutral": neutral, "progress": progress, "aspects": rated}
+        evaluation = experiments.steering_evaluation(alignment, settings, judged, directory, **options)
+    result = evaluation.to_dict() | {"diagnosis": diagnosis}
+    if isinstance(judged, experiments.ChatJudge):
+        result["judge tokens"] = dict(zip(("prompt", "answer"), judged.spent, strict=True))
+        note("the judge spent {:,} prompt and {:,} answer tokens on this".format(*judged.spent))
+    write_json(directory / f"table-{experiments.file_name(judged.name)}.json", result)
+    notes(evaluation.warnings())
+    emit(as_json, result, *evaluation.tables())
 
 
 def _groups(alignment: "Alignment") -> list[list[str]]:
@@ -158,22 +174,26 @@ def _judge(
             parts=("activation" if name == "atlas" else name,),
         )
     if kind == "chat" and model:
-        directory.mkdir(parents=True, exist_ok=True)
         return experiments.ChatJudge.connect(model, directory / "replies.jsonl", base_url=base_url)
     if kind == "model" and model:
         return experiments.ModelJudge(LanguageModel.from_pretrained(model), Path(model).name)
     raise AtlasError(f"unknown judge '{name}'; give atlas, embedding, words, chat:MODEL or model:PATH")
 
 
-def _count(settings: "SteeringSettings") -> tuple:
-    """How many texts and tokens an evaluation decodes and has judged."""
-    from atlas_jax.experiments import plan
-    from atlas_jax.table import facts_table
+def _count(
+    settings: "SteeringSettings", judge: "Judge", aspects: Sequence[str], price: tuple[float, float]
+) -> dict[str, float | int]:
+    """How many texts and tokens an evaluation decodes and has judged; of a chat judge what it will cost at most."""
+    from atlas_jax.experiments import ChatJudge, plan
 
     cells, size = plan(settings), len(settings.prompts)
-    judged = sum(len(settings.concepts) if cell.concept is None else 1 for cell in cells) * size
+    rated = {c.name: sum(cell.concept in (None, c.name) for cell in cells) * size for c in settings.concepts}
     facts = {
         "texts": len(cells) * size, "tokens at most": len(cells) * size * settings.max_new_tokens,
-        "texts to rate": judged, "chat requests, three samples each": 3 * -(-judged // 16),
+        "texts to rate": sum(rated.values()) * len(aspects),
     }  # fmt: skip
-    return facts, facts_table("Evaluation of steering", facts)
+    if isinstance(judge, ChatJudge):
+        longest = lambda count: [f"{i}".ljust(4 * settings.max_new_tokens) for i in range(count)]  # about 4 a token
+        asked = lambda name, n, aspect: (name, longest(n), aspect, ["?"] * n if aspect == "instruction" else None)
+        facts |= judge.estimate([asked(*item, aspect) for aspect in aspects for item in rated.items()]).facts(price)
+    return facts

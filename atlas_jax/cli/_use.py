@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from atlas_jax.cli._console import emit, err, note, notes, out, progress_bars
-from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
+from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
 
 
@@ -63,7 +62,7 @@ def identify(
     alignment = load_run(run)
     translation = alignment.translation(site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
-    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=_stored_ap(run)))
+    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=stored_ap(run)))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
@@ -161,7 +160,7 @@ def steer(
         translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     else:
         translations, method = _directions(alignment, query.vector, site, how, save), how
-    about = {"query": query.vector, "ap": _stored_ap(run), "steered": True}
+    about = {"query": query.vector, "ap": stored_ap(run), "steered": True}
     notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
@@ -231,12 +230,12 @@ def _directions(
     return {site: along for (site, _), along in found.items()}
 
 
-def _stored_ap(run: Path) -> dict[tuple[str, str], float]:
+def stored_ap(run: Path) -> dict[tuple[str, str], float]:
     """Read the AP of a run's translations; a table that is damaged is told, and nothing needs it."""
-    from atlas_jax.experiments import stored_ap
+    from atlas_jax import experiments
 
     try:
-        return stored_ap(run)
+        return experiments.stored_ap(run)
     except DamagedError as e:
         note(str(e))
         return {}

@@ -44,6 +44,7 @@ from atlas_jax.experiments._diagnosis import (
     beyond_sense as beyond_sense,
     coverage as coverage,
     diagnose as diagnose,
+    diagnose_steering as diagnose_steering,
     median_perplexities as median_perplexities,
     stored_ap as stored_ap,
     weak_sites as weak_sites,
@@ -54,6 +55,7 @@ from atlas_jax.experiments._domains import (
     Domains as Domains,
     quality_across_domains as quality_across_domains,
 )
+from atlas_jax.experiments._heads import Heads as Heads, quality_by_head as quality_by_head
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
     Identified as Identified,
@@ -116,15 +118,21 @@ from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as 
 from atlas_jax.experiments._steering_directions import (
     difference_of_means as difference_of_means,
     directions as directions,
+    labelled_difference_of_means as labelled_difference_of_means,
 )
-from atlas_jax.experiments._steering_evaluation import steering_evaluation as steering_evaluation
+from atlas_jax.experiments._steering_evaluation import (
+    forget_evaluation as forget_evaluation,
+    steering_evaluation as steering_evaluation,
+)
 from atlas_jax.experiments._steering_plan import (
     CONTROLS as CONTROLS,
     Cell as Cell,
+    LabelledText as LabelledText,
     SteeringConcept as SteeringConcept,
     SteeringSettings as SteeringSettings,
     concept_queries as concept_queries,
     plan as plan,
+    read_labelled_texts as read_labelled_texts,
     read_steering_concepts as read_steering_concepts,
 )
 from atlas_jax.experiments._steering_scores import (
@@ -134,6 +142,12 @@ from atlas_jax.experiments._steering_scores import (
     repetition as repetition,
 )
 from atlas_jax.experiments._steering_texts import file_name as file_name
+from atlas_jax.experiments._token_level import (
+    TokenLevel as TokenLevel,
+    TokenRow as TokenRow,
+    localisation as localisation,
+    token_level as token_level,
+)
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1
 

@@ -203,7 +203,7 @@ def _gradient(task: _Task) -> _Found:
     rows = examples(where, _chosen(task, where), -recipe.contrast, model.config.vocab_size)
     along = {}
     for site in task.sites:
-        nothing = np.zeros((len(task.names), model.config.width(site.point)), np.float32)
+        nothing = np.zeros((len(task.names), model.config.width(site)), np.float32)
         along[site] = np.asarray(gradients(model, site, nothing, rows)[1])
     return along, where.read + rows.read * len(task.sites), {}
 

@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.experiments._concept_directions import HOWS
 from atlas_jax.experiments._steering import Steered
+from atlas_jax.experiments._steering_plan import SteeringSettings, concept_queries
 from atlas_jax.files import read_json, reading, write_json
 from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
@@ -162,6 +164,45 @@ def diagnose(
         found.append(None if query is None else single_feature(query))
         found.append(early_layers(sites, alignment.subject.model.config.num_layers))
     return [sentence for sentence in found if sentence is not None]
+
+
+def diagnose_steering(
+    alignment: Alignment, settings: SteeringSettings, *, ap: Mapping[tuple[str, str], float] | None = None
+) -> list[str]:
+    """Say what speaks against an evaluation of steering before it is made.
+
+    Args:
+      alignment: the run.
+      settings: of the evaluation.
+      ap: AP by site and method, see :func:`stored_ap`.
+
+    Returns:
+      A sentence each for concepts that the corpus hardly activates, concepts of a single feature, translations of low
+      AP, and groups of early layers alone.
+
+    Raises:
+      AtlasError: for features that the atlas does not have, and for sites or methods that were not aligned.
+
+    Example:
+      >>> from atlas_jax.experiments import diagnose_steering
+      >>> diagnose_steering(alignment, settings)                                # doctest: +SKIP
+      ["10 of 10 concepts are a single atlas feature, and steering along one often repeats tokens; ..."]
+    """
+    counts, sentences = firing_counts(alignment), sentences_aligned(alignment)
+    queries = concept_queries(alignment.atlas, settings.concepts)
+    rare = {name: uncovered(query, counts, sentences) for name, query in queries.items()}
+    found = [f"concept '{name}': {said}" for name, said in rare.items() if said]
+    if single := sum(single_feature(query) is not None for query in queries.values()):
+        found.append(
+            f"{single} of {len(queries)} concepts are a single atlas feature, and steering along one often repeats "
+            "tokens; combine related features"
+        )
+    groups = [[Site.parse(site) for site in group] for group in settings.sites]
+    for method in (m for m in settings.methods if m not in HOWS):
+        sites = dict.fromkeys(alignment.translation(site, method).site for group in groups for site in group)
+        found += diagnose(alignment, list(sites), method, ap=ap)
+    early = [early_layers(group, alignment.subject.model.config.num_layers) for group in groups]
+    return found + [said for said in dict.fromkeys(early) if said]
 
 
 def query_features(query: Float[Array | np.ndarray, " d_c"]) -> Int[np.ndarray, " f"]:

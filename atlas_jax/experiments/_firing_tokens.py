@@ -101,7 +101,7 @@ def ahead(
     stands the number of tokens that were read.
     """
     model = alignment.subject.model
-    widths = {site: model.config.width(site.point) for site in sites}
+    widths = {site: model.config.width(site) for site in sites}
     state, read = PassStatistics.init(["cross", "subject_gram"], widths, len(queries)), 0
     for tokens, scores in scored_tokens(alignment, queries, texts, progress):
         rows, after, weight = _before_and_after(model, tokens, scores, tuple(sites))

@@ -106,8 +106,7 @@ def steer(
     """
     check_query(query)
     finite_numbers(strengths, "the strength")
-    if unit not in UNITS:
-        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
+    check_unit(unit)
     grid = [(p, s) for p in prompts for s in strengths]
     strength = jnp.asarray([s for _, s in grid], jnp.float32)
     along = {site: steering_direction(t, query, unit) for site, t in translations.items()}
@@ -121,6 +120,12 @@ def steer(
         Steered(p, float(s), text, concept, perplexity)
         for (p, s), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
     ]
+
+
+def check_unit(unit: str) -> None:
+    """Refuse an unknown unit of strength."""
+    if unit not in UNITS:
+        raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
 
 
 def steering_direction(translation: Translation | Direction, query: Any, unit: Unit) -> Float[Array, " d_s"]:

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.experiments._concept_directions import HOWS, concept_directions, token_norm
 from atlas_jax.experiments._steering import steering_direction
-from atlas_jax.experiments._steering_plan import NATIVE, SteeringSettings, concept_queries
-from atlas_jax.pipeline import Alignment, SentenceStream
+from atlas_jax.experiments._steering_plan import LABELLED, NATIVE, SteeringSettings, concept_queries
+from atlas_jax.pipeline import Alignment, SentenceStream, pooled_activations
 from atlas_jax.progress import Progress
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
@@ -53,9 +53,11 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     sites = list(dict.fromkeys(Site.parse(site) for group in settings.sites for site in group))
     rng, names = np.random.default_rng(settings.seed), list(queries)
     along: dict[tuple[str, Site, str], np.ndarray] = {}
-    means = {}
+    means: dict[str, dict[tuple[Site, str], np.ndarray]] = {}
     if "diffmean" in settings.controls:
-        means = difference_of_means(alignment, queries, sites, progress=progress)
+        means["diffmean"] = difference_of_means(alignment, queries, sites, progress=progress)
+    if settings.labelled:
+        means[LABELLED] = labelled_difference_of_means(alignment, settings, sites)
     for method in settings.methods:
         along |= _of_method(alignment, settings, method, queries, sites, progress)
     for site in sites:
@@ -66,8 +68,8 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
                 along[f"random {i}", site, name] = _of_length(rng.standard_normal(own.size), size)
             other = along[settings.methods[0], site, names[(number + 1) % len(names)]]
             along["other concept", site, name] = _of_length(other, size)
-            if means:
-                along["diffmean", site, name] = _of_length(means[site, name], size)
+            for control, vectors in means.items():
+                along[control, site, name] = _of_length(vectors[site, name], size)
     native = {}
     if NATIVE in settings.controls:
         native = _native(alignment, settings, sites[-1], queries, along)
@@ -170,6 +172,34 @@ def difference_of_means(
         (site, name): (mean(with_it[site], present) - mean(without[site], absent))[i] * both[i]
         for site in sites
         for i, name in enumerate(queries)
+    }
+
+
+def labelled_difference_of_means(
+    alignment: Alignment, settings: SteeringSettings, sites: Sequence[Site]
+) -> dict[tuple[Site, str], Float[np.ndarray, " _"]]:
+    """Subtract mean subject activations of texts labelled as without a concept from those of texts with it.
+
+    Activations are means over the tokens of a text, as in :func:`difference_of_means`.
+
+    Returns:
+      ``mean(a | present) - mean(a | absent)`` by site and concept.
+
+    Example:
+      >>> from atlas_jax.experiments import labelled_difference_of_means
+      >>> site = Site("resid_post", 2)                                                      # doctest: +SKIP
+      >>> labelled_difference_of_means(alignment, settings, [site])[site, "dogs"].shape     # doctest: +SKIP
+      (128,)
+    """
+    subject = Subject.from_model(alignment.subject.model, sites, "mean")
+    texts = list(dict.fromkeys(t.text for t in settings.labelled))
+    acts = pooled_activations(SentenceStream.from_texts([subject], texts, max_length=alignment.settings.max_length))
+    number = {text: i for i, text in enumerate(texts)}
+    rows = lambda name, present: [number[t.text] for t in settings.labelled if t[::2] == (name, present)]
+    return {
+        (site, c.name): acts[site][rows(c.name, True)].mean(0) - acts[site][rows(c.name, False)].mean(0)
+        for site in sites
+        for c in settings.concepts
     }
 
 

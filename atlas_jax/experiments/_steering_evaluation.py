@@ -68,6 +68,24 @@ def steering_evaluation(
     return evaluate_ratings(settings, judge.name, rows, rated, costs)
 
 
+def forget_evaluation(directory: Path) -> None:
+    """Remove the texts, ratings and tables of an evaluation, and nothing else; replies of a chat judge stay, paid for.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.experiments import forget_evaluation
+      >>> directory = Path(tempfile.mkdtemp())
+      >>> _ = (directory / "generations.jsonl").write_text(""), (directory / "notes.txt").write_text("mine")
+      >>> forget_evaluation(directory)
+      >>> [path.name for path in directory.iterdir()]
+      ['notes.txt']
+    """
+    for name in (SETTINGS, GENERATIONS, COSTS, "ratings-*.jsonl", "table-*.json"):
+        for path in directory.glob(name):
+            path.unlink()
+
+
 def _same(directory: Path, settings: SteeringSettings, alignment: Alignment) -> None:
     """Refuse a directory of another evaluation; note which one this is."""
     now = settings.to_dict() | {"run": {k: alignment.sources[k]["sha256"] for k in ("subject", "atlas")}}
@@ -95,7 +113,8 @@ def _rated(
     lines = [Rated(**content) for content in json_lines(path) if content]
     there = {r[:5]: r for r in lines}
     wanted = dict(_cells_to_rate(rows, settings, aspect))
-    lacking = [key for key in wanted if key not in there]
+    place = {c.name: i for i, c in enumerate(settings.concepts)}  # a request may hold texts of one concept alone
+    lacking = sorted((key for key in wanted if key not in there), key=lambda key: place[key[0]])
     report, size, groups = progress or unreported, len(settings.prompts), []
     for key in lacking:  # cells of a concept together, for a judge that has several requests under way
         if groups and groups[-1][0][0] == key[0] and len(groups[-1]) < max(1, TOGETHER // size):

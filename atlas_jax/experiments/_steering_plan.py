@@ -1,6 +1,7 @@
 """What an evaluation of steering compares: its settings, its concepts, and the cells of texts that follow."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,9 @@ from jaxtyping import Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
-from atlas_jax.experiments._steering import Unit
+from atlas_jax.experiments._steering import Unit, check_unit
 
-UNSTEERED, PROMPTED, NATIVE = "unsteered", "prompt", "native"
+UNSTEERED, PROMPTED, NATIVE, LABELLED = "unsteered", "prompt", "native", "labelled diffmean"
 CONTROLS = ("random", "other concept", "diffmean", PROMPTED, NATIVE)
 
 
@@ -37,6 +38,25 @@ class SteeringConcept(NamedTuple):
     weights: tuple[float, ...]
 
 
+class LabelledText(NamedTuple):
+    """A text that expresses a concept, or does not.
+
+    Attributes:
+      concept: its name.
+      text: the text.
+      present: whether the text expresses it.
+
+    Example:
+      >>> from atlas_jax.experiments import LabelledText
+      >>> LabelledText("dogs", "A puppy barks.", present=True).present
+      True
+    """
+
+    concept: str
+    text: str
+    present: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class SteeringSettings:
     """The settings of an evaluation of steering.
@@ -55,6 +75,7 @@ class SteeringSettings:
       temperature: of sampling, 0 is greedy. A prompt has the same random numbers in every cell.
       seed: of sampling and of the random directions.
       chat: prompts are messages in the model's chat template.
+      labelled: texts with and without each concept, where a difference of their means is to be compared too.
 
     Example:
       >>> from atlas_jax.experiments import SteeringConcept, SteeringSettings
@@ -75,12 +96,14 @@ class SteeringSettings:
     temperature: float = 0.0
     seed: int = 0
     chat: bool = False
+    labelled: tuple[LabelledText, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("concepts", "prompts", "strengths", "sites", "methods"):
             if not getattr(self, name):
                 raise AtlasError(f"an evaluation of steering needs {name}; give at least one")
         finite_numbers(self.strengths, "the strength")
+        check_unit(self.unit)
         strengths = tuple(s for s in dict.fromkeys(map(float, self.strengths)) if s)
         if not strengths:
             raise AtlasError("an evaluation of steering needs a strength other than 0, which is decoded anyway")
@@ -89,10 +112,16 @@ class SteeringSettings:
             raise AtlasError(f"unknown control '{unknown[0]}'; known are {', '.join(CONTROLS)}")
         if len(names := {c.name for c in self.concepts}) < len(self.concepts):
             raise AtlasError(f"two concepts have one name, of {', '.join(sorted(names))}; give each its own")
+        kinds = {(t.concept, t.present) for t in self.labelled}
+        if self.labelled and (lacking := [n for n in names for p in (True, False) if (n, p) not in kinds]):
+            raise AtlasError(f"concept '{lacking[0]}' needs labelled texts of both kinds, with it and without it")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return dataclasses.asdict(self) | {"concepts": [c._asdict() for c in self.concepts]}
+        """Return plain values; of labelled texts a hash."""
+        plain = dataclasses.asdict(self) | {"concepts": [c._asdict() for c in self.concepts]}
+        if texts := plain.pop("labelled"):
+            plain["labelled"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        return plain
 
 
 class Cell(NamedTuple):
@@ -139,6 +168,41 @@ def concept_queries(atlas: ConceptAtlas, concepts: Sequence[SteeringConcept]) ->
     return queries
 
 
+def read_labelled_texts(path: Path, concepts: Sequence[SteeringConcept]) -> tuple[LabelledText, ...]:
+    """Read texts of some concepts from JSON lines with ``concept``, ``text`` and ``label`` (1 or 0, true or false).
+
+    Raises:
+      AtlasError: for a file that cannot be read, or a line that is none, with its number.
+
+    Example:
+      >>> import tempfile
+      >>> from pathlib import Path
+      >>> from atlas_jax.experiments import SteeringConcept, read_labelled_texts
+      >>> path = Path(tempfile.mkdtemp()) / "labelled.jsonl"
+      >>> _ = path.write_text('{"concept": "dogs", "text": "A puppy barks.", "label": 1}')
+      >>> read_labelled_texts(path, [SteeringConcept("dogs", (3,), (1.0,))])
+      (LabelledText(concept='dogs', text='A puppy barks.', present=True),)
+    """
+    names = {c.name for c in concepts}
+    rows = [_labelled_text(line, path, n) for n, line in _lines(path, "concept, text and label")]
+    own = tuple(row for row in rows if row.concept in names)
+    if not own:
+        raise AtlasError(f"'{path}' has no labelled text of the concepts {', '.join(sorted(names))}")
+    return own
+
+
+def _labelled_text(line: str, path: Path, number: int) -> LabelledText:
+    try:
+        row = json.loads(line)
+        text, label = row["text"], row["label"]
+        if not (isinstance(row["concept"], str) and isinstance(text, str) and text.strip() and label in (0, 1)):
+            raise ValueError
+        return LabelledText(row["concept"], text, bool(label))
+    except (ValueError, TypeError, KeyError):
+        wanted = 'write {"concept": name, "text": text, "label": 1 or 0}'
+        raise AtlasError(f"line {number} of '{path}' is no labelled text; {wanted}") from None
+
+
 def read_steering_concepts(path: Path) -> tuple[SteeringConcept, ...]:
     """Read concepts from JSON lines with ``concept``, ``features`` and perhaps ``weights``.
 
@@ -154,14 +218,19 @@ def read_steering_concepts(path: Path) -> tuple[SteeringConcept, ...]:
       >>> read_steering_concepts(path)
       (SteeringConcept(name='dogs', features=(3, 5), weights=(1.0, 1.0)),)
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AtlasError(f"'{path}' cannot be read ({error}); give JSON lines with concept and features") from error
-    concepts = [_concept(line, path, n) for n, line in enumerate(lines, 1) if line.strip()]
+    concepts = [_concept(line, path, n) for n, line in _lines(path, "concept and features")]
     if not concepts:
         raise AtlasError(f'\'{path}\' has no concept; write one a line, such as {{"concept": ..., "features": [...]}}')
     return tuple(concepts)
+
+
+def _lines(path: Path, fields: str) -> list[tuple[int, str]]:
+    """Lines of a file that are not blank, with their numbers."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise AtlasError(f"'{path}' cannot be read ({error}); give JSON lines with {fields}") from error
+    return [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
 
 
 def _concept(line: str, path: Path, number: int) -> SteeringConcept:
@@ -191,6 +260,7 @@ def plan(settings: SteeringSettings) -> list[Cell]:
     steered = [*settings.methods]
     steered += [f"random {i}" for i in range(settings.random)] if "random" in settings.controls else []
     steered += [c for c in ("other concept", "diffmean") if c in settings.controls]
+    steered += [LABELLED] if settings.labelled else []
     cells = [Cell(None, UNSTEERED, "", 0.0)]
     for concept in settings.concepts:
         cells += [Cell(concept.name, m, g, s) for m in steered for g in groups for s in settings.strengths]

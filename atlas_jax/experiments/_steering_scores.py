@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from atlas_jax.experiments._diagnosis import LOST, beyond_sense
 from atlas_jax.experiments._steering import MEANING
 from atlas_jax.experiments._steering_cost import Cost
 from atlas_jax.experiments._steering_plan import NATIVE, PROMPTED, UNSTEERED, SteeringSettings
@@ -99,6 +100,7 @@ class SteeringEvaluation(NamedTuple):
         return {
             "settings": self.settings.to_dict(), "judge": self.judge, "baseline": plain(self.baseline),
             "scores": scores, "costs": [c._asdict() for c in self.costs], "counts": self.counts,
+            "warnings": self.warnings(),
         }  # fmt: skip
 
     def warnings(self) -> list[str]:
@@ -108,10 +110,12 @@ class SteeringEvaluation(NamedTuple):
         own = [s for s in self.scores if s.method in self.settings.methods]
         if weak := [f"{s.method} at {s.sites}" for s in own if s.faithfulness.mean <= chance.get(s.sites, -1.0)]:
             found.append(f"no better than a random direction: {', '.join(weak)}")
-        if lost := [f"{s.method} at {s.sites}" for s in own if (s.perplexity or 0.0) > 2]:
+        if lost := [f"{s.method} at {s.sites}" for s in own if (s.perplexity or 0.0) > LOST]:
             found.append(f"best at a strength that more than doubles perplexity: {', '.join(lost)}")
-        if single := sum(len(c.features) == 1 for c in self.settings.concepts):
-            found.append(f"{single} of {len(self.settings.concepts)} concepts are a single atlas feature")
+        for s in own:
+            neutral = {c.strength: c.perplexity for c in self.costs if (c.method, c.sites) == (s.method, s.sites)}
+            if said := beyond_sense({0.0: 1.0} | neutral):
+                found.append(f"{s.method} at {s.sites}, on held-out text: {said}")
         return found
 
     def tables(self) -> list[Table]:
@@ -119,8 +123,9 @@ class SteeringEvaluation(NamedTuple):
         meaning = MEANING[self.settings.unit]
         columns = (
             Column("sites", group=True), Column("method"), Column("f", ".1f"), Column("f, λ held out", ".1f"),
-            Column("f, λ < 0", ".1f"), Column("Δa", ".2f"), Column("no effect", "d"), Column("perplexity", ".3g", "×"),
-            Column("distinct-2", ".2f"), Column("repeated", ".2f"), Column("kept", ".0%"),
+            Column("f, λ < 0", ".1f", optional=True), Column("Δa", ".2f"), Column("no effect", "d", optional=True),
+            Column("perplexity", ".3g", "×"), Column("distinct-2", ".2f", optional=True),
+            Column("repeated", ".2f", optional=True), Column("kept", ".0%"),
         )  # fmt: skip
         rated = any(s.harmonic for s in self.scores)
         columns += (Column("C·I·F", ".2f"),) if rated else ()

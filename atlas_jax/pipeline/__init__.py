@@ -35,5 +35,12 @@ from atlas_jax.pipeline._fit import (
 from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
 from atlas_jax.pipeline._stream import Cursor as Cursor, SentenceStream as SentenceStream
+from atlas_jax.pipeline._tokens import (
+    PAIRS as PAIRS,
+    TokenFitted as TokenFitted,
+    TokenPairs as TokenPairs,
+    fit_token_statistics as fit_token_statistics,
+    token_pairs as token_pairs,
+)
 
 Pass, fold = SentenceStream, run_stream  # their names until 0.1
