@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
 Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
+How = Annotated[
+    str | None,
+    typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where steer --save kept some."),
+]
 STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
 
 
@@ -130,10 +134,7 @@ def steer(
         typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
     ] = None,
     method: Method = "procrustes",
-    how: Annotated[
-        str | None,
-        typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where --save kept some."),
-    ] = None,
+    how: How = None,
     save: Annotated[Path | None, typer.Option(help="With --how: keep the direction of every site here.")] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
@@ -159,7 +160,7 @@ def steer(
     if how is None:
         translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     else:
-        translations, method = _directions(alignment, query.vector, site, how, save), how
+        translations, method = found_directions(alignment, query.vector, site, how, save), how
     about = {"query": query.vector, "ap": stored_ap(run), "steered": True}
     notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
@@ -211,8 +212,8 @@ def load_run(run: Path) -> "Alignment":
     return Alignment.load(run)
 
 
-def _directions(
-    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None
+def found_directions(
+    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None = None
 ) -> "dict[Site, Direction]":
     """Find the direction of a concept at every site, or read those kept in a directory."""
     from atlas_jax.experiments import HOWS, Direction, concept_directions
