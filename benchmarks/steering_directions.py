@@ -6,9 +6,9 @@ controls, on a run: ``python benchmarks/steering_directions.py RUN [--quick] --o
 fires (the atlas, which gradients were led by), a word of its label is there, and static embeddings of text and label.
 """
 
+import dataclasses
 import json
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +32,8 @@ from atlas_jax.experiments._steering_texts import Decoder, Row, decode
 from atlas_jax.metrics import bootstrap_mean
 from atlas_jax.pipeline import Alignment
 
-STRENGTHS = (0.1, 0.2, 0.3, 0.4, 0.55, 0.75, 1.0, 1.4)  # mean token norms of the site
+STRENGTHS = (0.15, 0.3, 0.45, 0.65, 0.9, 1.3)  # mean token norms of the site
+TRANSLATORS = "procrustes", "covariance"
 TWICE = np.log(2)
 
 
@@ -41,37 +42,30 @@ def main() -> None:
     parser = arguments_of(__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("--site", default="resid_post.2")
-    parser.add_argument("--concepts", type=int, default=24)
-    parser.add_argument("--method", action="append", help="of these alone")
+    parser.add_argument("--concepts", type=int, default=20)
     arguments = parser.parse_args()
     alignment, quick = Alignment.load(arguments.run), arguments.quick
     features = single_features(alignment, 2 if quick else arguments.concepts)
     concepts = tuple(SteeringConcept(name, (int(np.argmax(q)),), (1.0,)) for name, q in features.items())
-    prompts = paper().prompts
     settings = SteeringSettings(
-        concepts, prompts[:2] if quick else prompts, STRENGTHS[::3] if quick else STRENGTHS, ((arguments.site,),),
-        tuple(arguments.method or ("procrustes", "covariance", *HOWS)), controls=("random", "diffmean"), random=2,
-        max_new_tokens=10 if quick else 40, temperature=0.5,
+        concepts, paper().prompts[: 2 if quick else 8], STRENGTHS[::3] if quick else STRENGTHS, ((arguments.site,),),
+        (*TRANSLATORS, *HOWS[1:]), controls=("random", "diffmean"), random=1, max_new_tokens=8 if quick else 24,
+        temperature=0.5,
     )  # fmt: skip
-    along = directions(alignment, settings)
-    start = time.perf_counter()
+    along, cost = directions(alignment, dataclasses.replace(settings, methods=TRANSLATORS)), {}
+    for how in HOWS[1:]:
+        found = concept_directions(alignment, features, arguments.site, how)
+        along.subject.update({(how, *key): direction.vector for key, direction in found.items()})
+        cost[how] = dict(next(iter(found.values())).cost)
     with tempfile.TemporaryDirectory() as folder:
         rows = decode(Decoder(alignment, settings, lambda: along), Path(folder) / "texts.jsonl")
     report = machine() | {
         "site": arguments.site, "concepts": list(features), "prompts": len(settings.prompts),
         "strengths": settings.strengths, "tokens": settings.max_new_tokens, "temperature": settings.temperature,
-        "sentences": len(alignment.corpus.fit), "seconds of decoding": time.perf_counter() - start,
-        "cost": {how: costs(alignment, features, arguments.site, how) for how in HOWS if how in settings.methods},
-        "methods": table(alignment, settings, rows),
+        "fit sentences": len(alignment.corpus.fit), "cost": cost, "methods": table(alignment, settings, rows),
     }  # fmt: skip
     print(json.dumps(report, indent=1))
     write(report, arguments.out)
-
-
-def costs(alignment: Alignment, features: dict[str, np.ndarray], site: str, how: str) -> dict[str, float]:
-    """Seconds, compilation included, and tokens a concept."""
-    first = next(iter(concept_directions(alignment, features, [site], how).values()))
-    return {key: first.cost[key] for key in ("seconds", "tokens")}
 
 
 def table(alignment: Alignment, settings: SteeringSettings, rows: Sequence[Row]) -> dict[str, dict]:

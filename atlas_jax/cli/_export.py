@@ -7,7 +7,7 @@ import typer
 
 from atlas_jax.cli._console import emit
 from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Unlike, asked_query, finite
-from atlas_jax.cli._use import Method, RunArgument, load_run, translation_for
+from atlas_jax.cli._use import How, Method, RunArgument, found_directions, load_run, translation_for
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import check_place
 from atlas_jax.table import facts_table
@@ -27,6 +27,7 @@ def export(
         float, typer.Option(help="In mean token norms of the site, multiplied in.", callback=finite())
     ] = 0.5,
     method: Method = None,
+    how: How = None,
     kind: Annotated[
         str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}.", show_default="the ending of --out")
     ] = None,
@@ -48,8 +49,13 @@ def export(
     check_place(out_file, overwrite=overwrite)
     alignment = load_run(run)
     query = asked_query(alignment, concept, feature, like, unlike)
-    translations = [translation_for("steer", alignment, s, method) for s in site]
-    edits = {t.site: Steer(t.direction(query.vector), strength) for t in translations}
+    if how is None:
+        translations = [translation_for("steer", alignment, s, method) for s in site]
+        along, method = {t.site: t.direction(query.vector) for t in translations}, translations[0].described
+    else:
+        along = {s: d.vector for s, d in found_directions(alignment, query.vector, site, how).items()}
+        method = how
+    edits = {s: Steer(vector, strength) for s, vector in along.items()}
     if kind == "safetensors":
         save_edits(edits, out_file)
     else:

@@ -30,6 +30,10 @@ Method = Annotated[
         show_default="what suits the use best, as measured",
     ),
 ]
+How = Annotated[
+    str | None,
+    typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where steer --save kept some."),
+]
 
 
 def info(run: RunArgument, as_json: AsJson = False) -> None:
@@ -137,10 +141,7 @@ def steer(
         typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
     ] = None,
     method: Method = None,
-    how: Annotated[
-        str | None,
-        typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where --save kept some."),
-    ] = None,
+    how: How = None,
     save: Annotated[Path | None, typer.Option(help="With --how: keep the direction of every site here.")] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
@@ -167,7 +168,7 @@ def steer(
         first = next(iter(translations.values()))
         method, described = _measured_as(alignment, first), first.described
     else:
-        translations, method, described = _directions(alignment, query.vector, site, how, save), how, how
+        translations, method, described = found_directions(alignment, query.vector, site, how, save), how, how
     asked = raw_strength or strength
     if not asked:
         asked, reason = experiments.default_strengths(alignment, list(translations))
@@ -236,8 +237,8 @@ def _measured_as(alignment: "Alignment", translation: "Translation") -> str:
     return translation.method if own else translation.described
 
 
-def _directions(
-    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None
+def found_directions(
+    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None = None
 ) -> "dict[Site, Direction]":
     """Find the direction of a concept at every site, or read those kept in a directory."""
     from atlas_jax.experiments import HOWS, Direction, concept_directions

@@ -70,7 +70,7 @@ def concept_direction(
       >>> run = aj.Alignment.load("runs/quickstart")                                        # doctest: +SKIP
       >>> query = run.atlas.query_text("plots")                                             # doctest: +SKIP
       >>> along = aj.concept_direction(run, query, "resid_post.2", how="gradient")          # doctest: +SKIP
-      >>> edits = {along.site: aj.Steer(along, 0.5)}                                        # doctest: +SKIP
+      >>> edits = {along.site: aj.Steer(along.vector, 0.5)}                                        # doctest: +SKIP
       >>> aj.generate(run.subject.model, ["This"], max_new_tokens=20, edits=edits).texts    # doctest: +SKIP
     """
     options = {"recipe": recipe, "seed": seed, "progress": progress}
@@ -121,7 +121,7 @@ def concept_directions(
       >>> from atlas_jax.experiments import single_features
       >>> run = aj.Alignment.load("runs/quickstart")                                        # doctest: +SKIP
       >>> found = aj.concept_directions(run, single_features(run, 5), "resid_post.2", "ahead")     # doctest: +SKIP
-      >>> [along.shape for along in found.values()]                                         # doctest: +SKIP
+      >>> [along.vector.shape for along in found.values()]                                         # doctest: +SKIP
       [(128,), (128,), (128,), (128,), (128,)]
     """
     if how not in HOWS:

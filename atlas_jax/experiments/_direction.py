@@ -21,7 +21,7 @@ FILE = "direction.safetensors"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Direction:
-    """A direction of one site that steers towards a concept; numpy and jax take it for its vector.
+    """A direction of one site that steers towards a concept; numpy takes it for its vector.
 
     Attributes:
       vector: float32 ``[d_s]``, one mean token norm of the site long, as :meth:`Translation.direction`.
@@ -36,7 +36,7 @@ class Direction:
       >>> from atlas_jax import Site, Steer
       >>> from atlas_jax.experiments import Direction
       >>> along = Direction(np.array([0.0, 5.0]), np.array([1.0]), Site("resid_post", 2), "gradient", {"seconds": 0.2})
-      >>> Steer(along, 0.5).width
+      >>> Steer(along.vector, 0.5).width
       2
     """
 
@@ -45,11 +45,6 @@ class Direction:
     site: Site
     how: str
     cost: Mapping[str, Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the vector."""
-        return self.vector.shape
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Float[np.ndarray, " d_s"]:
         return np.array(self.vector, dtype, copy=copy)
