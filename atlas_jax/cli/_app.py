@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _evaluate_steering, _quickstart, _sae, _use
+from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _evaluate_steering, _quickstart, _report, _sae, _use
 
 app = typer.Typer(
     name="atlas-jax",
@@ -42,5 +42,6 @@ app.command()(_use.identify)
 app.command()(_use.name)
 app.command()(_use.steer)
 app.command()(_use.inspect)
+app.command()(_report.report)
 _evaluate.app.command("steering")(_evaluate_steering.steering)
 app.add_typer(_evaluate.app, name="evaluate")

@@ -147,9 +147,13 @@ class Tokenizer:
 
     def span(self, text: str, position: int) -> tuple[int, int]:
         """Return the first character of the token at ``position`` (BOS counted) and the one past its last."""
+        return self.spans(text)[position]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Return :meth:`span` of every token."""
         encoding = self.backend.encode(text)
         dropped = len(encoding.ids) - len(self._one_bos(encoding.ids))
-        return encoding.offsets[position + dropped]
+        return encoding.offsets[dropped:]
 
     def pad(self, rows: Sequence[Sequence[int]], length: int, index: Sequence[int], side: str = "right") -> Tokens:
         """Stack rows of ids into a batch of one length.
