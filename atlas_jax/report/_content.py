@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.experiments import (
@@ -17,12 +18,13 @@ from atlas_jax.experiments import (
     run_facts,
     stored_ap,
 )
-from atlas_jax.experiments._quality import best_method, certificate_table, score_directions
+from atlas_jax.experiments._quality import best_method, certificate_table
 from atlas_jax.experiments._steering import MEANING
 from atlas_jax.experiments._steering_texts import Row, read_rows
 from atlas_jax.files import RUN, read_json
 from atlas_jax.models import is_small
-from atlas_jax.pipeline import Alignment
+from atlas_jax.pipeline import Alignment, encode_batch
+from atlas_jax.pipeline._run import encode_peaks
 from atlas_jax.pipeline._run_files import Record
 from atlas_jax.report import _figures as figures, _stored as stored
 from atlas_jax.report._concepts import SteeredTexts, of_concepts, of_evaluation
@@ -162,12 +164,23 @@ def _detection(source: Source, quality: Quality, count: int) -> list[Part]:
     places = np.unique(np.linspace(0, len(quality.features) - 1, count).astype(int))
     chosen = np.array(quality.features)[places]
     queries = np.eye(alignment.atlas.width, dtype=np.float32)[chosen]
-    stream = alignment.stream("eval")
-    stream = stream.only(stream.first + np.arange(min(CURVE_SENTENCES, stream.size)))
-    along = {(best.site, method): alignment.translation(best.site, method).similarity(queries)}
-    scores, scored = score_directions(stream, along, chosen)
+    along = np.asarray(alignment.translation(best.site, method).similarity(queries))
+    scores, positive = _ranked(alignment, best.site, along, chosen)
     names = [f"{f} {alignment.atlas.labels[int(f)] or ''}".strip() for f in chosen]
-    return list(figures.detection_figures(best.site, method, scores[best.site, method], scored.positive, names))
+    return list(figures.detection_figures(best.site, method, scores, positive, names))
+
+
+def _ranked(
+    alignment: Alignment, site: Site, along: Float[np.ndarray, "q d_s"], features: Int[np.ndarray, " q"]
+) -> tuple[Float[np.ndarray, "q n"], Bool[np.ndarray, "q n"]]:
+    """Score some held-out sentences as Table 3 does, by programs that an evaluation has compiled already."""
+    stream, scores, positive = alignment.stream("eval"), [], []
+    for subject, atlas in stream.only(stream.first + np.arange(min(CURVE_SENTENCES, stream.size))).batches():
+        rows = np.asarray(subject.index) >= 0
+        acts = np.asarray(encode_peaks(alignment.subject, subject)[site].values, np.float32)[rows]
+        scores.append(along @ (acts / np.maximum(np.linalg.norm(acts, axis=1, keepdims=True), 1e-30)).T)
+        positive.append(np.asarray(encode_batch(alignment.atlas, atlas)[alignment.atlas.site])[rows][:, features].T > 0)
+    return np.concatenate(scores, axis=1), np.concatenate(positive, axis=1)
 
 
 def _translations(source: Source) -> list[Part]:
@@ -177,7 +190,7 @@ def _translations(source: Source) -> list[Part]:
         parts += figures.spectrum_figures(translations)
         parts += [table for table in [certificate_table(translations)] if table.rows]
     parts += source.of("tables/whitened.json", lambda d: [stored.choice(d)])
-    return [*parts, source.facts.tables()[2]]
+    return parts
 
 
 def _curves(source: Source) -> list[Part]:
@@ -211,11 +224,13 @@ def _retrieval(source: Source, paper: bool) -> list[Part]:
 
 
 def _steering(source: Source) -> list[Part]:
+    def table5(d: Any) -> list[Part]:
+        evaluation = stored.evaluation(d)
+        return [*(f"{said}." for said in evaluation.warnings()), *evaluation.tables()]
+
     parts: list[Part] = []
     for path in sorted((source.run / "steering").glob("table-*.json")):
-        parts += source.of(
-            f"steering/{path.name}", lambda d: [*(f"{w}." for w in d["warnings"]), *_tables(stored.evaluation(d))]
-        )
+        parts += source.of(f"steering/{path.name}", table5)
     if not parts:
         parts.append(source.hint("Table 5 is not measured for this run.", "evaluate steering {}"))
     parts += source.of("steering/settings.json", lambda d: _doses(d, _generations(source)))
@@ -280,7 +295,7 @@ def _other(source: Source) -> list[Part]:
 
 
 def _aligned(source: Source) -> list[Part]:
-    run, sites, _ = source.facts.tables()
+    run, *others = source.facts.tables()
     prints = Record.read(source.run).fingerprints
     rows = [
         (space, str(of["dtype"]), name, ", ".join(f"{x:.4g}" for x in values[:4]) + ", ...")
@@ -291,7 +306,7 @@ def _aligned(source: Source) -> list[Part]:
     caption = (
         "checksums of the forward pass on a fixed text, by which a run notices that a model computes something else"
     )
-    return [run, sites, *([Table("Fingerprints", columns, rows, caption)] if rows else [])]
+    return [run, *others, *([Table("Fingerprints", columns, rows, caption)] if rows else [])]
 
 
 def steered_texts(source: Source) -> list[SteeredTexts]:

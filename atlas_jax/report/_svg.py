@@ -12,7 +12,8 @@ WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 44
 COLOURS = 8  # of lines in the style sheet; past these the dashes tell them apart
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
-CELL, ROW, LABEL = 86, 40, 112  # of a heatmap
+CELL, ROW = 78, 40  # of a heatmap
+LETTER = 7.4  # mean width of one at 13 px
 
 
 class Point(NamedTuple):
@@ -59,8 +60,11 @@ class Axis(NamedTuple):
         """Return round values in its range."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [10.0**p for p in powers if self.low <= 10.0**p <= self.high * 1.0001]
-            return found[:: -(-len(found) // 6)] if len(found) > 1 else [self.low, self.high]
+            for digits in ((1,), (1, 3), (1, 2, 5)):
+                found = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high * 1.0001]
+                if len(found) > 2:
+                    break
+            return found[:: -(-len(found) // 6)] if found else [self.low, self.high]
         step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (m * step) <= 5)
         first = math.ceil(self.low / step - 1e-9)
@@ -167,19 +171,20 @@ def heatmap(
     """
     known = [p.y for p in cells.values() if math.isfinite(p.y)] or [0.0]
     low, high = min(known), max(known)
+    label = LETTER * min(17, max(map(len, rows), default=0)) + 8
     parts = [
-        Markup('<text class="middle" x="{}" y="16">{}</text>').format(LABEL + CELL * (j + 0.5), _short(name, 13))
+        Markup('<text class="middle" x="{}" y="16">{}</text>').format(label + CELL * (j + 0.5), _short(name, 11))
         for j, name in enumerate(columns)
     ]
     for i, name in enumerate(rows):
         y = 24 + ROW * i
-        parts.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(LABEL - 6, y + 24, _short(name, 17)))
+        parts.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(label - 6, y + 24, _short(name, 17)))
         parts += [
-            _heat(LABEL + CELL * j, y, cells[i, j], (low, high), (i, j) in best)
+            _heat(label + CELL * j, y, cells[i, j], (low, high), (i, j) in best)
             for j in range(len(columns))
             if (i, j) in cells
         ]
-    width, height = LABEL + CELL * len(columns) + 2, 24 + ROW * len(rows) + 2
+    width, height = label + CELL * len(columns) + 2, 24 + ROW * len(rows) + 2
     return Markup('<div class="scroll" tabindex="0" role="group" aria-label="{}">{}</div>').format(
         clean(title), _svg(width, height, title, Markup("").join(parts))
     )

@@ -45,8 +45,8 @@ def _row(table: Table, number: int) -> Markup:
 
 
 def _cell(before: str, marked: str, after: str) -> Markup:
-    if not before and not after:
-        return Markup("<bdi>{}</bdi>").format(marked) if marked else Markup("")
+    if not (before or marked or after):
+        return Markup("")
     mark = Markup("<mark>{}</mark>").format(marked) if marked else ""
     return Markup("<bdi>{}{}{}</bdi>").format(before, mark, after)
 

@@ -89,7 +89,7 @@
     : hit.kind === "steered" ? `#steered-${hit.place}` : `#atlas-${data.atlas[hit.place][0]}`;
   const entry = (hit) => {
     if (hit.kind === "subject") return [`${hit.site}:${hit.feature}`, "subject"];
-    if (hit.kind === "steered") return [data.steered[hit.place].name, `steered, ${data.steered[hit.place].where}`];
+    if (hit.kind === "steered") return [data.steered[hit.place].name, `steered, ${data.steered[hit.place].where.split(" at ")[0]}`];
     const row = data.atlas[hit.place];
     return [row[1] || "without a label", `${row[0]}`];
   };
@@ -111,7 +111,9 @@
     pieces.forEach((piece, i) => {
       const level = levels[i] || "0";
       const element = i === peak ? "mark" : level === "0" ? null : "span";
-      line.append(element ? make(element, { class: `l${level}` }, piece) : piece);
+      if (!element) return line.append(piece);
+      const [, before, rest] = piece.match(/^(\s*)([^]*)$/);
+      line.append(before, make(element, { class: `l${level}` }, rest));
     });
     return line;
   };
@@ -184,22 +186,32 @@
     },
   };
 
+  const decode = (address) => {
+    try {
+      return decodeURIComponent(address);
+    } catch {
+      return "";
+    }
+  };
   const current = () => {
     for (const link of results.querySelectorAll("a")) {
-      if (link.getAttribute("href") === decodeURIComponent(location.hash)) link.setAttribute("aria-current", "true");
+      if (link.getAttribute("href") === decode(location.hash)) link.setAttribute("aria-current", "true");
       else link.removeAttribute("aria-current");
     }
   };
+  const display = (address) => {
+    const [, kind, place] = decode(address).match(/^#(atlas|subject|steered)-(.+)$/) || [];
+    if (kind) found.replaceChildren(...views[kind](place));
+    return Boolean(kind);
+  };
   const show = (focus) => {
-    const [, kind, place] = decodeURIComponent(location.hash).match(/^#(atlas|subject|steered)-(.+)$/) || [];
-    if (!kind) return;
-    found.replaceChildren(...views[kind](place));
+    if (!display(location.hash)) return false;
     current();
     if (focus) {
       found.querySelector("h3").focus({ preventScroll: true });
-      found.scrollIntoView({ block: "nearest" });
-      if (found.getBoundingClientRect().top < 0) found.scrollIntoView();
+      if (found.getBoundingClientRect().top < 0 || found.getBoundingClientRect().top > innerHeight - 120) found.scrollIntoView();
     }
+    return true;
   };
   query.addEventListener("input", list);
   query.addEventListener("keydown", (event) => {
@@ -215,6 +227,6 @@
   addEventListener("hashchange", () => show(true));
   document.querySelector(".search").hidden = false;
   list();
-  found.append(make("p", { class: "note" }, "Choose a concept, an atlas feature or a subject feature."));
-  show(false);
+  const first = results.querySelector("a");
+  if (!show(false) && first) display(first.getAttribute("href"));
 })();
