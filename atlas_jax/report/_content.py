@@ -20,6 +20,7 @@ from atlas_jax.experiments import (
 )
 from atlas_jax.experiments._quality import best_method, certificate_table
 from atlas_jax.experiments._steering import MEANING
+from atlas_jax.experiments._steering_plan import NATIVE, UNSTEERED
 from atlas_jax.experiments._steering_texts import Row, read_rows
 from atlas_jax.files import RUN, read_json
 from atlas_jax.models import is_small
@@ -244,21 +245,18 @@ def _generations(source: Source) -> list[Row]:
 
 
 def _doses(settings: Any, rows: list[Row]) -> list[Part]:
-    """Activation of the concept and perplexity by strength, a line a method, a pair of plots a group of sites."""
+    """Activation of the concept and perplexity by strength, a line a method, two plots a group of sites."""
     if not rows:
         return []
-    unit = MEANING[settings["unit"]]
-    base = [r for r in rows if r.cell.method == "unsteered"]
+    base = {name: [r for r in rows if r.cell.method == name and not r.cell.sites] for name in (UNSTEERED, NATIVE)}
     found: list[Part] = []
     for sites in dict.fromkeys(r.cell.sites for r in rows if r.cell.sites):
-        own = [r for r in rows if r.cell.sites == sites]
-        methods = dict.fromkeys(r.cell.method for r in own)
-        active = [(r.cell.method, r.cell.strength, r.activations[r.cell.concept]) for r in own if r.cell.concept]
-        active += [(m, 0.0, value) for m in methods for r in base for value in r.activations.values()]
-        sense = [(r.cell.method, r.cell.strength, r.perplexity and np.log(r.perplexity)) for r in own]
-        sense += [(m, 0.0, r.perplexity and np.log(r.perplexity)) for m in methods for r in base]
-        found.append(figures.dose_figure(f"Concept in the text by strength at {sites}", active, "activation", unit))
-        found.append(figures.dose_figure(f"Perplexity by strength at {sites}", sense, "log perplexity", unit))
+        own = [r for r in rows if r.cell.sites == sites and r.cell.concept]
+        points = [(r.cell.method, r.cell.strength, r.activations[r.cell.concept], r.perplexity) for r in own]
+        for method in dict.fromkeys(r.cell.method for r in own):
+            unsteered = base[NATIVE if method == NATIVE else UNSTEERED]
+            points += [(method, 0.0, float(np.mean(list(r.activations.values()))), r.perplexity) for r in unsteered]
+        found += figures.dose_figures(points, MEANING[settings["unit"]], f" at {sites}")
     return found
 
 
@@ -274,11 +272,8 @@ def _coverage(source: Source) -> list[Part]:
 def _explored(source: Source) -> list[Part]:
     def parts(d: Any) -> list[Part]:
         concepts = stored.concepts(d)
-        rows = [(c.text, s.strength, s.concept) for c in concepts for s in c.steered]
-        sense = [(c.text, s.strength, s.perplexity and np.log(s.perplexity)) for c in concepts for s in c.steered]
-        unit = MEANING[concepts[0].unit] if concepts else ""
-        drawn = [figures.dose_figure("Concept in the text by strength", rows, "activation", unit)] if rows else []
-        drawn += [figures.dose_figure("Perplexity by strength", sense, "log perplexity", unit)] if rows else []
+        rows = [(c.text, s.strength, s.concept, s.perplexity) for c in concepts for s in c.steered]
+        drawn = figures.dose_figures(rows, MEANING[concepts[0].unit]) if rows else []
         return [*drawn, *(table for c in concepts for table in c.tables())]
 
     return source.of("tables/concepts.json", parts)

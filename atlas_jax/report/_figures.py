@@ -1,5 +1,6 @@
 """Figures of records, each with the table of its numbers."""
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -107,14 +108,26 @@ def _lines(title: str, series: Mapping[str, Sequence[Point]], *, x: str, y: str 
     return Figure(title, lines(series, x, y, title=title, **options), table)
 
 
-def dose_figure(title: str, rows: Iterable[tuple[str, float, float | None]], y: str, unit: str) -> Figure:
-    """Draw the mean of a measure by strength, a line a name; what is None does not count."""
-    values: dict[str, dict[float, list[float]]] = {}
-    for name, strength, value in rows:
-        if value is not None and np.isfinite(value):
-            values.setdefault(name, {}).setdefault(float(strength), []).append(value)
-    series = {n: [Point(s, float(np.mean(v))) for s, v in sorted(at.items())] for n, at in values.items()}
-    return _lines(title, series, x=f"strength, {unit}", y=y)
+def dose_figures(rows: Iterable[tuple[str, float, float, float | None]], unit: str, where: str = "") -> list[Figure]:
+    """Draw the activation of a concept and the perplexity of the text by strength.
+
+    Args:
+      rows: name of the line, strength, activation, perplexity; None where there is none.
+      unit: of the strengths.
+      where: end of the titles.
+    """
+    active: dict[str, dict[float, list[float]]] = {}
+    sense: dict[str, dict[float, list[float]]] = {}
+    for name, strength, activation, perplexity in rows:
+        active.setdefault(name, {}).setdefault(float(strength), []).append(activation)
+        if perplexity is not None and 0 < perplexity < math.inf:
+            sense.setdefault(name, {}).setdefault(float(strength), []).append(math.log(perplexity))
+    x = f"strength, {unit}"
+    mean = lambda of: {n: [Point(s, float(np.mean(v))) for s, v in sorted(at.items())] for n, at in of.items()}
+    geometric = {name: [Point(p.x, math.exp(p.y)) for p in line] for name, line in mean(sense).items()}
+    drawn = [_lines(f"Concept in the text by strength{where}", mean(active), x=x, y="activation")] if active else []
+    title = f"Perplexity by strength{where}"
+    return drawn + ([_lines(title, geometric, x=x, y="perplexity", log_y=True)] if geometric else [])
 
 
 def causality_figures(causality: Causality) -> list[Figure]:

@@ -21,8 +21,8 @@ class Point(NamedTuple):
 
     x: float
     y: float
-    low: float | None = None
-    high: float | None = None
+    low: float | int | None = None
+    high: float | int | None = None
 
 
 class Axis(NamedTuple):
@@ -37,7 +37,14 @@ class Axis(NamedTuple):
 
     @classmethod
     def over(
-        cls, values: Sequence[float], label: str, *, log: bool, start: float, end: float, ends: tuple | None = None
+        cls,
+        values: Sequence[float | int],
+        label: str,
+        *,
+        log: bool,
+        start: float | int,
+        end: float | int,
+        ends: tuple | None = None,
     ) -> "Axis":
         """Make an axis that has room for all finite values, which have to be positive on a logarithmic one."""
         known = [v for v in values if math.isfinite(v) and (v > 0 or not log)] or [1.0]
@@ -46,7 +53,7 @@ class Axis(NamedTuple):
             low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
         return cls(label, low, high, log, start, end)
 
-    def at(self, value: float) -> float:
+    def at(self, value: float | int) -> float:
         """Return the place of a value on the plot, at an end of the axis where it lies beyond."""
         value = min(max(value, self.low), self.high)
         share = (
@@ -56,7 +63,7 @@ class Axis(NamedTuple):
         )
         return round(self.start + share * (self.end - self.start), 1)
 
-    def ticks(self) -> list[float]:
+    def ticks(self) -> list[float | int]:
         """Return round values in its range."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -79,7 +86,7 @@ def lines(
     title: str,
     log_x: bool = False,
     log_y: bool = False,
-    ends: tuple[float, float] | None = None,
+    ends: tuple[float | int, float | int] | None = None,
     names: Sequence[str] = (),
 ) -> Markup:
     """Draw lines with their intervals, and a legend below.
@@ -173,7 +180,7 @@ def heatmap(
     low, high = min(known), max(known)
     label = LETTER * min(17, max(map(len, rows), default=0)) + 8
     parts = [
-        Markup('<text class="middle" x="{}" y="16">{}</text>').format(label + CELL * (j + 0.5), _short(name, 11))
+        Markup('<text class="middle" x="{}" y="16">{}</text>').format(label + CELL * (j + 0.5), _short(name, 12))
         for j, name in enumerate(columns)
     ]
     for i, name in enumerate(rows):
@@ -190,7 +197,7 @@ def heatmap(
     )
 
 
-def _heat(x: float, y: float, value: Point, ends: tuple[float, float], best: bool) -> Markup:
+def _heat(x: float | int, y: float | int, value: Point, ends: tuple[float | int, float | int], best: bool) -> Markup:
     share = (value.y - ends[0]) / (ends[1] - ends[0]) if ends[1] > ends[0] and math.isfinite(value.y) else 0.0
     rect = Markup('<rect class="heat" x="{}" y="{}" width="{}" height="{}" fill-opacity="{}"/>')
     box = rect.format(x, y, CELL - 2, ROW - 2, round(0.04 + 0.42 * share, 3))
@@ -221,7 +228,7 @@ def bars(values: Mapping[str, Point], *, title: str) -> Markup:
     return _svg(WIDTH, 26 * len(values) + 10, title, Markup("").join(parts))
 
 
-def _svg(width: float, height: float, title: str, body: Markup) -> Markup:
+def _svg(width: float | int, height: float | int, title: str, body: Markup) -> Markup:
     size = Markup('viewBox="0 0 {0} {1}" width="{0}" height="{1}"').format(width, height)
     return Markup('<svg class="plot" {} role="img" aria-label="{}">{}</svg>').format(size, clean(title), body)
 
@@ -231,7 +238,7 @@ def _short(text: str, most: int) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def _number(value: float) -> str:
+def _number(value: float | int) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"

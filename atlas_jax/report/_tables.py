@@ -10,6 +10,7 @@ from markupsafe import Markup
 from atlas_jax.report._text import clean
 from atlas_jax.table import Marked, Table
 
+LONG = 80  # characters from which a cell is given room
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
@@ -29,7 +30,8 @@ def table_html(table: Table) -> Markup:
     )
     rows = Markup("\n").join(_row(table, i) for i in range(len(table.rows)))
     head = Markup("<thead><tr>{}</tr></thead>").format(heads) if any(c.name for c in table.columns) else ""
-    return Markup("<table><caption>{}</caption>{}<tbody>\n{}\n</tbody></table>").format(clean(table.title), head, rows)
+    whole = Markup("<table><caption><span>{}</span></caption>{}<tbody>\n{}\n</tbody></table>")
+    return whole.format(clean(table.title), head, rows)
 
 
 def _row(table: Table, number: int) -> Markup:
@@ -39,7 +41,8 @@ def _row(table: Table, number: int) -> Markup:
         text = Markup("") if again and column.group else _cell(*map(clean, column.parts(value)))
         head = i == 0 and bool(text)
         element = Markup('<th scope="row"{}>{}</th>') if head else Markup("<td{}>{}</td>")
-        cells.append(element.format(_right(column.right), text))
+        look = Markup(' class="long"') if len(text) > LONG else _right(column.right)
+        cells.append(element.format(look, text))
     best = Markup(' class="best"') if number in table.best else ""
     return Markup("<tr{}>{}</tr>").format(best, Markup("").join(cells))
 

@@ -99,8 +99,8 @@
       const [title, detail] = entry(hit);
       return make("li", {}, make("a", { href: address(hit) }, text(title), make("small", {}, detail)));
     }));
-    const words = query.value.trim() ? `match${hits.length === 1 ? "es" : ""}` : "by how often they fire";
-    status.textContent = hits.length ? `${hits.length} ${words}${hits.length > MOST ? `, ${MOST} shown` : ""}`
+    const many = `${hits.length} ${hits.length === 1 ? "entry" : "entries"}${query.value.trim() ? "" : ", the most frequent first"}`;
+    status.textContent = hits.length ? `${many}${hits.length > MOST ? `, ${MOST} shown` : ""}`
       : "Nothing matches; try other words, or the id of a feature.";
     current();
   };

@@ -1,0 +1,500 @@
+"""The page of a run: its pieces, what is in it, hostile text, bad input, and a real browser."""
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import shutil
+
+import numpy as np
+import pytest
+from helpers.browser import MISSING, chromium, look
+from markupsafe import Markup
+from sklearn.metrics import precision_recall_curve, roc_curve
+from typer.testing import CliRunner
+
+from atlas_jax import Alignment
+from atlas_jax.bundled import SUBJECT
+from atlas_jax.cli._app import app
+from atlas_jax.errors import AtlasError
+from atlas_jax.labels import Label, Labels
+from atlas_jax.models import Tokenizer
+from atlas_jax.report import table_csv, table_html, table_latex, write_report
+from atlas_jax.report._figures import CURVE_POINTS, detection_curves, singular_values
+from atlas_jax.report._svg import Axis, Point, bars, heatmap, lines
+from atlas_jax.report._text import clean, embedded
+from atlas_jax.report._tokens import pieces
+from atlas_jax.table import Column, Marked, Table
+
+SCRIPT = "</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">"
+TURNED = "\u202eright to left\u2066 \u200fmarks\x00\x1b[31m"
+HOSTILE = f"{SCRIPT}{TURNED}"
+FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+# The pieces.
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("a\x00b\x1b[1m", "ab[1m"),
+        ("\u202edog\u202c", "dog"),
+        ("\u2067x\u2069\u200e\u200f\u061c", "x"),
+        ("half \ud83d pair", "half \ufffd pair"),
+        ("line\n\ttab", "line\n\ttab"),
+        ("שלום 👩‍🚀 é", "שלום 👩‍🚀 é"),
+    ],
+)
+def test_marks_and_control_characters_are_removed_and_words_are_not(text, left):
+    assert clean(text) == left
+
+
+@pytest.mark.parametrize("value", [SCRIPT, "<!--<script>", "a\u2028b\u2029", "]]>&amp;", {"</script>": [SCRIPT]}])
+def test_embedded_json_is_the_value_and_ends_nothing(value):
+    text = embedded(value)
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == value
+    assert json.loads(embedded([float("nan"), float("inf"), 1.5])) == [None, None, 1.5]
+
+
+TABLE = Table(
+    HOSTILE,
+    (Column("site", group=True), Column("label", group=True), Column("AP", ".2f"), Column("n", "d")),
+    [
+        ("z.1", "50% & $x_1$ {~^\\}", (0.312345, 0.25, 0.4), 3),
+        ("z.1", "50% & $x_1$ {~^\\}", 0.5, None),
+        ("z.2", Marked(SCRIPT, "a ", " b"), None, 12345),
+    ],
+    best=frozenset({1}),
+)
+
+
+def test_csv_has_all_digits_and_intervals_in_columns():
+    header, *rows = csv.reader(io.StringIO(table_csv(TABLE)))
+    assert header == ["site", "label", "AP", "AP low", "AP high", "n"]
+    assert rows[0][2:] == ["0.312345", "0.25", "0.4", "3"]
+    assert rows[1] == ["z.1", "50% & $x_1$ {~^\\}", "0.5", "", "", ""]
+    assert rows[2] == ["z.2", f"a {SCRIPT} b", "", "", "", "12345"]
+
+
+def test_latex_escapes_what_latex_would_take_for_commands():
+    lines_ = table_latex(TABLE).splitlines()
+    assert lines_[:2] == [r"\begin{tabular}{llrr}", r"\toprule"]
+    escaped = r"50\% \& \$x\_1\$ \{\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
+    assert lines_[4] == rf"z.1 & {escaped} & 0.31 [0.25, 0.40] & 3 \\"
+    assert lines_[5] == r" &  & \textbf{0.50} &  \\"
+    assert r"a \textbf{</script>" in lines_[6]
+
+
+def test_html_escapes_marks_and_groups():
+    page = table_html(TABLE)
+    assert "<script" not in page
+    assert not FORBIDDEN.search(page)
+    assert page.count("50% &amp; $x_1$") == 1
+    assert "<mark>&lt;/script&gt;" in page
+    assert '<tr class="best">' in page
+    assert page.count('<th scope="row"') == 2
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda: lines({HOSTILE: [Point(1, 2)], "b": [Point(2, 3)]}, HOSTILE, HOSTILE, title=HOSTILE),
+        lambda: heatmap([HOSTILE], [HOSTILE], {(0, 0): Point(0, 0.5, 0.4, 0.6)}, title=HOSTILE),
+        lambda: bars({HOSTILE: Point(0, 0.5, 0.4, 0.6)}, title=HOSTILE),
+    ],
+)
+def test_plots_escape_names(plot):
+    page = plot()
+    assert isinstance(page, Markup)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert not FORBIDDEN.search(page)
+
+
+@pytest.mark.parametrize(
+    "points",
+    [[], [Point(1, float("nan"))], [Point(1, 1.0)], [Point(0, 0.0), Point(0, 0.0)], [Point(1, float("inf"), 0, 1)]],
+)
+@pytest.mark.parametrize("log", [False, True])
+def test_plots_of_little_or_nothing_are_drawn(points, log):
+    page = lines({"a": points}, "x", "y", title="t", log_x=log, log_y=log)
+    assert "nan" not in page
+    assert "inf" not in page
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "log", "ticks"),
+    [
+        (0.0, 1.0, False, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (-0.5, 0.75, False, [-0.5, 0.0, 0.5]),
+        (100, 400, True, [100, 200]),
+        (1, 1000, True, [1, 10, 100, 1000]),
+    ],
+)
+def test_ticks_are_round(low, high, log, ticks):
+    assert Axis("", low, high, log, 0, 1).ticks() == pytest.approx(ticks)
+
+
+def test_curves_are_those_of_scikit_learn(rng):
+    scores, positive = np.round(rng.standard_normal(60), 1), rng.random(60) < 0.3
+    precision, roc = detection_curves(scores, positive)
+    p, r, _ = precision_recall_curve(positive, scores)
+    of = {(round(a, 9), round(b, 9)) for a, b in zip(r, p, strict=True)}
+    assert {(round(q.x, 9), round(q.y, 9)) for q in precision[1:]} <= of
+    f, t, _ = roc_curve(positive, scores, drop_intermediate=False)
+    assert {(round(q.x, 9), round(q.y, 9)) for q in roc} <= {
+        (round(a, 9), round(b, 9)) for a, b in zip(f, t, strict=True)
+    }
+    assert roc[0][:2] == (0, 0)
+    assert roc[-1][:2] == (1, 1)
+    assert precision[-1].x == 1
+
+
+def test_long_curves_are_thinned_along_their_length(rng):
+    precision, roc = detection_curves(rng.standard_normal(5000), rng.random(5000) < 0.3)
+    steps = np.abs(np.diff([q[:2] for q in roc], axis=0)).sum(axis=1)
+    assert len(roc) <= CURVE_POINTS + 2
+    assert steps.max() < 3 * 2 / CURVE_POINTS
+    assert precision[-1].x == 1
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (7, 7)])
+def test_the_spectrum_is_that_of_a_svd(rng, shape):
+    matrix = rng.standard_normal(shape)
+    exact = np.linalg.svd(matrix, compute_uv=False)
+    np.testing.assert_allclose(singular_values(matrix), exact / exact[0], atol=1e-7)
+    assert singular_values(np.zeros(shape)).max() == 0
+
+
+@pytest.mark.parametrize("text", ["The font family", "naïve 👩‍🚀 שלום\n  end", " x y", HOSTILE])
+def test_pieces_of_a_text_are_the_text(text):
+    tokenizer = Tokenizer.load(SUBJECT)
+    places = range(1, len(tokenizer.spans(text)))
+    cut = pieces(tokenizer, text, places)
+    assert "".join(cut) == text
+    assert [len(pieces(tokenizer, text, places[:1])), "".join(pieces(tokenizer, text, places[:1]))] == [2, text]
+    assert cut[0] == text[: tokenizer.span(text, 1)[1]]
+
+
+# The page.
+
+
+@pytest.fixture(scope="module")
+def run(bundled_run, tmp_path_factory):
+    """A copy of the bundled run, with the tables that a quickstart does not make, of this run or another."""
+    directory = tmp_path_factory.mktemp("report") / "run"
+    shutil.copytree(bundled_run, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def alignment(run):
+    return Alignment.load(run, verify=False)
+
+
+@pytest.fixture(scope="module")
+def page(run, alignment):
+    return write_report(run, curves=3, alignment=alignment).path
+
+
+def data_of(page, name="data"):
+    return json.loads(re.search(rf'id="{name}">(.*?)</script>', page.read_text(), re.S)[1])
+
+
+def test_the_quickstart_writes_a_page(bundled_run):
+    page = bundled_run / "report.html"
+    assert page.stat().st_size < 5e6
+    assert "src=" not in page.read_text()
+    assert "Precision-recall and ROC curves are not drawn here." in page.read_text()
+
+
+def test_the_page_fetches_nothing_and_runs_its_own_script_alone(page):
+    text = page.read_text()
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'; style-src 'sha256-")
+    assert "unsafe" not in policy
+    assert len(re.findall("<script", text)) == 3
+    assert not re.search(r"(src|href)=\"?(https?:|//)", text)
+    assert " style=" not in text
+    assert not re.search(r" on\w+=", re.sub(r"<script.*?</script>", "", text, flags=re.S))
+
+
+def test_numbers_of_the_page_are_those_of_the_run(run, page):
+    quality = json.loads((run / "tables/quality.json").read_text())["rows"]
+    copies = [t["csv"] for t in data_of(page, "tables")]
+    table = next(c for c in copies if c.startswith("site,method,AUROC,AUROC low"))
+    rows = list(csv.reader(io.StringIO(table)))[1:]
+    assert [(r[0], r[1], float(r[5])) for r in rows] == [(q["site"], q["method"], q["ap"]["mean"]) for q in quality]
+    for row in quality:
+        assert f"{row['ap']['mean']:.3f}</text>" in page.read_text()
+
+
+def test_concepts_of_the_page_are_those_of_the_alignment(page, alignment):
+    data = data_of(page)
+    t = alignment.translation(data["sites"][0], data["method"])
+    feature, label, rate, similar = next(row for row in data["atlas"] if row[0] == 39)
+    assert (label, rate) == (alignment.atlas.labels[39], pytest.approx(float(alignment.rate[39]), abs=1e-5))
+    ranked = t.top_features(alignment.atlas.query([39]), 3)
+    assert [f for f, _ in similar[0]] == ranked.features.tolist()
+    assert [s for _, s in similar[0]] == pytest.approx(ranked.scores.tolist(), abs=1e-3)
+    first = str(similar[0][0][0])
+    named = t.name_feature(int(first), 5)
+    assert [f for f, _ in data["subject"][data["sites"][0]][first]["names"]] == named.features.tolist()
+
+
+def test_sentences_are_cut_and_coloured_at_the_peak(page, alignment):
+    data = data_of(page)
+    site, tokenizer = alignment.subject.sites[0], alignment.subject.model.tokenizer
+    top = alignment.strongest(site)
+    for feature, own in list(data["subject"][str(site)].items())[:20]:
+        for j, (sentence, activation, levels, peak) in enumerate(own["peaks"]):
+            text = alignment.corpus.sentence(int(top.index[int(feature), j]))
+            cut = data["sentences"][sentence]
+            assert "".join(cut) == clean(text)
+            assert activation == pytest.approx(float(top.values[int(feature), j]), abs=1e-3)
+            start, end = tokenizer.span(text, int(top.position[int(feature), j]))
+            assert cut[peak].strip() == clean(text[start:end]).strip()
+            assert levels[peak] == max(levels)
+        assert own["peaks"][0][2][own["peaks"][0][3]] == "9"
+
+
+def test_steered_texts_are_those_of_the_run(run, page):
+    stored, shown = json.loads((run / "tables/concepts.json").read_text())[0], data_of(page)["steered"][0]
+    assert [("".join(r[2]), r[1]) for r in shown["rows"]] == [
+        (clean(s["text"]), s["strength"]) for s in stored["steered"]
+    ]
+    assert [f for f, _ in shown["features"]] == [f["index"] for f in stored["atlas_features"]]
+    assert max(max(r[3]) for r in shown["rows"]) in ("9", "0")
+
+
+@pytest.fixture(scope="module")
+def hostile(run, alignment, tmp_path_factory):
+    """The page of a run whose sentences, labels, concept and continuations are hostile."""
+    directory = tmp_path_factory.mktemp("hostile") / f"run {SCRIPT.replace('/', '')[:40]}"
+    shutil.copytree(run, directory)
+    concepts = json.loads((directory / "tables/concepts.json").read_text())
+    concepts[0]["text"] = HOSTILE
+    for steered in concepts[0]["steered"]:
+        steered |= {"text": HOSTILE + steered["text"], "prompt": HOSTILE}
+    (directory / "tables/concepts.json").write_text(json.dumps(concepts))
+    atlas, corpus = alignment.atlas, alignment.corpus
+    labels = Labels.from_rows([Label(i, f"{HOSTILE} {i}") for i in range(atlas.width)], atlas.width)
+    turned = dataclasses.replace(
+        alignment,
+        atlas=dataclasses.replace(atlas, labels=labels),
+        corpus=dataclasses.replace(corpus, eval=[f"{HOSTILE} {text}" for text in corpus.eval]),
+    )
+    return write_report(directory, alignment=turned, curves=3).path
+
+
+def test_hostile_text_is_text(hostile):
+    text = hostile.read_text()
+    assert not FORBIDDEN.search(text)
+    assert len(re.findall("<script", text)) == 3
+    assert "<img" not in text
+    assert "<!--" not in text
+    assert SCRIPT in data_of(hostile)["atlas"][0][1]
+
+
+# Bad input.
+
+
+def damaged(name, content):
+    def change(run):
+        (run / name).write_text(content)
+
+    return change
+
+
+def without_top(run):
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"top": False}))
+
+
+def older(run):
+    """A run of version 0.1: other names in certificates, no coverage, no fingerprints."""
+    record = json.loads((run / "run.json").read_text())
+    del record["fingerprints"], record["dtype"]
+    (run / "run.json").write_text(json.dumps(record))
+    (run / "tables/coverage.json").unlink()
+    for path in run.glob("translations/*/procrustes/translation.json"):
+        path.write_text(path.read_text().replace("within_tolerance", "accepted"))
+
+
+def moved(run):
+    record = json.loads((run / "run.json").read_text())
+    record["sources"]["subject"]["path"] = "/nowhere/model"
+    (run / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "searched"),
+    [
+        (damaged("tables/quality.json", "{"), r"quality\.json&#39; is damaged", True),
+        (damaged("tables/whitened.json", '{"chosen": [{}]}'), r"whitened\.json&#39; is damaged", True),
+        (damaged("tables/concepts.json", '[{"text": 1}]'), r"concepts\.json&#39; is damaged", True),
+        (damaged("tables/curve.json", "[]"), r"curve\.json&#39; is damaged", True),
+        (damaged("tables/layers.json", '{"rows": [{"site": "nowhere.1"}]}'), r"layers\.json&#39; is damaged", True),
+        (damaged("rate.npy", "no array"), r"rate\.npy&#39; is damaged", False),
+        (without_top, "saved without the strongest held-out sentences", True),
+        (older, "Coverage", True),
+        (moved, "models of this run could not be loaded: .*/nowhere/model", False),
+    ],
+)
+def test_what_cannot_be_shown_is_said_in_a_sentence(run, tmp_path, change, said, searched):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    change(copy)
+    text = write_report(copy, curves=0).path.read_text()
+    assert re.search(said, text)
+    assert ('id="data"' in text) == searched
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["no-run"], "'no-run' is not a run"),
+        (["RUN", "--method", "magic"], "this run has no translation by 'magic'; it has procrustes, "),
+        (
+            ["RUN", "-o", "there.html"],
+            "'there.html' exists already; choose another name, or replace it with --overwrite",
+        ),
+        (["RUN", "-o", "."], "'.' is a directory"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(run, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.html").write_text("mine")
+    done = CliRunner().invoke(app, ["report", *(str(run) if a == "RUN" else a for a in arguments)])
+    assert isinstance(done.exception, AtlasError), done.output
+    assert said in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert (tmp_path / "there.html").read_text() == "mine"
+
+
+def test_the_command_writes_where_it_is_told(run, tmp_path):
+    (tmp_path / "page.html").write_text("old")
+    options = [
+        "-o",
+        str(tmp_path / "page.html"),
+        "--overwrite",
+        "--json",
+        "--method",
+        "ridge",
+        "--paper",
+        "--curves",
+        "0",
+    ]
+    done = CliRunner().invoke(app, ["report", str(run), *[o if o != "ridge" else "covariance" for o in options]])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["bytes"] == (tmp_path / "page.html").stat().st_size
+    assert data_of(tmp_path / "page.html")["method"] == "covariance"
+    assert "the paper has no figures of these layers and methods" in (tmp_path / "page.html").read_text()
+
+
+# A browser. Tests that ask for one are skipped where there is none.
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if MISSING:
+        pytest.skip(f"{' and '.join(MISSING)} not installed")
+    with chromium() as driver:
+        yield driver
+
+
+def find(driver, selector):
+    return driver.find_elements("css selector", selector)
+
+
+def test_a_query_finds_a_feature_and_its_sentences(browser, page, alignment):
+    look(browser, page)
+    (box,) = find(browser, "#query")
+    box.send_keys("attention")
+    links = find(browser, "#results a")
+    assert [link.text.split("\n")[0] for link in links][:1] == [alignment.atlas.labels[39]]
+    box.send_keys("\ue007")  # Enter
+    assert find(browser, "#found h3")[0].text == "Atlas feature 39: attention"
+    assert browser.current_url.endswith("#atlas-39")
+    assert [h.text for h in find(browser, "#found h4")][:3] == [str(s) for s in alignment.subject.sites]
+    assert all(m.text for m in find(browser, "#found .sentence mark"))
+    assert len(find(browser, "#found .sentence")) >= 9
+    assert browser.get_log("browser") == []
+
+
+def test_subject_features_are_named_and_links_lead_back(browser, page, alignment):
+    look(browser, page)
+    (box,) = find(browser, "#query")
+    box.send_keys("mlp_act.1:237")
+    find(browser, "#results a")[0].click()
+    assert find(browser, "#found h3")[0].text == "Subject feature 237 at mlp_act.1"
+    first = find(browser, "#found li a")[0]
+    feature = first.text.split()[0]
+    first.click()
+    assert find(browser, "#found h3")[0].text.startswith(f"Atlas feature {feature}")
+    browser.back()
+    assert find(browser, "#found h3")[0].text == "Subject feature 237 at mlp_act.1"
+    look(browser, f"{page.as_uri()}#steered-0")
+    assert find(browser, "#found h3")[0].text == "Steered along file"
+    assert find(browser, "#found .dose strong")[0].text == "baseline"
+    for bad in ("atlas-99999", "subject-x:1", "steered-99", "atlas-%"):
+        look(browser, f"{page.as_uri()}#{bad}")
+    assert browser.get_log("browser") == []
+
+
+def test_the_keyboard_is_enough(browser, page):
+    look(browser, page)
+    (box,) = find(browser, "#query")
+    box.send_keys("file", "\ue015")  # down
+    active = lambda: browser.switch_to.active_element
+    assert active().tag_name == "a"
+    active().send_keys("\ue015")
+    active().send_keys("\ue013")  # up
+    active().send_keys("\ue007")
+    assert active().tag_name == "h3"
+    box.clear()
+    box.send_keys("zzzzzz")
+    assert find(browser, "#status")[0].text.startswith("Nothing matches")
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_is_wider_than_the_screen(browser, page, width, dark):
+    look(browser, f"{page.as_uri()}#atlas-39", width=width, dark=dark)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    ink, paper = browser.execute_script(
+        "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+    )
+    brightness = lambda colour: sum(map(int, re.findall(r"\d+", colour)[:3]))
+    assert (brightness(ink) > brightness(paper)) == dark
+    assert browser.get_log("browser") == []
+
+
+def test_tables_are_copied(browser, page):
+    look(browser, page)
+    browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    button = next(b for b in find(browser, "#quality > .table button") if b.text == "Copy LaTeX")
+    button.click()
+    assert browser.execute_script("return window.copied").startswith("\\begin{tabular}{llrr}")
+
+
+def test_it_prints(browser, page):
+    import base64
+
+    look(browser, page)
+    assert base64.b64decode(browser.print_page()).startswith(b"%PDF")
+
+
+def test_hostile_text_does_nothing_in_a_browser(browser, hostile):
+    look(browser, hostile)
+    for place in ("#atlas-39", "#steered-0", "#subject-mlp_act.1:237"):
+        browser.execute_script("location.hash = arguments[0]", place)
+    look(browser, f"{hostile.as_uri()}#atlas-39")
+    assert "owned" not in browser.title
+    assert SCRIPT in find(browser, "#found h3")[0].text
+    assert find(browser, "img") == []
+    assert browser.get_log("browser") == []
