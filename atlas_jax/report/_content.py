@@ -1,5 +1,6 @@
 """The sections of a page: figures, tables and sentences of what a run holds."""
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -315,6 +316,18 @@ def steered_texts(source: Source) -> list[SteeredTexts]:
 
 
 def aligned_pair(source: Source) -> tuple[str, str]:
-    """Return the names of subject and atlas: the last part of each path."""
+    """Return the names of subject and atlas."""
     sources = read_json(source.run / RUN)["sources"]
-    return Path(sources["subject"]["path"]).name, Path(sources["atlas"]["path"]).name
+    return model_name(sources["subject"]["path"]), model_name(sources["atlas"]["path"])
+
+
+def model_name(path: str) -> str:
+    """Return the last part of a path, or the repository that a directory of the hub's cache is of.
+
+    Example:
+      >>> from atlas_jax.report._content import model_name
+      >>> model_name("/models/llama"), model_name("/cache/models--google--gemma-2-2b/snapshots/c5ebcd40")
+      ('llama', 'google/gemma-2-2b')
+    """
+    cached = re.search(r"models--(.+?)--(.+?)/snapshots/", path)
+    return "/".join(cached.groups()) if cached else Path(path).name
