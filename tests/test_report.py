@@ -20,7 +20,8 @@ from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Label, Labels
 from atlas_jax.models import Tokenizer
-from atlas_jax.report import table_csv, table_html, table_latex, write_report
+from atlas_jax.report import _figures, table_csv, table_html, table_latex, write_report
+from atlas_jax.report._content import Source, sections
 from atlas_jax.report._figures import CURVE_POINTS, detection_curves, singular_values
 from atlas_jax.report._svg import Axis, Point, bars, heatmap, lines
 from atlas_jax.report._text import clean, embedded
@@ -302,11 +303,8 @@ def test_hostile_text_is_text(hostile):
 # Bad input.
 
 
-def damaged(name, content):
-    def change(run):
-        (run / name).write_text(content)
-
-    return change
+def damaged_rate(run):
+    (run / "rate.npy").write_text("no array")
 
 
 def without_top(run):
@@ -331,27 +329,45 @@ def moved(run):
 
 
 @pytest.mark.parametrize(
-    ("change", "said", "searched"),
+    ("name", "content"),
     [
-        (damaged("tables/quality.json", "{"), r"quality\.json&#39; is damaged", True),
-        (damaged("tables/whitened.json", '{"chosen": [{}]}'), r"whitened\.json&#39; is damaged", True),
-        (damaged("tables/concepts.json", '[{"text": 1}]'), r"concepts\.json&#39; is damaged", True),
-        (damaged("tables/curve.json", "[]"), r"curve\.json&#39; is damaged", True),
-        (damaged("tables/layers.json", '{"rows": [{"site": "nowhere.1"}]}'), r"layers\.json&#39; is damaged", True),
-        (damaged("rate.npy", "no array"), r"rate\.npy&#39; is damaged", False),
-        (without_top, "saved without the strongest held-out sentences", True),
-        (older, "Coverage", True),
-        (moved, "models of this run could not be loaded: .*/nowhere/model", False),
+        ("quality", "{"),
+        ("whitened", '{"chosen": [{}]}'),
+        ("concepts", '[{"text": 1}]'),
+        ("curve", "[]"),
+        ("layers", '{"rows": [{"site": "nowhere.1"}]}'),
+        ("coverage", '{"sentences": 3}'),
     ],
 )
-def test_what_cannot_be_shown_is_said_in_a_sentence(run, tmp_path, change, said, searched):
+def test_a_damaged_table_is_named_in_its_place(run, alignment, tmp_path, monkeypatch, name, content):
+    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run/tables" / f"{name}.json").write_text(content)
+    source = Source.read(tmp_path / "run", None, alignment)
+    told = [part for section in sections(source, paper=False, curves=0) for part in section.parts]
+    sentences = [part for part in told if isinstance(part, str) and "is damaged (" in part]
+    assert len(sentences) == len(set(sentences)) == len(source.faults) == 1
+    assert sentences[0].startswith(f"'{tmp_path}/run/tables/{name}.json' is damaged")
+    assert sentences[0].endswith("; delete it, or make it again by the command that wrote it.")
+
+
+@pytest.mark.parametrize(
+    ("change", "said", "searched"),
+    [
+        (damaged_rate, r"rate\.npy&#39; is damaged", False),
+        (moved, "models of this run could not be loaded: .*/nowhere/model", False),
+        (without_top, "saved without the strongest held-out sentences", True),
+        (older, 'id="coverage"', True),
+    ],
+)
+def test_a_run_that_lacks_something_has_a_page_that_says_so(run, tmp_path, change, said, searched):
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     change(copy)
-    text = write_report(copy, curves=0).path.read_text()
+    written = write_report(copy, curves=0)
+    text = written.path.read_text()
     assert re.search(said, text)
-    assert ('id="data"' in text) == searched
-    assert "Traceback" not in text
+    assert ('id="data"' in text) == searched == (not written.faults)
 
 
 @pytest.mark.parametrize(
@@ -494,7 +510,7 @@ def test_hostile_text_does_nothing_in_a_browser(browser, hostile):
     for place in ("#atlas-39", "#steered-0", "#subject-mlp_act.1:237"):
         browser.execute_script("location.hash = arguments[0]", place)
     look(browser, f"{hostile.as_uri()}#atlas-39")
-    assert "owned" not in browser.title
+    assert browser.title != "owned"
     assert SCRIPT in find(browser, "#found h3")[0].text
     assert find(browser, "img") == []
     assert browser.get_log("browser") == []

@@ -23,6 +23,8 @@ STEERED_TEXTS = 600
 STEERED_PROMPTS = 3
 ROWS = 512  # queries at once
 
+Pairs = list[list[float | int]]  # features, and how similar each is or how much it weighs
+
 
 class SteeredTexts(NamedTuple):
     """Continuations along one concept.
@@ -102,7 +104,7 @@ def concept_data(
     }  # fmt: skip
 
 
-def _similar(alignment: Alignment, site: Site, method: str, atlas: Int[np.ndarray, " a"]) -> list[list[list[float]]]:
+def _similar(alignment: Alignment, site: Site, method: str, atlas: Int[np.ndarray, " a"]) -> list[Pairs]:
     """The subject features of each atlas feature, with their similarities."""
     t, found = alignment.translation(site, method), []
     for start in range(0, len(atlas), ROWS):
@@ -116,13 +118,13 @@ def _similar(alignment: Alignment, site: Site, method: str, atlas: Int[np.ndarra
     return found
 
 
-def _kept(similar: list[list[list[float]]], most: int) -> list[int]:
+def _kept(similar: list[Pairs], most: int) -> list[int]:
     """The subject features of a site to show: those of the most frequent atlas features first, best first."""
     ranked = (row[i][0] for i in range(SIMILAR) for row in similar if i < len(row))
     return sorted(list(dict.fromkeys(map(int, ranked)))[:most])
 
 
-def _names(alignment: Alignment, site: Site, method: str, kept: Sequence[int]) -> dict[int, list[list[float]]]:
+def _names(alignment: Alignment, site: Site, method: str, kept: Sequence[int]) -> dict[int, Pairs]:
     """The atlas features of positive weight in the rows of T of some subject features."""
     wanted, found = set(kept), {}
     t = alignment.translation(site, method)

@@ -100,8 +100,8 @@ class Source(NamedTuple):
         return cls(run, facts, alignment, fault, method or (best if best in methods else methods[0]), ap, faults)
 
     def of(
-        self, name: str, parts: Callable[[Any], list[Part]], command: str | None = None, missing: str = ""
-    ) -> list[Part]:
+        self, name: str, parts: Callable[[Any], list[Any]], command: str | None = None, missing: str = ""
+    ) -> list[Any]:
         """Return the parts that a stored table gives, or a sentence on why there are none."""
         try:
             found = stored.stored(self.run / name, parts)
