@@ -18,15 +18,39 @@ from atlas_jax import Alignment
 from atlas_jax.bundled import SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments import (
+    CausalCell,
+    Causality,
+    Cell,
+    Cost,
+    Coverage,
+    Curve,
+    CurvePoint,
+    DomainCell,
+    Domains,
+    Layers,
+    Quality,
+    QualityRow,
+    Retrieval,
+    RetrievalRow,
+    Score,
+    SteeringConcept,
+    SteeringEvaluation,
+    SteeringSettings,
+)
+from atlas_jax.experiments._domains import ALL
+from atlas_jax.experiments._steering_texts import Row
 from atlas_jax.labels import Label, Labels
+from atlas_jax.metrics import Interval
 from atlas_jax.models import Tokenizer
-from atlas_jax.report import _figures, table_csv, table_html, table_latex, write_report
-from atlas_jax.report._content import Source, sections
+from atlas_jax.report import _figures, _stored, table_csv, table_html, table_latex, write_report
+from atlas_jax.report._content import Hint, Source, sections, steered_texts
 from atlas_jax.report._figures import CURVE_POINTS, detection_curves, singular_values
 from atlas_jax.report._svg import Axis, Point, bars, heatmap, lines
 from atlas_jax.report._text import clean, embedded
 from atlas_jax.report._tokens import pieces
 from atlas_jax.table import Column, Marked, Table
+from atlas_jax.types import Site
 
 SCRIPT = "</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">"
 TURNED = "\u202eright to left\u2066 \u200fmarks\x00\x1b[31m"
@@ -178,6 +202,96 @@ def test_pieces_of_a_text_are_the_text(text):
     assert "".join(cut) == text
     assert [len(pieces(tokenizer, text, places[:1])), "".join(pieces(tokenizer, text, places[:1]))] == [2, text]
     assert cut[0] == text[: tokenizer.span(text, 1)[1]]
+
+
+# Tables that a run has stored.
+
+INTERVAL = Interval(0.5, 0.4, 0.6, 9, 1)
+Z1, Z2 = Site("z", 1), Site("z", 2)
+ROWS = [QualityRow(s, m, INTERVAL, INTERVAL._replace(mean=x)) for s, m, x in [(Z1, "ridge", 0.5), (Z2, "random", 0.45)]]
+SETTINGS = SteeringSettings(
+    (SteeringConcept("dogs", (7, 9), (1.0, 0.5)),), ("I",), (0.5,), (("z.1", "z.2"),), ("ridge",)
+)
+SCORE = Score("ridge", "z.1+z.2", INTERVAL, INTERVAL, None, None, 1, 1.2, 0.5, 0.1, None, 0)
+CELLS = [DomainCell(fit, test, ROWS[0]) for fit in ("b", "a", ALL) for test in ("b", "a", ALL)]
+SIZES = {"b": (9, 9), "a": (9, 9), ALL: (20, 20)}
+TEXTS = [CausalCell(c, "dogs", x, x, 9.0, ["text"]) for c, x in [("unsteered", 0.0), ("steered", 0.5)]]
+RECORDS = {
+    "quality": Quality(ROWS, [3, 5], (0.005, 0.2), 0.04, 100),
+    "curve": Curve([CurvePoint(n, ROWS[0]) for n in (100, 1000)], [3, 5], None, 0.04, 100),
+    "layers": Layers(ROWS, [3, 5], None, 0.04, 100),
+    "domains": Domains(CELLS, SIZES, {"c": (1, 0)}, 5, dict.fromkeys(SIZES, 0.04), [3], None),
+    "causality": Causality(TEXTS, ["cats"], Z1, (Z2,), "ridge", 0.5, ["I"]),
+    "retrieval": Retrieval([RetrievalRow(Z1, "ridge", INTERVAL, INTERVAL, (0.1, 0.2))], {Z1: 9}, True, 20, 100),
+    "coverage": Coverage(100, 10, 1536, 3, 1),
+    "evaluation": SteeringEvaluation(SETTINGS, "proxy", [SCORE], INTERVAL, [Cost("ridge", "z.1", 0.5, 1.1, 0.2)], {}),
+}
+
+
+def as_stored(record):
+    """A record as a JSON file keeps it."""
+    return json.loads(json.dumps(record.to_dict(), sort_keys=True))
+
+
+def tables_of(record):
+    return record.tables() if hasattr(record, "tables") else [record.table()]
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_stored_tables_are_read_back(name):
+    record, back = RECORDS[name], getattr(_stored, name)(as_stored(RECORDS[name]))
+    assert as_stored(back) == as_stored(record)
+    if name not in ("domains", "coverage"):  # the order of domains is not stored
+        assert [list(t.texts()) for t in tables_of(back)] == [list(t.texts()) for t in tables_of(record)]
+    if name == "domains":
+        assert list(back.domains) == ["a", "b", ALL]
+
+
+def test_a_table_of_another_experiment_is_shown_as_it_is():
+    rows = [{"site": "z.1", "ap": INTERVAL._asdict(), "features": [1, 2], "ok": True}, {"site": "z.2", "more": None}]
+    table = _stored.rows_of("heads", {"rows": rows, "caption": "said"})
+    assert list(table.texts())[0] == ["z.1", "0.500 [0.400, 0.600]", "1, 2", "yes", ""]
+    assert (table.title, table.caption) == ("heads", "said")
+    assert [_stored.rows_of("x", d) for d in ({}, [], {"rows": []}, {"rows": [1]})] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "titles", "tables"),
+    [
+        ("curve", ["AP at z.1 by number of fit sentences"], ["Translation quality by number of fit sentences"]),
+        ("layers", ["AP at z by layer"], ["Translation quality by layer"]),
+        ("domains", ["AP at z.1 by ridge: fit domain by test domain"], ["AP across domains at z.1 by ridge"]),
+        ("retrieval", ["MRR by site and method", "MPP by site and method"], ["Semantic retrieval"]),
+        ("causality", ["Expression of the concept at z.1 by condition"], ["Causality of steering at z.1 by ridge"]),
+    ],
+)
+def test_what_is_measured_later_is_on_the_page(run, alignment, tmp_path, monkeypatch, name, titles, tables):
+    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
+    parts = lambda: [p for s in sections(Source.read(copy, None, alignment), paper=False, curves=0) for p in s.parts]
+    shutil.copytree(run, copy := tmp_path / "run")
+    assert f"atlas-jax evaluate {name} {copy}" in {p.command for p in parts() if isinstance(p, Hint)}
+    (copy / "tables" / f"{name}.json").write_text(json.dumps(as_stored(RECORDS[name])))
+    shown = {p.title for p in parts() if not isinstance(p, Hint | str)}
+    assert shown >= {*titles, *tables}
+    assert f"atlas-jax evaluate {name} {copy}" not in {p.command for p in parts() if isinstance(p, Hint)}
+
+
+def test_steering_is_on_the_page_with_its_doses(run, alignment, tmp_path, monkeypatch):
+    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
+    shutil.copytree(run, copy := tmp_path / "run")
+    (copy / "steering").mkdir()
+    (copy / "steering/table-proxy.json").write_text(json.dumps(as_stored(RECORDS["evaluation"])))
+    (copy / "steering/settings.json").write_text(json.dumps(SETTINGS.to_dict() | {"run": {}}))
+    cells = [(None, "unsteered", "", 0.0, 0.0), ("dogs", "ridge", "z.1+z.2", 0.5, 2.5), (None, "native", "", 0.0, 1.0)]
+    rows = [Row(Cell(*c[:4]), "I", 0, f" saw {c[1]}", [1], {"dogs": c[4]}, 9.0).to_dict() for c in cells]
+    (copy / "steering/generations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = Source.read(copy, None, alignment)
+    (section,) = [s for s in sections(source, paper=False, curves=0) if s.id == "steering"]
+    dose = next(p for p in section.parts if isinstance(p, _figures.Figure))
+    assert dose.title == "Concept in the text by strength at z.1+z.2"
+    assert dose.table.rows == [("ridge", 0.0, 0.0), ("ridge", 0.5, 2.5)]
+    assert "Steering (Table 5)" in {p.title for p in section.parts if isinstance(p, Table)}
+    assert "ridge at z.1+z.2" in {t.where for t in steered_texts(source)}
 
 
 # The page.

@@ -1,5 +1,6 @@
 """The sections of a page: figures, tables and sentences of what a run holds."""
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable, Mapping
@@ -92,10 +93,8 @@ class Source(NamedTuple):
             alignment = alignment or Alignment.load(run, verify=False)
         except AtlasError as e:
             fault = str(e)
-        try:
+        with contextlib.suppress(DamagedError):  # which the section on quality tells
             ap = stored_ap(run)
-        except DamagedError as e:
-            faults.append(str(e))
         best = max(ap, key=lambda key: ap[key])[1] if ap else methods[0]
         return cls(run, facts, alignment, fault, method or (best if best in methods else methods[0]), ap, faults)
 
