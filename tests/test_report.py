@@ -1,4 +1,4 @@
-"""The page of a run: its pieces, what is in it, hostile text, bad input, and a real browser."""
+"""The page of a run: what is in it, hostile text, bad input, and a real browser."""
 
 import csv
 import dataclasses
@@ -7,292 +7,30 @@ import json
 import re
 import shutil
 
-import numpy as np
 import pytest
 from helpers.browser import MISSING, chromium, look
-from markupsafe import Markup
-from sklearn.metrics import precision_recall_curve, roc_curve
+from helpers.report_records import (
+    FORBIDDEN,
+    HOSTILE,
+    RECORDS,
+    SCRIPT,
+    SETTINGS,
+    as_stored,
+)
 from typer.testing import CliRunner
 
 from atlas_jax import Alignment
-from atlas_jax.bundled import SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import (
-    CausalCell,
-    Causality,
     Cell,
-    Cost,
-    Coverage,
-    Curve,
-    CurvePoint,
-    DomainCell,
-    Domains,
-    Layers,
-    Quality,
-    QualityRow,
-    Retrieval,
-    RetrievalRow,
-    Score,
-    SteeringConcept,
-    SteeringEvaluation,
-    SteeringSettings,
 )
-from atlas_jax.experiments._domains import ALL
 from atlas_jax.experiments._steering_texts import Row
 from atlas_jax.labels import Label, Labels
-from atlas_jax.metrics import Interval
-from atlas_jax.models import Tokenizer
-from atlas_jax.report import _figures, _stored, table_csv, table_html, table_latex, write_report
+from atlas_jax.report import _figures, write_report
 from atlas_jax.report._content import Hint, Source, sections, steered_texts
-from atlas_jax.report._figures import CURVE_POINTS, detection_curves, singular_values
-from atlas_jax.report._svg import Axis, Point, bars, heatmap, lines
-from atlas_jax.report._text import clean, embedded
-from atlas_jax.report._tokens import pieces
-from atlas_jax.table import Column, Marked, Table
-from atlas_jax.types import Site
-
-SCRIPT = "</script><script>document.title='owned'</script><!--<img src=x onerror=\"document.title='owned'\">"
-TURNED = "\u202eright to left\u2066 \u200fmarks\x00\x1b[31m"
-HOSTILE = f"{SCRIPT}{TURNED}"
-FORBIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-# The pieces.
-
-
-@pytest.mark.parametrize(
-    ("text", "left"),
-    [
-        ("a\x00b\x1b[1m", "ab[1m"),
-        ("\u202edog\u202c", "dog"),
-        ("\u2067x\u2069\u200e\u200f\u061c", "x"),
-        ("half \ud83d pair", "half \ufffd pair"),
-        ("line\n\ttab", "line\n\ttab"),
-        ("שלום 👩‍🚀 é", "שלום 👩‍🚀 é"),
-    ],
-)
-def test_marks_and_control_characters_are_removed_and_words_are_not(text, left):
-    assert clean(text) == left
-
-
-@pytest.mark.parametrize("value", [SCRIPT, "<!--<script>", "a\u2028b\u2029", "]]>&amp;", {"</script>": [SCRIPT]}])
-def test_embedded_json_is_the_value_and_ends_nothing(value):
-    text = embedded(value)
-    assert not set(text) & set("<>&\u2028\u2029")
-    assert json.loads(text) == value
-    assert json.loads(embedded([float("nan"), float("inf"), 1.5])) == [None, None, 1.5]
-
-
-TABLE = Table(
-    HOSTILE,
-    (Column("site", group=True), Column("label", group=True), Column("AP", ".2f"), Column("n", "d")),
-    [
-        ("z.1", "50% & $x_1$ {~^\\}", (0.312345, 0.25, 0.4), 3),
-        ("z.1", "50% & $x_1$ {~^\\}", 0.5, None),
-        ("z.2", Marked(SCRIPT, "a ", " b"), None, 12345),
-    ],
-    best=frozenset({1}),
-)
-
-
-def test_csv_has_all_digits_and_intervals_in_columns():
-    header, *rows = csv.reader(io.StringIO(table_csv(TABLE)))
-    assert header == ["site", "label", "AP", "AP low", "AP high", "n"]
-    assert rows[0][2:] == ["0.312345", "0.25", "0.4", "3"]
-    assert rows[1] == ["z.1", "50% & $x_1$ {~^\\}", "0.5", "", "", ""]
-    assert rows[2] == ["z.2", f"a {SCRIPT} b", "", "", "", "12345"]
-
-
-def test_latex_escapes_what_latex_would_take_for_commands():
-    lines_ = table_latex(TABLE).splitlines()
-    assert lines_[:2] == [r"\begin{tabular}{llrr}", r"\toprule"]
-    escaped = r"50\% \& \$x\_1\$ \{\textasciitilde{}\textasciicircum{}\textbackslash{}\}"
-    assert lines_[4] == rf"z.1 & {escaped} & 0.31 [0.25, 0.40] & 3 \\"
-    assert lines_[5] == r" &  & \textbf{0.50} &  \\"
-    assert r"a \textbf{</script>" in lines_[6]
-
-
-def test_html_escapes_marks_and_groups():
-    page = table_html(TABLE)
-    assert "<script" not in page
-    assert not FORBIDDEN.search(page)
-    assert page.count("50% &amp; $x_1$") == 1
-    assert "<mark>&lt;/script&gt;" in page
-    assert '<tr class="best">' in page
-    assert page.count('<th scope="row"') == 2
-
-
-@pytest.mark.parametrize(
-    "plot",
-    [
-        lambda: lines({HOSTILE: [Point(1, 2)], "b": [Point(2, 3)]}, HOSTILE, HOSTILE, title=HOSTILE),
-        lambda: heatmap([HOSTILE], [HOSTILE], {(0, 0): Point(0, 0.5, 0.4, 0.6)}, title=HOSTILE),
-        lambda: bars({HOSTILE: Point(0, 0.5, 0.4, 0.6)}, title=HOSTILE),
-    ],
-)
-def test_plots_escape_names(plot):
-    page = plot()
-    assert isinstance(page, Markup)
-    assert "<script" not in page
-    assert "<img" not in page
-    assert not FORBIDDEN.search(page)
-
-
-@pytest.mark.parametrize(
-    "points",
-    [[], [Point(1, float("nan"))], [Point(1, 1.0)], [Point(0, 0.0), Point(0, 0.0)], [Point(1, float("inf"), 0, 1)]],
-)
-@pytest.mark.parametrize("log", [False, True])
-def test_plots_of_little_or_nothing_are_drawn(points, log):
-    page = lines({"a": points}, "x", "y", title="t", log_x=log, log_y=log)
-    assert "nan" not in page
-    assert "inf" not in page
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "log", "ticks"),
-    [
-        (0.0, 1.0, False, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (-0.5, 0.75, False, [-0.5, 0.0, 0.5]),
-        (100, 400, True, [100, 200]),
-        (1, 1000, True, [1, 10, 100, 1000]),
-    ],
-)
-def test_ticks_are_round(low, high, log, ticks):
-    assert Axis("", low, high, log, 0, 1).ticks() == pytest.approx(ticks)
-
-
-def test_curves_are_those_of_scikit_learn(rng):
-    scores, positive = np.round(rng.standard_normal(60), 1), rng.random(60) < 0.3
-    precision, roc = detection_curves(scores, positive)
-    p, r, _ = precision_recall_curve(positive, scores)
-    of = {(round(a, 9), round(b, 9)) for a, b in zip(r, p, strict=True)}
-    assert {(round(q.x, 9), round(q.y, 9)) for q in precision[1:]} <= of
-    f, t, _ = roc_curve(positive, scores, drop_intermediate=False)
-    assert {(round(q.x, 9), round(q.y, 9)) for q in roc} <= {
-        (round(a, 9), round(b, 9)) for a, b in zip(f, t, strict=True)
-    }
-    assert roc[0][:2] == (0, 0)
-    assert roc[-1][:2] == (1, 1)
-    assert precision[-1].x == 1
-
-
-def test_long_curves_are_thinned_along_their_length(rng):
-    precision, roc = detection_curves(rng.standard_normal(5000), rng.random(5000) < 0.3)
-    steps = np.abs(np.diff([q[:2] for q in roc], axis=0)).sum(axis=1)
-    assert len(roc) <= CURVE_POINTS + 2
-    assert steps.max() < 3 * 2 / CURVE_POINTS
-    assert precision[-1].x == 1
-
-
-@pytest.mark.parametrize("shape", [(12, 30), (30, 12), (7, 7)])
-def test_the_spectrum_is_that_of_a_svd(rng, shape):
-    matrix = rng.standard_normal(shape)
-    exact = np.linalg.svd(matrix, compute_uv=False)
-    np.testing.assert_allclose(singular_values(matrix), exact / exact[0], atol=1e-7)
-    assert singular_values(np.zeros(shape)).max() == 0
-
-
-@pytest.mark.parametrize("text", ["The font family", "naïve 👩‍🚀 שלום\n  end", " x y", HOSTILE])
-def test_pieces_of_a_text_are_the_text(text):
-    tokenizer = Tokenizer.load(SUBJECT)
-    places = range(1, len(tokenizer.spans(text)))
-    cut = pieces(tokenizer, text, places)
-    assert "".join(cut) == text
-    assert [len(pieces(tokenizer, text, places[:1])), "".join(pieces(tokenizer, text, places[:1]))] == [2, text]
-    assert cut[0] == text[: tokenizer.span(text, 1)[1]]
-
-
-# Tables that a run has stored.
-
-INTERVAL = Interval(0.5, 0.4, 0.6, 9, 1)
-Z1, Z2 = Site("z", 1), Site("z", 2)
-ROWS = [QualityRow(s, m, INTERVAL, INTERVAL._replace(mean=x)) for s, m, x in [(Z1, "ridge", 0.5), (Z2, "random", 0.45)]]
-SETTINGS = SteeringSettings(
-    (SteeringConcept("dogs", (7, 9), (1.0, 0.5)),), ("I",), (0.5,), (("z.1", "z.2"),), ("ridge",)
-)
-SCORE = Score("ridge", "z.1+z.2", INTERVAL, INTERVAL, None, None, 1, 1.2, 0.5, 0.1, None, 0)
-CELLS = [DomainCell(fit, test, ROWS[0]) for fit in ("b", "a", ALL) for test in ("b", "a", ALL)]
-SIZES = {"b": (9, 9), "a": (9, 9), ALL: (20, 20)}
-TEXTS = [CausalCell(c, "dogs", x, x, 9.0, ["text"]) for c, x in [("unsteered", 0.0), ("steered", 0.5)]]
-RECORDS = {
-    "quality": Quality(ROWS, [3, 5], (0.005, 0.2), 0.04, 100),
-    "curve": Curve([CurvePoint(n, ROWS[0]) for n in (100, 1000)], [3, 5], None, 0.04, 100),
-    "layers": Layers(ROWS, [3, 5], None, 0.04, 100),
-    "domains": Domains(CELLS, SIZES, {"c": (1, 0)}, 5, dict.fromkeys(SIZES, 0.04), [3], None),
-    "causality": Causality(TEXTS, ["cats"], Z1, (Z2,), "ridge", 0.5, ["I"]),
-    "retrieval": Retrieval([RetrievalRow(Z1, "ridge", INTERVAL, INTERVAL, (0.1, 0.2))], {Z1: 9}, True, 20, 100),
-    "coverage": Coverage(100, 10, 1536, 3, 1),
-    "evaluation": SteeringEvaluation(SETTINGS, "proxy", [SCORE], INTERVAL, [Cost("ridge", "z.1", 0.5, 1.1, 0.2)], {}),
-}
-
-
-def as_stored(record):
-    """A record as a JSON file keeps it."""
-    return json.loads(json.dumps(record.to_dict(), sort_keys=True))
-
-
-def tables_of(record):
-    return record.tables() if hasattr(record, "tables") else [record.table()]
-
-
-@pytest.mark.parametrize("name", RECORDS)
-def test_stored_tables_are_read_back(name):
-    record, back = RECORDS[name], getattr(_stored, name)(as_stored(RECORDS[name]))
-    assert as_stored(back) == as_stored(record)
-    if name not in ("domains", "coverage"):  # the order of domains is not stored
-        assert [list(t.texts()) for t in tables_of(back)] == [list(t.texts()) for t in tables_of(record)]
-    if name == "domains":
-        assert list(back.domains) == ["a", "b", ALL]
-
-
-def test_a_table_of_another_experiment_is_shown_as_it_is():
-    rows = [{"site": "z.1", "ap": INTERVAL._asdict(), "features": [1, 2], "ok": True}, {"site": "z.2", "more": None}]
-    table = _stored.rows_of("heads", {"rows": rows, "caption": "said"})
-    assert list(table.texts())[0] == ["z.1", "0.500 [0.400, 0.600]", "1, 2", "yes", ""]
-    assert (table.title, table.caption) == ("heads", "said")
-    assert [_stored.rows_of("x", d) for d in ({}, [], {"rows": []}, {"rows": [1]})] == [None] * 4
-
-
-@pytest.mark.parametrize(
-    ("name", "titles", "tables"),
-    [
-        ("curve", ["AP at z.1 by number of fit sentences"], ["Translation quality by number of fit sentences"]),
-        ("layers", ["AP at z by layer"], ["Translation quality by layer"]),
-        ("domains", ["AP at z.1 by ridge: fit domain by test domain"], ["AP across domains at z.1 by ridge"]),
-        ("retrieval", ["MRR by site and method", "MPP by site and method"], ["Semantic retrieval"]),
-        ("causality", ["Expression of the concept at z.1 by condition"], ["Causality of steering at z.1 by ridge"]),
-    ],
-)
-def test_what_is_measured_later_is_on_the_page(run, alignment, tmp_path, monkeypatch, name, titles, tables):
-    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
-    parts = lambda: [p for s in sections(Source.read(copy, None, alignment), paper=False, curves=0) for p in s.parts]
-    shutil.copytree(run, copy := tmp_path / "run")
-    assert f"atlas-jax evaluate {name} {copy}" in {p.command for p in parts() if isinstance(p, Hint)}
-    (copy / "tables" / f"{name}.json").write_text(json.dumps(as_stored(RECORDS[name])))
-    shown = {p.title for p in parts() if not isinstance(p, Hint | str)}
-    assert shown >= {*titles, *tables}
-    assert f"atlas-jax evaluate {name} {copy}" not in {p.command for p in parts() if isinstance(p, Hint)}
-
-
-def test_steering_is_on_the_page_with_its_doses(run, alignment, tmp_path, monkeypatch):
-    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
-    shutil.copytree(run, copy := tmp_path / "run")
-    (copy / "steering").mkdir()
-    (copy / "steering/table-proxy.json").write_text(json.dumps(as_stored(RECORDS["evaluation"])))
-    (copy / "steering/settings.json").write_text(json.dumps(SETTINGS.to_dict() | {"run": {}}))
-    cells = [(None, "unsteered", "", 0.0, 0.0), ("dogs", "ridge", "z.1+z.2", 0.5, 2.5), (None, "native", "", 0.0, 1.0)]
-    rows = [Row(Cell(*c[:4]), "I", 0, f" saw {c[1]}", [1], {"dogs": c[4]}, 9.0).to_dict() for c in cells]
-    (copy / "steering/generations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    source = Source.read(copy, None, alignment)
-    (section,) = [s for s in sections(source, paper=False, curves=0) if s.id == "steering"]
-    dose = next(p for p in section.parts if isinstance(p, _figures.Figure))
-    assert dose.title == "Concept in the text by strength at z.1+z.2"
-    assert dose.table.rows == [("ridge", 0.0, 0.0), ("ridge", 0.5, 2.5)]
-    assert "Steering (Table 5)" in {p.title for p in section.parts if isinstance(p, Table)}
-    assert "ridge at z.1+z.2" in {t.where for t in steered_texts(source)}
-
+from atlas_jax.report._text import clean
+from atlas_jax.table import Table
 
 # The page.
 
@@ -412,6 +150,48 @@ def test_hostile_text_is_text(hostile):
     assert "<img" not in text
     assert "<!--" not in text
     assert SCRIPT in data_of(hostile)["atlas"][0][1]
+
+
+# What is measured later.
+
+
+@pytest.mark.parametrize(
+    ("name", "titles", "tables"),
+    [
+        ("curve", ["AP at z.1 by number of fit sentences"], ["Translation quality by number of fit sentences"]),
+        ("layers", ["AP at z by layer"], ["Translation quality by layer"]),
+        ("domains", ["AP at z.1 by ridge: fit domain by test domain"], ["AP across domains at z.1 by ridge"]),
+        ("retrieval", ["MRR by site and method", "MPP by site and method"], ["Semantic retrieval"]),
+        ("causality", ["Expression of the concept at z.1 by condition"], ["Causality of steering at z.1 by ridge"]),
+    ],
+)
+def test_what_is_measured_later_is_on_the_page(run, alignment, tmp_path, monkeypatch, name, titles, tables):
+    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
+    parts = lambda: [p for s in sections(Source.read(copy, None, alignment), paper=False, curves=0) for p in s.parts]
+    shutil.copytree(run, copy := tmp_path / "run")
+    assert f"atlas-jax evaluate {name} {copy}" in {p.command for p in parts() if isinstance(p, Hint)}
+    (copy / "tables" / f"{name}.json").write_text(json.dumps(as_stored(RECORDS[name])))
+    shown = {p.title for p in parts() if not isinstance(p, Hint | str)}
+    assert shown >= {*titles, *tables}
+    assert f"atlas-jax evaluate {name} {copy}" not in {p.command for p in parts() if isinstance(p, Hint)}
+
+
+def test_steering_is_on_the_page_with_its_doses(run, alignment, tmp_path, monkeypatch):
+    monkeypatch.setattr(_figures, "SVD_WIDEST", 0)
+    shutil.copytree(run, copy := tmp_path / "run")
+    (copy / "steering").mkdir()
+    (copy / "steering/table-proxy.json").write_text(json.dumps(as_stored(RECORDS["evaluation"])))
+    (copy / "steering/settings.json").write_text(json.dumps(SETTINGS.to_dict() | {"run": {}}))
+    cells = [(None, "unsteered", "", 0.0, 0.0), ("dogs", "ridge", "z.1+z.2", 0.5, 2.5), (None, "native", "", 0.0, 1.0)]
+    rows = [Row(Cell(*c[:4]), "I", 0, f" saw {c[1]}", [1], {"dogs": c[4]}, 9.0).to_dict() for c in cells]
+    (copy / "steering/generations.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = Source.read(copy, None, alignment)
+    (section,) = [s for s in sections(source, paper=False, curves=0) if s.id == "steering"]
+    dose = next(p for p in section.parts if isinstance(p, _figures.Figure))
+    assert dose.title == "Concept in the text by strength at z.1+z.2"
+    assert dose.table.rows == [("ridge", 0.0, 0.0), ("ridge", 0.5, 2.5)]
+    assert "Steering (Table 5)" in {p.title for p in section.parts if isinstance(p, Table)}
+    assert "ridge at z.1+z.2" in {t.where for t in steered_texts(source)}
 
 
 # Bad input.
