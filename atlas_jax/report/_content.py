@@ -20,7 +20,7 @@ from atlas_jax.experiments import (
     run_facts,
     stored_ap,
 )
-from atlas_jax.experiments._quality import best_method, certificate_table
+from atlas_jax.experiments._quality import best_method, certificate_table, one_hot
 from atlas_jax.experiments._steering import MEANING
 from atlas_jax.experiments._steering_plan import NATIVE, UNSTEERED
 from atlas_jax.experiments._steering_texts import Row, read_rows
@@ -140,15 +140,17 @@ def sections(source: Source, *, paper: bool, curves: int) -> list[Section]:
 
 
 def _quality(source: Source, paper: bool, curves: int) -> list[Part]:
+    measured: list[Quality] = []
+
     def parts(d: Any) -> list[Part]:
-        quality = stored.quality(d)
+        measured.append(quality := stored.quality(d))
         table = quality.table()
         if paper:
             _, table = quality_beside_paper(quality, str(source.facts.facts["subject"]))
-        return [*figures.quality_figures(quality), table, *_detection(source, quality, curves)]
+        return [*figures.quality_figures(quality), table]
 
-    missing = "The quality of these translations has not been measured"
-    return source.of("tables/quality.json", parts, "align --help", f"{missing}; aligning on enough text does.")
+    found = source.of("tables/quality.json", parts, "evaluate quality {}", "Quality is not measured for this run.")
+    return found + [part for quality in measured for part in _detection(source, quality, curves)]
 
 
 def _detection(source: Source, quality: Quality, count: int) -> list[Part]:
@@ -164,7 +166,7 @@ def _detection(source: Source, quality: Quality, count: int) -> list[Part]:
     best = max((r for r in quality.rows if r.method == method), key=lambda r: r.average_precision.mean)
     places = np.unique(np.linspace(0, len(quality.features) - 1, count).astype(int))
     chosen = np.array(quality.features)[places]
-    queries = np.eye(alignment.atlas.width, dtype=np.float32)[chosen]
+    queries = one_hot(chosen, alignment.atlas.width)
     along = np.asarray(alignment.translation(best.site, method).similarity(queries))
     scores, positive = _ranked(alignment, best.site, along, chosen)
     names = [f"{f} {alignment.atlas.labels[int(f)] or ''}".strip() for f in chosen]
