@@ -80,7 +80,7 @@ def retrieval(
     alignment = load_run(run)
     given = concepts and given_concepts(alignment, concepts, sentences, chat_model, base_url)
     options = {"centre": given is None if centre is None else centre}
-    with progress_bars() as progress:
+    with result_file(run, "retrieval", None, False) as store, progress_bars() as progress:
         stream, options = alignment.stream("eval"), options | {"progress": progress}
         if given is None:
             retrieval = experiments.semantic_retrieval(stream, alignment.translations, sentences=sentences, **options)
@@ -88,6 +88,7 @@ def retrieval(
             retrieval = experiments.concept_retrieval(
                 stream, alignment.translations, given, reliable=reliable, **options
             )
+        store(retrieval.to_dict())
     if given is None and retrieval.sentences < sentences:
         fewer = f"queries are averaged over {retrieval.sentences} sentences, not over {sentences}"
         note(f"{fewer}: over at most half of the {retrieval.held_out} held out")

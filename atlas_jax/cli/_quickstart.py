@@ -1,6 +1,7 @@
 """``atlas-jax quickstart``."""
 
 import itertools
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -86,12 +87,30 @@ def quickstart(
         )  # fmt: skip
     _show(result, as_json=as_json)
     err.print(f"written to {result.directory} in {time.monotonic() - start:.0f} s")
+    _look_next(result, (concept or CONCEPTS)[0])
 
 
 def _free(path: Path) -> Path:
     """Return ``path``, or where that exists the first unused path with a number after it."""
     numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def _look_next(result: "Result", concept: str) -> None:
+    """Write the page of the run, and name it and the next three commands; without a page the run is whole too."""
+    from atlas_jax.report import write_report
+
+    note("writing the page")
+    try:
+        page = write_report(result.directory, curves=0, alignment=result.alignment)
+    except AtlasError as e:
+        note(f"there is no page of it: {e}")
+        return
+    run, site = shlex.quote(str(result.directory)), result.alignment.subject.sites[-1]
+    asked = f"{run} --site {site} --concept {shlex.quote(concept)}"
+    err.print(f"look at it in a browser: {page.path}; next:", highlight=False)
+    for command in (f"identify {asked}", f"steer {asked} --prompt {shlex.quote(PROMPTS[0])}", f"evaluate layers {run}"):
+        err.print(f"  atlas-jax {command}", highlight=False, soft_wrap=True)
 
 
 def _show(result: "Result", *, as_json: bool) -> None:
