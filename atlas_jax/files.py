@@ -197,6 +197,7 @@ KINDS = {  # a trained SAE has a run.json too, so it comes first
         (
             RUN,
             "rate.npy",
+            "report.html",
             "top/*.safetensors",
             "translations/*/translation.*",
             "tables/*.json",

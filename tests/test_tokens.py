@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from atlas_jax import AlignSettings, LanguageModel, Site, Subject, load_pair, names, run
+from atlas_jax import AlignSettings, LanguageModel, Site, Subject, load_pair, make_mesh, names, run
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.bundled._tokenizers import train_byte_fallback, train_byte_level
 from atlas_jax.cli._app import app
@@ -167,6 +167,20 @@ def test_token_statistics_are_those_of_the_pairs(pair, activations, which):
     assert {method for _, method in solve(stream, result.fitted, ["covariance", "procrustes"])} == {
         "covariance", "procrustes",
     }  # fmt: skip
+
+
+def test_a_mesh_changes_nothing(pair):
+    mesh = make_mesh(model=2)
+    spread = load_pair(SUBJECT, ATLAS, AlignSettings(SITES, ("covariance",)), mesh)[:2]
+    one, many = (
+        fit_token_statistics(SentenceStream.from_texts(spaces, SENTENCES, max_length=CUT), ["cross"], which="peak")
+        for spaces in (pair, spread)
+    )
+    assert one.share == many.share
+    np.testing.assert_array_equal(one.fitted.active, many.fitted.active)
+    for site in SITES:
+        mine, other = (np.asarray(x.fitted.statistics.statistics(site).cross.raw) for x in (one, many))
+        assert np.linalg.norm(mine - other) < 1e-5 * np.linalg.norm(mine)
 
 
 def test_sentences_that_are_not_finite_are_left_out_once(pair):

@@ -33,6 +33,9 @@ def align(
         typer.Option(help="Sentences for fitting; half as many are held out.", min=2, show_default="up to 20000"),
     ] = None,
     pooling: Annotated[str, typer.Option(help=f"Over the tokens of a sentence, {POOLINGS}.")] = "max",
+    steer_pooling: Annotated[
+        str, typer.Option(help="For the covariance that steering uses, one of the same, or none for no other pooling.")
+    ] = "mean",
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
     top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
@@ -72,7 +75,7 @@ def align(
     site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
-        token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
+        token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype, steer_pooling=steer_pooling,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
     saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every)
@@ -90,7 +93,7 @@ def align(
                 saved.discard()
             sharding.wait_for_all("checkpoints are as they should be")
             alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
-            measured = experiments.measured(alignment, progress=progress)
+            measured = experiments.measured(experiments.with_strengths(alignment), progress=progress)
             measured.save(directory, dtype=save_dtype)
     if sharding.is_first():
         _show(measured, as_json=as_json)

@@ -8,7 +8,7 @@ import typer
 from atlas_jax.cli._concepts import given_concepts
 from atlas_jax.cli._console import emit, note, notes, progress_bars
 from atlas_jax.cli._options import METHODS, AsJson, Commands, Methods, Overwrite, Seed, Sites, finite, result_file
-from atlas_jax.cli._use import Method, RunArgument, load_run
+from atlas_jax.cli._use import RunArgument, load_run
 from atlas_jax.names import PAIR_NAMES
 
 FeatureCount = Annotated[
@@ -80,7 +80,7 @@ def retrieval(
     alignment = load_run(run)
     given = concepts and given_concepts(alignment, concepts, sentences, chat_model, base_url)
     options = {"centre": given is None if centre is None else centre}
-    with progress_bars() as progress:
+    with result_file(run, "retrieval", None, False) as store, progress_bars() as progress:
         stream, options = alignment.stream("eval"), options | {"progress": progress}
         if given is None:
             retrieval = experiments.semantic_retrieval(stream, alignment.translations, sentences=sentences, **options)
@@ -88,6 +88,7 @@ def retrieval(
             retrieval = experiments.concept_retrieval(
                 stream, alignment.translations, given, reliable=reliable, **options
             )
+        store(retrieval.to_dict())
     if given is None and retrieval.sentences < sentences:
         fewer = f"queries are averaged over {retrieval.sentences} sentences, not over {sentences}"
         note(f"{fewer}: over at most half of the {retrieval.held_out} held out")
@@ -251,7 +252,7 @@ def causality(
         list[str] | None,
         typer.Option("--later", help="Site behind it to project out at; those of the run by default; may be repeated."),
     ] = None,
-    method: Method = "procrustes",
+    method: Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")] = "procrustes",
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Text to continue; the paper's sixteen by default; may be repeated."),

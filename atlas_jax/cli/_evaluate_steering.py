@@ -95,7 +95,7 @@ def steering(
     settings = experiments.SteeringSettings(
         chosen, tuple(read_lines(prompts)) if prompts else experiments.paper().prompts,
         tuple(strength or default), tuple(map(tuple, groups)),
-        tuple(method or dict.fromkeys(m for _, m in alignment.translations if m != "random")), unit=unit,
+        tuple(method or (m for m in alignment.methods if m != "random")), unit=unit,
         controls=tuple(experiments.CONTROLS if not control else () if control == ["none"] else control),
         max_new_tokens=tokens, temperature=temperature, seed=seed, chat=chat,
         labelled=experiments.read_labelled_texts(labelled, chosen) if labelled else (),

@@ -7,7 +7,7 @@ import typer
 
 from atlas_jax.cli._console import emit
 from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Unlike, asked_query, finite
-from atlas_jax.cli._use import How, Method, RunArgument, found_directions, load_run
+from atlas_jax.cli._use import How, Method, RunArgument, found_directions, load_run, translation_for
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import check_place
 from atlas_jax.table import facts_table
@@ -26,7 +26,7 @@ def export(
     strength: Annotated[
         float, typer.Option(help="In mean token norms of the site, multiplied in.", callback=finite())
     ] = 0.5,
-    method: Method = "procrustes",
+    method: Method = None,
     how: How = None,
     kind: Annotated[
         str | None, typer.Option("--format", help=f"{', '.join(FORMATS)}.", show_default="the ending of --out")
@@ -50,7 +50,8 @@ def export(
     alignment = load_run(run)
     query = asked_query(alignment, concept, feature, like, unlike)
     if how is None:
-        along = {t.site: t.direction(query.vector) for t in (alignment.translation(s, method) for s in site)}
+        translations = [translation_for("steer", alignment, s, method) for s in site]
+        along, method = {t.site: t.direction(query.vector) for t in translations}, translations[0].described
     else:
         along = {s: d.vector for s, d in found_directions(alignment, query.vector, site, how).items()}
         method = how
@@ -59,6 +60,7 @@ def export(
         save_edits(edits, out_file)
     else:
         export_gguf(edits, out_file, family=alignment.subject.model.config.family, additive=additive)
-    facts = {"written to": str(out_file), "sites": ", ".join(map(str, edits)), "strength": strength, "method": method}
+    facts = {"written to": str(out_file), "sites": ", ".join(map(str, edits)), "strength": strength}
+    facts["method"] = translations[0].described
     facts["concept"] = ", ".join(h.label or str(h.index) for h in query.features)
     emit(as_json, facts, facts_table("Steering vectors", facts))

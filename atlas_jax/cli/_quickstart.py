@@ -1,6 +1,7 @@
 """``atlas-jax quickstart``."""
 
 import itertools
+import shlex
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,7 +21,6 @@ OUT = Path("runs/quickstart")
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
 CONCEPTS = ("attention", "font", "file")
 PROMPTS = ("This function", "The", "When")
-STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 
 
 def quickstart(
@@ -38,7 +38,12 @@ def quickstart(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
     strength: Annotated[
         list[float] | None,
-        typer.Option("--strength", help="In mean token norms of a site; may be repeated.", callback=finite()),
+        typer.Option(
+            "--strength",
+            help="In mean token norms of a site; may be repeated.",
+            show_default="0, half of what doubles the perplexity of neutral text, and all of it",
+            callback=finite(),
+        ),
     ] = None,
     sentences: Annotated[
         int | None, typer.Option(help="Sentences for fitting; half as many measure.", min=2, show_default="up to 20000")
@@ -77,17 +82,35 @@ def quickstart(
     with progress_bars() as progress:
         result = experiment(
             pair, corpus, settings, out_dir,
-            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS,
+            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength,
             progress=progress, chooser=chooser, overwrite=overwrite,
         )  # fmt: skip
     _show(result, as_json=as_json)
     err.print(f"written to {result.directory} in {time.monotonic() - start:.0f} s")
+    _look_next(result, (concept or CONCEPTS)[0])
 
 
 def _free(path: Path) -> Path:
     """Return ``path``, or where that exists the first unused path with a number after it."""
     numbered = (path.with_name(f"{path.name}-{i}") for i in itertools.count(2))
     return next(p for p in itertools.chain([path], numbered) if not p.exists())
+
+
+def _look_next(result: "Result", concept: str) -> None:
+    """Write the page of the run, and name it and the next three commands; without a page the run is whole too."""
+    from atlas_jax.report import write_report
+
+    note("writing the page")
+    try:
+        page = write_report(result.directory, curves=0, alignment=result.alignment)
+    except AtlasError as e:
+        note(f"there is no page of it: {e}")
+        return
+    run, site = shlex.quote(str(result.directory)), result.alignment.subject.sites[-1]
+    asked = f"{run} --site {site} --concept {shlex.quote(concept)}"
+    err.print(f"look at it in a browser: {page.path}; next:", highlight=False)
+    for command in (f"identify {asked}", f"steer {asked} --prompt {shlex.quote(PROMPTS[0])}", f"evaluate layers {run}"):
+        err.print(f"  atlas-jax {command}", highlight=False, soft_wrap=True)
 
 
 def _show(result: "Result", *, as_json: bool) -> None:

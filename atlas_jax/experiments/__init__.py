@@ -54,6 +54,11 @@ from atlas_jax.experiments._domains import (
     Domains as Domains,
     quality_across_domains as quality_across_domains,
 )
+from atlas_jax.experiments._dose import (
+    default_strengths as default_strengths,
+    suggested_strength as suggested_strength,
+    with_strengths as with_strengths,
+)
 from atlas_jax.experiments._heads import Heads as Heads, quality_by_head as quality_by_head
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,

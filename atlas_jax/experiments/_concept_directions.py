@@ -21,7 +21,6 @@ from atlas_jax.types import Site, sites_of
 
 How = Literal["translate", "ahead", "gradient", "optimise"]
 HOWS: tuple[How, ...] = get_args(How)
-TRANSLATIONS = ("whitened_steer", "covariance")  # that steer best, of those a run may have
 FEWEST = 4  # sentences in which a concept has to fire: some decide, some are held out
 HELD_OUT = 4  # every so manieth sentence is held out where directions are optimised
 _log = logging.getLogger(__name__)
@@ -148,14 +147,12 @@ def concept_directions(
 
 
 def steering_translation(alignment: Alignment, site: Site | str) -> Translation:
-    """Return the translation of a site that steering uses: of those the run has, the one that steers best.
+    """Return the translation of a site that is recommended for steering.
 
     Raises:
       AtlasError: for a site that was not aligned.
     """
-    site = Site.parse(site)
-    methods = [method for at, method in alignment.translations if at == site]
-    return alignment.translation(site, next((m for m in TRANSLATIONS if m in methods), (*methods, "covariance")[0]))
+    return alignment.translation(site, *alignment.recommended("steer"))
 
 
 def token_norm(alignment: Alignment, site: Site | str) -> float:

@@ -329,6 +329,7 @@ def median_perplexities(steered: Sequence[Steered]) -> dict[float, float | None]
       >>> median_perplexities([Steered("A", 0.0, "dog", 1.0, 7.0), Steered("The", 0.0, "cat", 1.0, 9.0)])
       {0.0: 8.0}
     """
+    steered = [s for s in steered if s.along == "concept"]
     found: dict[float, list[float]] = {s.strength: [] for s in steered}
     for s in steered:
         found[s.strength] += [] if s.perplexity is None else [s.perplexity]

@@ -73,13 +73,14 @@ class Heads(NamedTuple):
         method = self.quality[0].method
         captions = {
             "auroc": None,
-            "ap": quality_caption(self.features, self.band, self.chance, self.sentences),
+            "ap": quality_caption(self.features, self.band, self.chance, self.sentences)
+            + "; intervals are in the JSON",
             "mrr": f"each head's own features ranked among themselves, {min(self.candidates.values())} or more of them",
         }
         tables = []
         for (measure, caption), name in zip(captions.items(), ("AUROC", "AP", "MRR"), strict=True):
             values = self.matrix(measure)
-            columns = Column("layer"), *(Column(f"head {i}", ".3f") for i in range(values.shape[1]))
+            columns = Column("layer"), *(Column(f"h{i}", ".3f") for i in range(values.shape[1]))
             rows = [(str(layer), *row) for layer, row in zip(self.layers, values.tolist(), strict=True)]
             tables.append(Table(f"{name} of every head by {method}", columns, rows, caption))
         return tables

@@ -93,15 +93,16 @@ class TokenLevel(NamedTuple):
     def table(self) -> Table:
         """Tabulate AUROC and AP of sentences and of tokens."""
         columns = (
-            Column("site", group=True), Column("method", group=True), Column("statistics"), Column("AUROC", ".3f"),
-            Column("AP", ".3f"), Column("token AUROC", ".3f"), Column("token AP", ".3f"),
+            Column("site", group=True), Column("method", group=True), Column("rows"), Column("AP", ".3f"),
+            Column("AUROC", ".3f", optional=True), Column("token AUROC", ".3f"),
+            Column("token AP", ".3f", optional=True),
         )  # fmt: skip
         rows = [
-            (str(q.site), q.method, name, q.auroc[:3], q.average_precision[:3], auroc[:3], ap[:3])
+            (str(q.site), q.method, name, q.average_precision[:3], q.auroc[:3], auroc.mean, ap.mean)
             for name, q, auroc, ap in self.rows
         ]
         caption = (
-            f"statistics: pooled over sentences, or of pairs of tokens ({self.matched:.1%} of the atlas's tokens have "
+            f"rows: sentences, pooled, or pairs of tokens ({self.matched:.1%} of the atlas's tokens have "
             f"a counterpart); {quality_caption(*self[4:])}; tokens: where a feature fires in the sentences in which it "
             f"does, {self.tokens} tokens, AP of chance {self.token_chance:.3f}"
         )

@@ -1,0 +1,47 @@
+"""Text of corpora, labels and models on a page: none of it may act as markup, as a script, or on the text beside it."""
+
+import json
+import math
+import re
+from typing import Any
+
+from markupsafe import Markup
+
+# Control characters but tab and newline, and the marks that turn the direction of the text around them.
+_REMOVED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+_UNPAIRED = re.compile(r"[\ud800-\udfff]")
+
+
+def clean(text: str) -> str:
+    r"""Remove control characters and direction marks, and put U+FFFD for halves of surrogate pairs.
+
+    Example:
+      >>> from atlas_jax.report._text import clean
+      >>> clean("a\x00 \u202edog")
+      'a dog'
+    """
+    return _UNPAIRED.sub("\ufffd", _REMOVED.sub("", text))
+
+
+def embedded(data: Any) -> Markup:
+    """Return plain values as JSON for a ``script`` element, which nothing in it can end; no number is nan.
+
+    Example:
+      >>> from atlas_jax.report._text import embedded
+      >>> print(embedded(["</script>", float("nan")]))
+      ["\\u003c/script\\u003e",null]
+    """
+    text = json.dumps(_cleaned(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)  # noqa: S704 - escaped above
+
+
+def _cleaned(data: Any) -> Any:
+    if isinstance(data, str):
+        return clean(data)
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, dict):
+        return {clean(str(key)): _cleaned(value) for key, value in data.items()}
+    return [_cleaned(value) for value in data] if isinstance(data, list | tuple) else data
