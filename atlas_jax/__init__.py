@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas as ConceptAtlas
     from atlas_jax.corpus import Corpus as Corpus, build_corpus as build_corpus
     from atlas_jax.errors import AtlasError as AtlasError
+    from atlas_jax.experiments import (
+        Direction as Direction,
+        concept_direction as concept_direction,
+        concept_directions as concept_directions,
+    )
     from atlas_jax.labels import Labels as Labels
     from atlas_jax.models import LanguageModel as LanguageModel, generate as generate, run as run
     from atlas_jax.pipeline import (
@@ -38,11 +43,13 @@ if TYPE_CHECKING:
     from atlas_jax.subject import Subject as Subject
     from atlas_jax.translation import Translation as Translation, fit as fit
     from atlas_jax.types import Run as Run, Site as Site, Tokens as Tokens
+    from atlas_jax.vectors import export_gguf as export_gguf, load_edits as load_edits, save_edits as save_edits
 
 _HOMES = {
     "atlas": ("ConceptAtlas",),
     "corpus": ("Corpus", "build_corpus"),
     "errors": ("AtlasError",),
+    "experiments": ("Direction", "concept_direction", "concept_directions"),
     "labels": ("Labels",),
     "sharding": ("make_mesh",),
     "models": ("LanguageModel", "generate", "run"),
@@ -53,12 +60,12 @@ _HOMES = {
     "subject": ("Subject",),
     "translation": ("Translation", "fit"),
     "types": ("Run", "Site", "Tokens"),
+    "vectors": ("export_gguf", "load_edits", "save_edits"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {
     *_HOMES,
     "bundled",
-    "experiments",
     "files",
     "metrics",
     "pooling",

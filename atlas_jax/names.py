@@ -18,6 +18,7 @@ METHOD_NAMES = (
     "random",
 )
 POOLING_NAMES = ("max", "absmax", "mean", "last")
+PAIR_NAMES = ("all", "next", "peak")
 USE_NAMES = ("detect", "retrieve", "steer")
 POINT_NAMES = (
     "resid_pre",

@@ -24,6 +24,7 @@ class Subject:
       model: the language model.
       sites: where features are read.
       pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
+      further: other poolings that one pass can read beside it, see :meth:`encode_poolings`.
 
     Example:
       >>> from atlas_jax import LanguageModel, Subject
@@ -36,12 +37,17 @@ class Subject:
     model: Any
     sites: tuple[Site, ...] = dataclasses.field(metadata={"static": True})
     pooling: str = dataclasses.field(default="max", metadata={"static": True})
+    further: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
 
     @classmethod
     def from_model(
-        cls, model: LanguageModel, sites: Sequence[Site | str] | Site | str, pooling: str = "max"
+        cls,
+        model: LanguageModel,
+        sites: Sequence[Site | str] | Site | str,
+        pooling: str = "max",
+        further: Sequence[str] = (),
     ) -> "Subject":
-        """Make a subject of a model, checking the sites and the pooling.
+        """Make a subject of a model, checking the sites and the poolings.
 
         Raises:
           AtlasError: for no site, one the model does not have, or an unknown pooling.
@@ -49,24 +55,30 @@ class Subject:
         sites = sites_of(sites)
         if not sites:
             raise AtlasError("no site was given; name at least one, such as mlp_act.0")
-        if not isinstance(pooling, str) or pooling not in POOLINGS:
-            raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
-        return cls(model, tuple(check_site(model.config, s) for s in sites), pooling)
+        for name in (pooling, *further):
+            if not isinstance(name, str) or name not in POOLINGS:
+                raise AtlasError(f"unknown pooling '{name}'; known are {', '.join(POOLINGS)}")
+        return cls(model, tuple(check_site(model.config, s) for s in sites), pooling, tuple(further))
 
     of = from_model  # its name until 0.1
 
     @property
     def widths(self) -> dict[Site, int]:
         """Features of each site."""
-        return {site: self.model.config.width(site.point) for site in self.sites}
+        return {site: self.model.config.width(site) for site in self.sites}
 
     def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
         """Tokenize texts, see :meth:`LanguageModel.tokenize`."""
         return self.model.tokenize(texts, **options)
 
+    @property
+    def poolings(self) -> tuple[str, ...]:
+        """Every pooling once, :attr:`pooling` first."""
+        return tuple(dict.fromkeys((self.pooling, *self.further)))
+
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled activations of every site, with the position of each peak; nan in rows that are not finite."""
-        pool = lambda x: self._pool(x, tokens.mask)
+        pool = lambda x: self._pool(x, tokens.mask, self.pooling)
         return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d"]]:
@@ -75,9 +87,20 @@ class Subject:
 
     def encode_norms(self, tokens: Tokens) -> tuple[dict[Site, Float[Array, "b d"]], dict[Site, Float[Array, " b"]]]:
         """Pooled activations of every site, and the sums of its token norms over the tokens that count."""
-        pool = lambda x: (self._pool(x, tokens.mask).values, norm_sum(x, tokens.mask))
-        acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
-        return {site: values for site, (values, _) in acts.items()}, {site: norm for site, (_, norm) in acts.items()}
+        acts, norms = self.encode_poolings(tokens)
+        return acts[self.pooling], norms
 
-    def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
-        return propagate_nonfinite(POOLINGS[self.pooling](x, mask), x, mask)
+    def encode_poolings(
+        self, tokens: Tokens
+    ) -> tuple[dict[str, dict[Site, Float[Array, "b d"]]], dict[Site, Float[Array, " b"]]]:
+        """The same by every pooling, from one pass through the model."""
+        pool = lambda x: (
+            {name: self._pool(x, tokens.mask, name).values for name in self.poolings},
+            norm_sum(x, tokens.mask),
+        )
+        acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
+        by_pooling = {name: {site: values[name] for site, (values, _) in acts.items()} for name in self.poolings}
+        return by_pooling, {site: norm for site, (_, norm) in acts.items()}
+
+    def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], pooling: str) -> Pooled:
+        return propagate_nonfinite(POOLINGS[pooling](x, mask), x, mask)

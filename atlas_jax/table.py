@@ -31,6 +31,7 @@ class Column:
       unit: text after each number.
       left: aligned as text is, although it has numbers.
       group: rows that agree in all such columns belong together, and the value is shown once for them.
+      optional: the first to be left out where a table is too wide.
 
     Example:
       >>> from atlas_jax.table import Column
@@ -44,6 +45,7 @@ class Column:
     unit: str = ""
     left: bool = False
     group: bool = False
+    optional: bool = False
 
     @property
     def right(self) -> bool:

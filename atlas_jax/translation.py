@@ -82,6 +82,7 @@ class Translation:
       metadata: anything else worth keeping, as plain JSON values.
       token_norm: mean L2 norm of the site's activation at a token of the fitting corpus (BOS, special tokens and
         padding left out), the unit of steering strengths; None where it is not known.
+      pooling: of the subject's activations over a sentence; None where it is not known.
 
     Example:
       >>> import jax.numpy as jnp
@@ -99,6 +100,7 @@ class Translation:
     certificate: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
     metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict, metadata={"static": True})
     token_norm: float | None = dataclasses.field(default=None, metadata={"static": True})
+    pooling: str | None = dataclasses.field(default=None, metadata={"static": True})
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "certificate", _Record(self.certificate))
@@ -113,6 +115,7 @@ class Translation:
         site: Site | None = None,
         metadata: Mapping[str, Any] | None = None,
         token_norm: float | None = None,
+        pooling: str | None = None,
         **options: Any,
     ) -> "Translation":
         """Solve by a method of the registry, its options included, and keep the means of the corpus.
@@ -135,7 +138,12 @@ class Translation:
         if mesh := mesh_of(stats):
             matrix = device_put(matrix, mesh, "data", "model")
         means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
-        return cls(matrix, *means, method, site, certificate, metadata or {}, token_norm)
+        return cls(matrix, *means, method, site, certificate, metadata or {}, token_norm, pooling)
+
+    @property
+    def described(self) -> str:
+        """The method with its pooling, in words."""
+        return self.method if self.pooling is None else f"{self.method} ({self.pooling} pooling)"
 
     @property
     def d_s(self) -> int:
@@ -296,6 +304,7 @@ class Translation:
             "certificate": self.certificate,
             "metadata": self.metadata,
             "token_norm": self.token_norm,
+            "pooling": self.pooling,
             "sha256": sha256(directory / TENSORS),
         }
         with new_file(directory / RECORD) as file:
@@ -315,7 +324,7 @@ class Translation:
             site = None if record["site"] is None else Site.parse(record["site"])
             certificate = {_RENAMED.get(name, name): value for name, value in record["certificate"].items()}
             known = str(record["method"]), site, certificate, dict(record["metadata"])
-            token_norm = record.get("token_norm")
+            token_norm, pooling = record.get("token_norm"), record.get("pooling")
             digest, shape = record["sha256"], tuple(record["shape"])
         with reading(file, again):
             tensors = load_file(file)
@@ -324,7 +333,7 @@ class Translation:
                 raise ValueError(f"it is not the file that {RECORD} describes")
             if [x.shape for x in arrays] != [shape, shape[:1], shape[1:]]:
                 raise ValueError(f"its arrays do not have the shape {shape} of {RECORD}")
-        return cls(*arrays, *known, token_norm)
+        return cls(*arrays, *known, token_norm, pooling)
 
 
 def fit(

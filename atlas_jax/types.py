@@ -5,6 +5,7 @@ Axis letters used throughout: ``b`` rows of a batch, ``t`` token positions, ``d`
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from atlas_jax.errors import AtlasError
 POINTS: dict[str, str] = {
     "resid_pre": "residual stream entering the block",
     "attn_in": "input of the query, key and value projections (after the pre-attention norm, where there is one)",
-    "z": "attention output of every head, concatenated, before the output projection",
+    "z": "attention output of every head, concatenated, before the output projection; z.LAYER.HEAD is one head's",
     "head_norm": "norm of every attention head's part of z, one feature a head; for reading alone",
     "attn_out": "output projection of attention, before any post-attention norm",
     "attn_out_post": "what attention adds to the residual stream (after the post-norm where there is one)",
@@ -43,15 +44,18 @@ _TRANSFORMER_LENS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, order=True)
+@functools.total_ordering
+@dataclasses.dataclass(frozen=True)
 class Site:
     """A named place in a decoder: ``point`` of block ``layer`` (0-based), written ``mlp_act.19``.
 
     Layer k means block k, so ``resid_post.k`` is ``hidden_states[k + 1]`` in transformers. The last block is the
     exception: there transformers returns the state after the final norm, and ``resid_post`` is the one before it.
+    ``z.19.5`` is attention head 5 (0-based) of block 19 alone, its part of ``z.19``.
 
     Raises:
-      AtlasError: for an unknown point, a layer that is no whole number from 0 up, or a malformed name.
+      AtlasError: for an unknown point, a layer or a head that is no whole number from 0 up, a head of anything but
+        ``z``, or a malformed name.
 
     Example:
       >>> from atlas_jax import Site
@@ -59,19 +63,33 @@ class Site:
       Site('mlp_act.19')
       >>> Site.parse("blocks.19.mlp.hook_post") == Site("mlp_act", 19)
       True
+      >>> Site.parse("z.19.5").head
+      5
     """
 
     point: str
     layer: int
+    head: int | None = None
 
     def __post_init__(self) -> None:
         if self.point not in POINTS:
             raise AtlasError(f"unknown point '{self.point}' of a site; known are {', '.join(POINTS)}")
         object.__setattr__(self, "layer", as_count(self.layer, "the layer of a site", least=0))
+        if self.head is not None:
+            object.__setattr__(self, "head", as_count(self.head, "the head of a site", least=0))
+            if self.point != "z":
+                raise AtlasError(f"only z has heads, as in z.{self.layer}.{self.head}; {self.point} has none")
+
+    def __lt__(self, other: "Site") -> bool:
+        return self._place < other._place
+
+    @property
+    def _place(self) -> tuple[str, int, int]:
+        return self.point, self.layer, -1 if self.head is None else self.head
 
     @classmethod
     def parse(cls, name: Any) -> "Site":
-        """Read ``point.layer`` or a TransformerLens hook name."""
+        """Read ``point.layer``, ``z.layer.head`` or a TransformerLens hook name."""
         if isinstance(name, Site):
             return name
         if not isinstance(name, str):
@@ -81,13 +99,13 @@ class Site:
             if point is None:
                 raise AtlasError(f"unknown TransformerLens hook '{match[2]}'; known are {', '.join(_TRANSFORMER_LENS)}")
             return cls(point, int(match[1]))
-        match = re.fullmatch(r"(\w+)\.(\d+)", name)
+        match = re.fullmatch(r"(\w+)\.(\d+)(?:\.(\d+))?", name)
         if match is None or match[1] not in POINTS:
             raise AtlasError(f"unknown site '{name}'; write POINT.LAYER with a point of {', '.join(POINTS)}")
-        return cls(match[1], int(match[2]))
+        return cls(match[1], int(match[2]), None if match[3] is None else int(match[3]))
 
     def __str__(self) -> str:
-        return f"{self.point}.{self.layer}"
+        return f"{self.point}.{self.layer}" + ("" if self.head is None else f".{self.head}")
 
     def __repr__(self) -> str:
         return f"Site('{self}')"

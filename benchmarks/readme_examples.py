@@ -37,12 +37,12 @@ def concept_lines(concept: dict) -> list[str]:
     for found in concept["identified"][:2]:
         lines.append(f"- feature {found['feature']}, similarity {found['similarity']:.2f}")
         lines += [f"  - {marked(p)}" for p in found["peaks"][:2]]
-    lines += ["", "| prompt | strength | concept in the text | perplexity | continuation |", "|---|---|---|---|---|"]
+    lines += ["", "| along | strength | concept in the text | perplexity | continuation |", "|---|---|---|---|---|"]
     first = concept["steered"][0]["prompt"]
     for s in (s for s in concept["steered"] if s["prompt"] == first):
         text = " ".join(s["text"].split()).replace("|", "\\|")
         perplexity = "" if s["perplexity"] is None else f"{s['perplexity']:.3g}"
-        lines.append(f"| {s['prompt']} | {s['strength']:g} | {s['concept']:.2f} | {perplexity} | {text} |")
+        lines.append(f"| {s['along']} | {s['strength']:g} | {s['concept']:.2f} | {perplexity} | {text} |")
     return [*lines, ""]
 
 

@@ -144,6 +144,9 @@ def worker(job: dict[str, Any]) -> dict[str, Any]:
     report |= {"peak_bytes": most_bytes(), "pass_seconds": whole}
     if job["times"] > 1:
         return report
+    both = lambda: fit_statistics(stream, needs, top_k=50, further={"mean": needs_of(settings.steer_methods)})
+    both()
+    report["pass_seconds_with_steering"] = seconds_of(both)[0]
     ceiling = matmul_ceiling(job["dtype"])
     stages = stage_seconds(stream, texts, rest, needs)
     for method in METHODS:

@@ -32,6 +32,7 @@ SLOWEST += ["run_files", "doctests", "diagnosis", "atlas", "atlas_build", "inter
 # Whole runs, most of whose programs run a few times: compiled quickly rather than well, all else as for users.
 QUICKLY = {"choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "run_files", "resume", "notebooks"}
 QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests", "steering_evaluation", "evaluate_more"}
+QUICKLY |= {"tokens", "heads", "concept_directions"}
 
 
 def pytest_collection_modifyitems(config, items):

@@ -98,13 +98,15 @@ def test_the_parts_are_disjoint_whole_and_repeatable(pair, corpus):
 def test_nothing_is_lost_to_the_choice(pair, corpus):
     """The statistics of the parts, merged, are those of one pass over all."""
     stream = SentenceStream.from_texts(pair[:2], corpus.fit)
-    parts = [fit_statistics(part, ["cross", "unit_cross"]) for part in held_out(stream, seed=0)]
-    merged, whole = merge_fitted(*parts), fit_statistics(stream, ["cross", "unit_cross"])
+    fit = lambda stream: fit_statistics(stream, ["cross", "unit_cross"], further={"mean": ["cross"]})
+    merged, whole = merge_fitted(*map(fit, held_out(stream, seed=0))), fit(stream)
     assert merged.active.tolist() == whole.active.tolist()
     assert merged.token_norm(SITE) == pytest.approx(whole.token_norm(SITE), rel=1e-6)
     for view in ("raw", "unit"):
         ours, theirs = (getattr(f.statistics.sums.crosses[SITE], view) for f in (merged, whole))
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
+    ours, theirs = (f.further["mean"].sums.crosses[SITE].raw for f in (merged, whole))
+    np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.abs(theirs).max()))
 
 
 def test_held_out_scores_are_those_of_held_activations(alignment, held, pair, corpus):
@@ -131,11 +133,19 @@ def test_held_out_scores_are_those_of_held_activations(alignment, held, pair, co
         )
 
 
-def test_the_best_of_the_grid_is_solved_on_the_whole_fit_half(alignment, held):
+def test_the_best_of_the_grid_is_solved_on_the_whole_fit_half(alignment, held, pair, corpus):
     a_s, a_c = held[0]
+    of_mean = Subject.from_model(pair.subject.model, [SITE], "mean")
+    mean = pooled_activations(SentenceStream.from_texts([of_mean], corpus.fit))[SITE].astype(np.float64)
     assert {m for _, m in alignment.translations} == {
-        "procrustes", "covariance", "whitened_detect", "whitened_retrieve", "whitened_steer",
-    }  # fmt: skip
+        "procrustes",
+        "covariance",
+        "whitened_detect",
+        "whitened_retrieve",
+    }
+    assert {m for _, m in alignment.steering} == {"covariance", "whitened_steer"}
+    assert alignment.recommended("steer") == ("whitened_steer", "mean")
+    assert [alignment.recommended(u)[0] for u in ("detect", "retrieve")] == ["whitened_detect", "whitened_retrieve"]
     for use in ("detect", "retrieve", "steer"):
         rows = [r for r in alignment.choice.record["grid"] if r["use"] == use]
         best = max(rows, key=lambda r: r["score"])
@@ -144,16 +154,18 @@ def test_the_best_of_the_grid_is_solved_on_the_whole_fit_half(alignment, held):
         assert member == Member(*(best[f] for f in Member._fields))
         translation = alignment.translation(SITE, f"whitened_{use}")
         assert translation.certificate["alpha"] == member.alpha
-        truth = member_matrix(member, a_s, a_c)
+        assert translation.pooling == ("mean" if use == "steer" else "max")
+        truth = member_matrix(member, mean if use == "steer" else a_s, a_c)
         ours = np.asarray(translation.matrix, np.float64)
         assert np.linalg.norm(ours - truth) < 0.02 * np.linalg.norm(truth)
 
 
 def test_a_chosen_run_is_read_back(alignment, tmp_path, monkeypatch):
-    monkeypatch.setattr("atlas_jax.pipeline._alignment.directory_hash", lambda path: "sa"[path == ATLAS])
+    monkeypatch.setattr("atlas_jax.pipeline._pair.directory_hash", lambda path: "sa"[path == ATLAS])
     alignment.save(tmp_path)
     again = Alignment.load(tmp_path)
     assert set(again.translations) == set(alignment.translations)
+    assert set(again.steering) == set(alignment.steering)
     np.testing.assert_array_equal(
         again.translation(SITE, "whitened_retrieve").matrix, alignment.translation(SITE, "whitened_retrieve").matrix
     )

@@ -37,7 +37,8 @@ def corpus():
 @pytest.fixture(scope="module")
 def streamed(spaces, corpus):
     stream = SentenceStream.from_texts(spaces, corpus.fit, token_budget=1024)
-    fitted = fit_statistics(stream, ["cross", "unit_cross", "atlas_gram", "top_k"], top_k=20)
+    needs, further = ["cross", "unit_cross", "atlas_gram", "top_k"], {"mean": ["cross"], "last": ["unit_cross"]}
+    fitted = fit_statistics(stream, needs, top_k=20, further=further)
     return stream, fitted, solve(stream, fitted, METHODS)
 
 
@@ -123,6 +124,34 @@ def test_a_streamed_pass_equals_the_formulas_on_held_activations(streamed, held,
         _close(translations[site, "semantic_lens"].matrix, a_c[np.asarray(top.index)].mean(axis=1), 1e-5)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "method"), [("mean", "covariance"), ("mean", "correlation"), ("last", "procrustes")]
+)
+def test_one_pass_serves_several_poolings(streamed, held, spaces, corpus, pooling, method):
+    """Each against the activations pooled that way in a pass of its own."""
+    stream, fitted, first = streamed
+    subject = Subject.from_model(spaces[0].model, SITES, pooling)
+    a_s = pooled_activations(SentenceStream.from_texts([subject], corpus.fit))
+    a_c = held[1] - held[1].mean(0)
+    for (site, _), found in solve(stream, fitted, [method], pooling=pooling).items():
+        x = a_s[site].astype(np.float64)
+        unit = lambda a: a / np.maximum(np.linalg.norm(a, axis=1, keepdims=True), 1e-30)
+        u, _, vt = np.linalg.svd(unit(x).T @ unit(held[1]), full_matrices=False)
+        covariance = (x - x.mean(0)).T @ a_c / 400
+        deviation = np.outer(x.std(0), a_c.std(0))
+        truth = {
+            "covariance": covariance,
+            "correlation": covariance / np.where(deviation > 0, deviation, np.inf),
+            "procrustes": u @ vt,
+        }[method]
+        _close(found.matrix, truth, 2e-2 if method == "procrustes" else 1e-4)
+        _close(found.mean_subject, x.mean(0), 1e-5)
+        other = first[site, method]
+        assert (found.pooling, other.pooling) == (pooling, "max")
+        assert found.token_norm == other.token_norm
+        assert np.linalg.norm(np.asarray(other.matrix) - truth) > 0.1 * np.linalg.norm(truth)
+
+
 def _close(ours, theirs, tolerance):
     ours = np.asarray(ours, np.float64)
     assert np.linalg.norm(ours - theirs) <= tolerance * np.linalg.norm(theirs)
@@ -165,13 +194,14 @@ def test_batches_and_filler_rows_change_nothing(spaces, corpus, streamed):
     _close(one.cross.raw, np.asarray(two.cross.raw, np.float64), 1e-5)
 
 
-def test_the_step_is_traced_once_a_shape(spaces, corpus, monkeypatch):
-    traces, encode = [], Subject.encode_norms
+@pytest.mark.parametrize("further", [{}, {"mean": ["cross"]}])
+def test_the_step_is_traced_once_a_shape(spaces, corpus, monkeypatch, further):
+    traces, encode = [], Subject.encode_poolings
     monkeypatch.setattr(
-        Subject, "encode_norms", lambda space, tokens: traces.append(tokens.ids.shape) or encode(space, tokens)
+        Subject, "encode_poolings", lambda space, tokens: traces.append(tokens.ids.shape) or encode(space, tokens)
     )
     stream = SentenceStream.from_texts(spaces, corpus.fit, token_budget=448)  # shapes that no other test has traced
-    fit_statistics(stream, ["cross"])
+    fit_statistics(stream, ["cross"], further=further)
     assert 1 < len(traces) == len(set(traces)) <= 5 < len(list(stream.steps()))
 
 

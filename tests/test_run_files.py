@@ -67,6 +67,7 @@ def _text(content):
 
 
 FILES = ["run.json", "rate.npy", TOP, f"{TRANSLATION}/translation.json", f"{TRANSLATION}/translation.safetensors"]
+FILES += [f"{TRANSLATION}-mean/translation.json", f"{TRANSLATION}-mean/translation.safetensors"]
 FILES += ["corpus/fit.arrow", "corpus/eval.arrow"]
 DAMAGE = {
     "missing": lambda path: path.unlink(),
@@ -95,6 +96,9 @@ CASES = [(file, how) for file in FILES for how in DAMAGE.items()] + [
     (TOP, ("dtype", _tensors(lambda t: t | {"index": t["index"].astype(np.float32)}))),
     (TOP, ("sentences of another corpus", _tensors(lambda t: t | {"index": t["index"] + 10**6}))),
     (f"{TRANSLATION}/translation.json", ("site", _json(site="mlp_act.2"))),
+    (f"{TRANSLATION}-mean/translation.json", ("pooling", _json(pooling="max"))),
+    ("run.json", ("strengths", _json(strengths={"mlp_act.1": "much"}))),
+    ("run.json", ("pooling for steering", _settings(steer_pooling="median"))),
     (f"{TRANSLATION}/translation.json", ("list", _text("[1]"))),
     (f"{TRANSLATION}/translation.json", ("certificate", _json(certificate=3))),
     (f"{TRANSLATION}/translation.safetensors", ("renamed", _tensors(lambda t: {k.upper(): v for k, v in t.items()}))),
@@ -127,6 +131,12 @@ def test_a_sound_run_is_read_back_as_it_was(run, pair, corpus):
     assert set(found.translations) == {(site, "procrustes"), (site, "covariance")}
     again = evaluate_quality(found)[1].to_dict()
     assert json.loads(json.dumps(again)) == json.loads((run / "tables" / "quality.json").read_text())
+    assert set(found.steering) == {(site, "covariance")}
+    assert found.recommended("steer") == ("covariance", "mean")
+    assert found.translation(site, "covariance", "mean") is found.translation(site, "covariance:mean")
+    assert (
+        found.translation(site, "covariance").pooling == found.translation(site, "covariance", "max").pooling == "max"
+    )
     assert found.strongest("mlp_act.1").index.shape == (384, 5)
     with pytest.raises(AtlasError, match="does not know the strongest sentences of mlp_act.2"):
         found.strongest("mlp_act.2")
@@ -142,13 +152,35 @@ def test_runs_of_before_this_version_are_read(run):
     assert Alignment.load(run).top is None
 
 
+def test_runs_of_before_steering_had_a_pooling_are_read(run, pair, corpus):
+    """They steer with what they have, and the same command leaves them as they are."""
+    record = json.loads((run / "run.json").read_text())
+    del record["settings"]["steer_pooling"], record["settings"]["steer_methods"], record["strengths"]
+    (run / "run.json").write_text(json.dumps(record))
+    shutil.rmtree(run / f"{TRANSLATION}-mean")
+    for file in run.glob("translations/*/*/translation.json"):
+        file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "pooling"}))
+    found = Alignment.load(run)
+    assert (found.settings.steer_pooling, dict(found.steering), dict(found.strengths)) == (None, {}, {})
+    assert [found.recommended(use) for use in ("detect", "retrieve")] == [("procrustes", "max")] * 2
+    assert found.recommended("steer") == ("covariance", "max")
+    assert found.translation("mlp_act.1", "covariance", "max").matrix.shape == (384, 1536)
+    with pytest.raises(AtlasError, match=r"by covariance with mean pooling; it has .* by procrustes, covariance$"):
+        found.translation("mlp_act.1", "covariance:mean")
+    assert is_finished(run, pair, corpus, SETTINGS)
+    with pytest.raises(AtlasError, match="finished run of something else: seed was 0 and is 5; "):
+        is_finished(run, pair, corpus, dataclasses.replace(SETTINGS, seed=5))
+
+
 def test_a_finished_run_is_known_again_and_any_other_is_named(whole, pair, corpus, tmp_path):
     same = lambda settings=SETTINGS, **options: is_finished(whole, pair, corpus, settings, **options)
     assert same()
     assert not is_finished(tmp_path, pair, corpus, SETTINGS)
     for change, words in (
         ({"seed": 5}, "seed was 0 and is 5"),
-        ({"pooling": "mean"}, "pooling was max and is mean"),
+        ({"steer_pooling": "last"}, "steer_pooling was mean and is last"),
+        ({"steer_methods": ("ridge",)}, "steer_methods was covariance and is ridge"),
+        ({"pooling": "absmax"}, "pooling was max and is absmax"),
         ({"methods": ("ridge",)}, "methods was procrustes, covariance and is ridge"),
     ):
         with pytest.raises(AtlasError, match=f"finished run of something else: {words}; .*--overwrite"):
@@ -189,6 +221,10 @@ def test_a_run_that_cannot_be_measured_is_kept(pair, corpus, whole, tmp_path, mo
         ({"sites": ("mlp_act",)}, "unknown site 'mlp_act'"),
         ({"methods": ("ridge", "magic")}, "unknown method 'magic'"),
         ({"pooling": "median"}, "unknown pooling 'median'; known are max"),
+        ({"steer_pooling": "median"}, "unknown steer_pooling 'median'; known are none, max"),
+        ({"steer_methods": ("magic",)}, "unknown method 'magic'"),
+        ({"steer_methods": "ridge"}, "steer_methods is 'ridge', which is one"),
+        ({"steer_methods": ("semantic_lens",)}, "semantic_lens needs a second pass, which is not made for steering"),
         ({"dtype": "float16"}, "unknown dtype 'float16'; known are float32, bfloat16"),
         ({"max_length": 0}, "max_length is 0; give a whole number of at least 1"),
         ({"token_budget": -4096}, "token_budget is -4096"),
@@ -202,6 +238,12 @@ def test_settings_that_cannot_be_are_refused(change, sentence):
         object.__setattr__(settings, name, value)
     with pytest.raises(AtlasError, match=sentence):
         settings.__post_init__()
+
+
+@pytest.mark.parametrize("given", [{"steer_pooling": None}, {"steer_pooling": "none"}, {"pooling": "mean"}])
+def test_settings_without_another_pooling_for_steering(given):
+    settings = AlignSettings(("mlp_act.1",), ("ridge",), **given)
+    assert (settings.steer_pooling, settings.steer_methods) == (None, ())
 
 
 def test_a_site_given_twice_is_one():

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from atlas_jax.cli import _console
+from atlas_jax.cli import _console, _layout
 from atlas_jax.metrics import Interval
 from atlas_jax.table import Column, Marked, Table
 
@@ -60,3 +60,81 @@ def test_json_is_what_the_record_says(monkeypatch):
     monkeypatch.setattr(_console, "out", _console._Console(file=(file := io.StringIO()), width=80))
     _console.emit(True, {"own": 1}, GROUPED)
     assert json.loads(file.getvalue()) == {"own": 1}
+
+
+WIDE = Table(
+    "Steering",
+    (
+        Column("sites", group=True), Column("method"), Column("faithfulness", ".1f"),
+        Column("distinct-2", ".2f", optional=True),
+        Column("perplexity", ".3g", "×"), Column("kept", ".0%"), Column("change", ".4f"), Column("sentence"),
+    ),
+    [
+        ("mlp_act.1+resid_post.2", "whitened_detect", (12.5, 3.25, 25.0), 0.75, 1.375, 0.25, 1234.5678, "one of many"),
+        ("mlp_act.1+resid_post.2", "procrustes", (100.0, 99.5, 100.0), 1.0, 12.5, 1.0, -0.1234, "incomprehensibility"),
+    ],
+    "means",
+)  # fmt: skip
+
+
+def _shown(table, width):
+    console = _console._Console(file=(file := io.StringIO()), width=width)
+    console.print(_layout.render(table, width))
+    return file.getvalue()
+
+
+def _cells(text):
+    """The words of each column of what was printed, line by line."""
+    lines = [line.strip("│┃").replace("┃", "│").split("│") for line in text.splitlines() if line[:1] in "│┃"]
+    return [[cell.strip() for cell in column] for column in zip(*lines, strict=True)]
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 200])
+def test_no_word_or_number_is_broken_at_any_width(width):
+    shown = _shown(WIDE, width)
+    assert max(map(len, shown.splitlines())) <= width
+    columns = _cells(shown)
+    for column in WIDE.columns:
+        own = [c for c in columns if " ".join(c).startswith(column.name)]
+        assert len(own) == 1 or column.name in shown.split("left out to fit: ")[1], column.name
+    words = {word for column in columns for cell in column for word in cell.split()}
+    whole = {w for row in WIDE.texts() for cell in row for w in cell.split()}
+    whole |= {w for column in WIDE.columns for w in column.name.split()}
+    assert words <= whole
+    assert ("left out" in shown) == (width < 130)
+
+
+def test_optional_columns_go_first_then_numbers_and_the_first_stays():
+    assert "left out to fit: distinct-2 (--wide" in " ".join(_shown(WIDE, 121).split())
+    assert "left out to fit: distinct-2, change (--wide" in " ".join(_shown(WIDE, 109).split())
+    assert "mlp_act.1+resid_post.2" in _shown(WIDE, 30)
+
+
+@pytest.mark.parametrize(("before", "after"), [(300, 0), (0, 300), (300, 300), (10, 300), (300, 10), (5, 5)])
+def test_samples_are_cut_around_what_is_marked(before, after):
+    before, after = "b " * (before // 2), " a" * (after // 2)
+    table = Table("", (Column("feature", "d"), Column("sample")), [(7, Marked("peak", before, after))])
+    shown = _cells(_shown(table, 40))[1][1:]
+    text = " ".join(filter(None, shown))
+    assert "peak" in text
+    assert len(shown) <= 5
+    assert ("…" in text) == (len(before) + len(after) > 100)
+    assert text.startswith("…") == (len(before) > 100 or (len(before) > 50 and len(after) > 50))
+
+
+def test_wide_prints_every_column(monkeypatch):
+    from typer.testing import CliRunner
+
+    from atlas_jax.cli._options import AsJson, Commands
+
+    app = Commands()
+
+    @app.command()
+    def show(as_json: AsJson = False) -> None:
+        _console.emit(as_json, None, WIDE)
+
+    narrow, wide = (CliRunner(env={"COLUMNS": "80"}).invoke(app, options) for options in ([], ["--wide"]))
+    assert "left out to fit" in " ".join(narrow.output.split())
+    assert "left out" not in wide.output
+    assert "incomprehensibility" in wide.output
+    assert _console.out.width < _console.WIDE

@@ -1,7 +1,9 @@
 """The commands that use a run: what it holds, concepts in every way they can be given, and features by name."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -10,8 +12,12 @@ from atlas_jax.bundled import SUBJECT
 from atlas_jax.cli._app import app
 from atlas_jax.cli._options import weights
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments import choose_features
+from atlas_jax.experiments._dose import DIRECTIONS, GRID, SENTENCES, _crossing
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import Alignment
+from atlas_jax.steering import Steer
+from atlas_jax.types import Site
 
 SITE = "resid_post.2"
 TEXT = "The size of the font is a number."
@@ -47,14 +53,21 @@ def _query(alignment, found):
     return alignment.atlas.query([i for i, _ in pairs], [w for _, w in pairs])
 
 
+def _recommended(alignment, use, site=SITE):
+    return alignment.translation(site, *alignment.recommended(use))
+
+
 def test_info_tells_what_the_run_holds(command, alignment):
     found = command("info")
     assert found["facts"]["sites"] == [str(s) for s in alignment.settings.sites]
     assert found["facts"]["methods"] == [*alignment.settings.methods, "whitened_detect"]
     assert found["facts"]["fit sentences"] == len(alignment.corpus.fit)
     rows = {(r["site"], r["method"]): r for r in found["translations"]}
-    assert len(rows) == 21
+    assert len(rows) == 24
     for site in ("mlp_act.1", SITE):
+        assert rows[site, "covariance:mean"]["pooling"] == "mean"
+        assert rows[site, "covariance"]["pooling"] == "max"
+        assert rows[site, "covariance"]["strength"] == alignment.strengths[Site.parse(site)] > 0
         t = alignment.translation(site, "procrustes")
         row = rows[site, "procrustes"]
         assert (row["subject features"], row["atlas features"]) == (t.d_s, t.d_c)
@@ -74,7 +87,7 @@ def test_features_have_weights(command, alignment, texts, expected):
     assert weights(texts) == expected
     found = command("identify", "--site", SITE, *(a for t in texts for a in ("--feature", t)))
     assert {f["index"]: f["weight"] for f in found["atlas_features"]} == expected
-    best = alignment.translation(SITE, "procrustes").top_features(_query(alignment, found), 5)
+    best = _recommended(alignment, "retrieve").top_features(_query(alignment, found), 5)
     assert [i["feature"] for i in found["identified"]] == np.asarray(best.features).tolist()
 
 
@@ -103,7 +116,7 @@ def test_a_feature_with_two_weights_is_refused():
 def test_texts_make_a_query(command, alignment):
     like, unlike = ["Return the sum of the array.", "Returns a sum."], ["Dates and times."]
     found = command("identify", "--site", SITE, *_options("--like", like), *_options("--unlike", unlike))
-    atlas, t = alignment.atlas, alignment.translation(SITE, "procrustes")
+    atlas, t = alignment.atlas, _recommended(alignment, "retrieve")
     query = atlas.query_from(like) - atlas.query_from(unlike)
     best = t.top_features(query, 5)
     assert [i["feature"] for i in found["identified"]] == np.asarray(best.features).tolist()
@@ -152,7 +165,7 @@ def test_inspect_shows_the_concept_at_every_token(command, alignment):
     assert values.shape == (len(atlas["tokens"]), 2)
     peaks = np.asarray(alignment.atlas.activations(TEXT))[0]
     np.testing.assert_allclose(values.max(0), peaks[[39, 17]], atol=1e-4)
-    t, (acts,) = alignment.translation(SITE, "procrustes"), run_at(alignment.subject.model).values()
+    t, (acts,) = _recommended(alignment, "detect"), run_at(alignment.subject.model).values()
     along = (
         np.asarray(t.direction(alignment.atlas.query([39, 17], [2.0, -1.0]))) / t.token_norm**2
     )  # projections are in token norms
@@ -167,10 +180,11 @@ def run_at(model):
 
 
 def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
-    t = alignment.translation(SITE, "procrustes")
+    t = _recommended(alignment, "steer")
     norm = command("steer", "--site", SITE, "--feature", "39", *PROMPTS, "--strength", "0.5")
     assert norm["unit"] == "norm"
-    assert [s["strength"] for s in norm["steered"]] == [0, 0.5]
+    assert [(s["along"], s["strength"]) for s in norm["steered"]] == [("concept", 0), ("concept", 0.5), ("random", 0.5)]
+    assert len({s["text"] for s in norm["steered"]}) == 3
     query = alignment.atlas.query([39])
     length = float(np.linalg.norm(t.similarity(query)))
     np.testing.assert_allclose(np.linalg.norm(t.direction(query)), t.token_norm, rtol=1e-5)
@@ -182,6 +196,75 @@ def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
     assert all(s["perplexity"] > 1 for s in norm["steered"])
     both = ["--strength", "1", "--raw-strength", "1"]
     assert "not both" in command("steer", "--site", SITE, "--feature", "39", *PROMPTS, *both, refused=True)
+
+
+def test_each_use_has_the_translation_recommended_for_it(command, alignment):
+    assert alignment.recommended("steer") == ("covariance", "mean")
+    asked = {
+        "identify": (["--feature", "39"], "whitened_detect (max pooling)"),
+        "name": (["--feature", "3"], "whitened_detect (max pooling)"),
+        "steer": (["--feature", "39", *PROMPTS, "--strength", "0.5"], "covariance (mean pooling)"),
+    }
+    for name, (options, described) in asked.items():
+        assert f"by {described}" in command(name, "--site", SITE, *options, as_json=False)
+        said = command(name, "--site", SITE, *options, "--method", "procrustes", as_json=False)
+        assert "by procrustes (max pooling)" in said
+    said = command("identify", "--site", SITE, "--feature", "39", "--method", "covariance:mean", as_json=False)
+    assert "by covariance (mean pooling)" in said
+    said = command("identify", "--site", SITE, "--feature", "1", "--method", "procrustes:mean", refused=True)
+    assert "by procrustes with mean pooling; it has mlp_act.1" in said
+    assert said.endswith("covariance:mean")
+
+
+def test_strengths_that_are_not_given_are_those_of_the_run(command, alignment, monkeypatch):
+    options = ["--feature", "39", *PROMPTS]
+    most = alignment.strengths[Site.parse(SITE)]
+    found = command("steer", "--site", SITE, *options)
+    assert [s["strength"] for s in found["steered"]] == [0, most / 2, most, most]
+    said = command("steer", "--site", SITE, *options, as_json=False)
+    assert f"strengths {most / 2:g} and {most:g}: up to {most:g} token norms at {SITE} the perplexity of" in said
+    both = command("steer", "--site", SITE, "--site", "mlp_act.2", *options)
+    assert 0 < max(s["strength"] for s in both["steered"]) < most
+    unknown = dataclasses.replace(alignment, strengths={}, rate=np.zeros_like(alignment.rate))
+    monkeypatch.setattr(Alignment, "load", lambda directory: unknown)
+    found = command("steer", "--site", SITE, *options)
+    assert [s["strength"] for s in found["steered"]] == [0, 0.25, 0.5, 0.5]
+    said = command("steer", "--site", SITE, *options, as_json=False)
+    assert "none could be found for this run: no atlas feature fires" in said
+
+
+@pytest.mark.parametrize(
+    ("nats", "strength"),
+    [
+        (np.log(2) * np.array(GRID), 1.0),
+        (np.log(2) * np.array(GRID) / 0.7654, 0.76),
+        (np.log(2) * (np.array(GRID) / 0.7654) ** 2.5, 0.76),
+        (np.log(2) * (np.array(GRID) * 32) ** 2, 0.031),
+        (0.1 * np.array(GRID), 4.0),
+        (np.where(np.array(GRID) > 0.5, np.nan, 0.1), 0.5),
+        (np.where(np.array(GRID) > 0.5, np.inf, 0.1), 0.5),
+    ],
+)
+def test_a_strength_is_where_the_cost_first_reaches_the_limit(nats, strength):
+    assert _crossing(nats, np.log(2)) == pytest.approx(strength)
+
+
+def test_at_the_suggested_strength_neutral_text_is_twice_as_perplexing(alignment):
+    """Against sentences read one after the other, along the directions of the same features."""
+    model, t, most = alignment.subject.model, _recommended(alignment, "steer"), alignment.strengths[Site.parse(SITE)]
+    features = choose_features(alignment.rate, count=DIRECTIONS, band=(0.005, 0.2), seed=0)
+    texts = [alignment.corpus.fit[i] for i in np.linspace(0, len(alignment.corpus.fit) - 1, SENTENCES).astype(int)]
+    tokens = model.tokenize(texts, length=64, max_length=64)
+    counted = np.asarray(tokens.attention_mask)[:, 1:]
+
+    def nats(edits):
+        log = np.asarray(jax.nn.log_softmax(run(model, tokens, edits=edits).logits[:, :-1]), np.float64)
+        return -np.take_along_axis(log, np.asarray(tokens.ids)[:, 1:, None], -1)[..., 0][counted].mean()
+
+    along = [t.direction(alignment.atlas.query([int(f)])) for f in features]
+    times = lambda strength: np.exp(np.mean([nats({SITE: Steer(v, strength)}) for v in along]) - nats({}))
+    assert 1.7 < times(most) < 2.05
+    assert times(1.25 * most) > 2.05
 
 
 def test_prompts_come_from_a_file(command, tmp_path):
@@ -212,7 +295,7 @@ def test_chat_needs_a_template_and_uses_it(command, alignment, monkeypatch):
 
 
 def test_all_features_are_named_into_a_file(command, alignment, tmp_path):
-    file, t = tmp_path / "names.jsonl", alignment.translation("mlp_act.1", "procrustes")
+    file, t = tmp_path / "names.jsonl", _recommended(alignment, "retrieve", "mlp_act.1")
     command("name", "--site", "mlp_act.1", "--all", "--out", str(file), as_json=False)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [r["feature"] for r in rows] == list(range(t.d_s))

@@ -104,7 +104,7 @@ class ConceptAtlas:
         if pooling not in POOLINGS:
             raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
         site = check_site(model.config, site)
-        width = model.config.width(site.point)
+        width = model.config.width(site)
         if sae.config.d_in != width:
             raise AtlasError(f"the SAE reads {sae.config.d_in} features, and {site} of the model has {width}")
         if labels.n_features != sae.config.d_sae:

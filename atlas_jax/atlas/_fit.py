@@ -1,5 +1,6 @@
 """Checks that a model, a site, an SAE and labels belong together, by their own files and names."""
 
+import dataclasses
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -257,7 +258,7 @@ def same_place(config: ModelConfig, site: Site) -> Site:
     """
     if site.point == "resid_pre" and site.layer > 0:
         return Site("resid_post", site.layer - 1)
-    return site if config.has_post_norms else Site(site.point.replace("_out_post", "_out"), site.layer)
+    return site if config.has_post_norms else dataclasses.replace(site, point=site.point.replace("_out_post", "_out"))
 
 
 def _same_width(stated: int, width: int) -> bool:

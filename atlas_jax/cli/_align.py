@@ -10,7 +10,7 @@ import typer
 from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
-from atlas_jax.cli._options import POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
+from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def align(
     subject: Annotated[str, typer.Option(help="Subject model: a directory or hub name.")],
     atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
-    site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}; may be repeated.")],
+    site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}, {HEADS}; may be repeated.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
     method: Methods = None,
@@ -33,6 +33,9 @@ def align(
         typer.Option(help="Sentences for fitting; half as many are held out.", min=2, show_default="up to 20000"),
     ] = None,
     pooling: Annotated[str, typer.Option(help=f"Over the tokens of a sentence, {POOLINGS}.")] = "max",
+    steer_pooling: Annotated[
+        str, typer.Option(help="For the covariance that steering uses, one of the same, or none for no other pooling.")
+    ] = "mean",
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
     top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
@@ -61,7 +64,7 @@ def align(
 
     Example: atlas-jax align --subject my-llama --atlas my-atlas --site mlp_act.19 --out runs/llama
     """
-    from atlas_jax import experiments, pipeline, sharding
+    from atlas_jax import experiments, models, pipeline, sharding
     from atlas_jax.files import check_place, new_directory, partial_directory
     from atlas_jax.translation import check_stored_dtype
 
@@ -69,9 +72,10 @@ def align(
     check_place(out_dir, "a run", overwrite=True)
     sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
     _speak_once()
+    site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
-        token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype,
+        token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype, steer_pooling=steer_pooling,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
     saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every)
@@ -89,7 +93,7 @@ def align(
                 saved.discard()
             sharding.wait_for_all("checkpoints are as they should be")
             alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
-            measured = experiments.measured(alignment, progress=progress)
+            measured = experiments.measured(experiments.with_strengths(alignment), progress=progress)
             measured.save(directory, dtype=save_dtype)
     if sharding.is_first():
         _show(measured, as_json=as_json)

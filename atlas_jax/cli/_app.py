@@ -5,9 +5,21 @@ from typing import Annotated
 
 import typer
 
-from atlas_jax.cli import _align, _atlas, _corpus, _evaluate, _evaluate_steering, _quickstart, _report, _sae, _use
+from atlas_jax.cli import (
+    _align,
+    _atlas,
+    _corpus,
+    _evaluate,
+    _evaluate_steering,
+    _export,
+    _quickstart,
+    _report,
+    _sae,
+    _use,
+)
+from atlas_jax.cli._options import Commands
 
-app = typer.Typer(
+app = Commands(
     name="atlas-jax",
     no_args_is_help=True,
     add_completion=False,
@@ -42,6 +54,7 @@ app.command()(_use.identify)
 app.command()(_use.name)
 app.command()(_use.steer)
 app.command()(_use.inspect)
+app.command()(_export.export)
 app.command()(_report.report)
 _evaluate.app.command("steering")(_evaluate_steering.steering)
 app.add_typer(_evaluate.app, name="evaluate")

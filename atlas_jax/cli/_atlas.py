@@ -8,7 +8,7 @@ import typer
 
 from atlas_jax.cli._console import emit, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
-from atlas_jax.cli._options import Overwrite, finite
+from atlas_jax.cli._options import AsJson, Commands, Overwrite, finite
 from atlas_jax.errors import AtlasError
 from atlas_jax.table import facts_table
 
@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas
     from atlas_jax.labels import Embedder, Hit
 
-app = typer.Typer(help="Foundation model, SAE and labels.", no_args_is_help=True)
+app = Commands(help="Foundation model, SAE and labels.", no_args_is_help=True)
 OWN_TEXT = "documentation of Python and installed packages, no --text being given"
 Directory = Annotated[Path | None, typer.Argument(help="An atlas directory; the bundled one by default.")]
 Text = Annotated[list[Path] | None, typer.Option("--text", help="Text to measure on.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @app.command()

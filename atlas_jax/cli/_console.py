@@ -20,9 +20,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.segment import Segment
-from rich.table import Table as Grid
 from rich.text import Text
 
+from atlas_jax.cli._layout import render
 from atlas_jax.progress import Progress
 from atlas_jax.table import Table
 
@@ -55,6 +55,7 @@ class _Console(Console):
 
 out = _Console()
 err = _Console(stderr=True)
+WIDE = 100_000  # characters: wider than any table
 
 
 def emit(as_json: bool, data: Any, *tables: Table) -> None:
@@ -63,28 +64,17 @@ def emit(as_json: bool, data: Any, *tables: Table) -> None:
         out.file.write(json.dumps(data, indent=1, default=str) + "\n")
     elif not as_json:
         for table in tables:
-            out.print(render(table))
+            out.print(render(table, out.width))
 
 
-def render(table: Table) -> Grid:
-    """Lay a table out for a terminal."""
-    grid = Grid(title=table.title, title_justify="left", caption=table.caption, caption_justify="left")
-    for column in table.columns:
-        grid.add_column(column.name, justify="right" if column.right else "left", overflow="fold")
-    for i, row in enumerate(table.rows):
-        again = i > 0 and table.group(i) == table.group(i - 1)
-        if not again:
-            grid.add_section()
-        cells = [
-            Text() if again and column.group else _text(*column.parts(value))
-            for column, value in zip(table.columns, row, strict=True)
-        ]
-        grid.add_row(*cells, style="bold" if i in table.best else None)
-    return grid
-
-
-def _text(before: str, marked: str, after: str) -> Text:
-    return Text.assemble(before, (marked, "bold reverse"), after)
+@contextmanager
+def whole_tables() -> Iterator[None]:
+    """Print tables as wide as they are."""
+    before, out.width = out.width, WIDE
+    try:
+        yield
+    finally:
+        out.width = before
 
 
 def silence() -> None:

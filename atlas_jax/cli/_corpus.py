@@ -11,14 +11,14 @@ import typer
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from atlas_jax.cli._console import emit, err
-from atlas_jax.cli._options import Overwrite
+from atlas_jax.cli._options import Commands, Overwrite
 from atlas_jax.errors import AtlasError
 from atlas_jax.table import Column, Table, facts_table
 
 if TYPE_CHECKING:
     from atlas_jax.corpus import Corpus
 
-app = typer.Typer(help="Sentences to align on.", no_args_is_help=True)
+app = Commands(help="Sentences to align on.", no_args_is_help=True)
 FEWEST = 100
 SENTENCES = 20000  # to fit on, where no number is given
 BYTES_PER_SENTENCE = 210  # of installed documentation, for one unique sentence of the fit half

@@ -7,8 +7,9 @@ import typer
 
 from atlas_jax.cli._concepts import given_concepts
 from atlas_jax.cli._console import emit, note, notes, progress_bars
-from atlas_jax.cli._options import Methods, Overwrite, Seed, Sites, finite, result_file
-from atlas_jax.cli._use import AsJson, Method, RunArgument, load_run
+from atlas_jax.cli._options import METHODS, AsJson, Commands, Methods, Overwrite, Seed, Sites, finite, result_file
+from atlas_jax.cli._use import RunArgument, load_run
+from atlas_jax.names import PAIR_NAMES
 
 FeatureCount = Annotated[
     int | None,
@@ -17,7 +18,7 @@ FeatureCount = Annotated[
 OutFile = Annotated[Path | None, typer.Option("--out", help="JSON file for the result, in the run by default.")]
 Paper = Annotated[bool, typer.Option("--paper", help="The paper's figures beside, where layers and methods agree.")]
 
-app = typer.Typer(help="Measure an alignment as the paper does.", no_args_is_help=True)
+app = Commands(help="Measure an alignment as the paper does.", no_args_is_help=True)
 
 
 @app.command()
@@ -179,6 +180,64 @@ def layers(
 
 
 @app.command()
+def heads(
+    run: RunArgument,
+    layer: Annotated[
+        list[int] | None, typer.Option(help="Layer whose heads are read; all by default; may be repeated.", min=0)
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help=f"Translator, {METHODS}.", show_default="the first of the run")
+    ] = None,
+    features: FeatureCount = None,
+    sentences: Annotated[int, typer.Option(help="Sentences that a query is averaged over.", min=1)] = 20,
+    out_file: OutFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """AUROC, AP and MRR of every attention head, fitted in one pass over the run's corpus.
+
+    Example: atlas-jax evaluate heads runs/quickstart --layer 2
+    """
+    from atlas_jax import experiments
+
+    with result_file(run, "heads", out_file, overwrite) as store, progress_bars() as progress:
+        result = experiments.quality_by_head(
+            load_run(run), layer, method=method, features=features, sentences=sentences, progress=progress
+        )
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), *result.tables())
+
+
+@app.command()
+def tokens(
+    run: RunArgument,
+    pairs: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Tokens that are paired: {', '.join(PAIR_NAMES)}; all kinds by default; may be repeated."),
+    ] = None,
+    method: Methods = None,
+    features: FeatureCount = None,
+    sentences: Annotated[int, typer.Option(help="Held-out sentences whose tokens are ranked.", min=1)] = 2000,
+    out_file: OutFile = None,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
+) -> None:
+    """AUROC and AP of translations fitted to single tokens beside the run's, for sentences and for tokens.
+
+    Example: atlas-jax evaluate tokens runs/quickstart --method covariance
+    """
+    from atlas_jax import experiments
+
+    with result_file(run, "tokens", out_file, overwrite) as store, progress_bars() as progress:
+        result = experiments.token_level(
+            load_run(run), pairs=pairs or PAIR_NAMES, methods=method, features=features, sentences=sentences,
+            progress=progress,
+        )  # fmt: skip
+        store(result.to_dict())
+    emit(as_json, result.to_dict(), result.table())
+
+
+@app.command()
 def causality(
     run: RunArgument,
     concept: Annotated[
@@ -193,7 +252,7 @@ def causality(
         list[str] | None,
         typer.Option("--later", help="Site behind it to project out at; those of the run by default; may be repeated."),
     ] = None,
-    method: Method = "procrustes",
+    method: Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")] = "procrustes",
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Text to continue; the paper's sixteen by default; may be repeated."),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from atlas_jax.cli._console import emit, note, notes, progress_bars
-from atlas_jax.cli._options import Overwrite, Seed, finite
-from atlas_jax.cli._use import AsJson, RunArgument, load_run, read_lines, stored_ap
+from atlas_jax.cli._options import AsJson, Overwrite, Seed, finite
+from atlas_jax.cli._use import RunArgument, load_run, read_lines, stored_ap
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -42,7 +42,12 @@ def steering(
         typer.Option("--site", help="Site to steer at, or several joined by +; by default each of the run, and all."),
     ] = None,
     method: Annotated[
-        list[str] | None, typer.Option("--method", help="Translator; all of the run by default; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--method",
+            help="Translator, or translate, ahead, gradient, optimise; all translators of the run by default; "
+            "repeatable.",
+        ),
     ] = None,
     control: Annotated[
         list[str] | None, typer.Option("--control", help=f"Of {CONTROLS}; all by default, none: 'none'; repeatable.")
@@ -51,7 +56,11 @@ def steering(
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.0,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages in the model's chat template.")] = False,
     judge: Annotated[
-        str, typer.Option(help="atlas (an offline proxy), chat:MODEL behind an OpenAI-compatible API, or model:PATH.")
+        str,
+        typer.Option(
+            help="Offline: atlas (its features), embedding or words (of the concept's name); else chat:MODEL behind an "
+            "OpenAI-compatible API, or model:PATH."
+        ),
     ] = "atlas",
     base_url: Annotated[str | None, typer.Option(help="Of the chat judge's API; OPENAI_BASE_URL by default.")] = None,
     aspects: Annotated[bool, typer.Option("--aspects", help="Have instruction and fluency rated too.")] = False,
@@ -86,7 +95,7 @@ def steering(
     settings = experiments.SteeringSettings(
         chosen, tuple(read_lines(prompts)) if prompts else experiments.paper().prompts,
         tuple(strength or default), tuple(map(tuple, groups)),
-        tuple(method or dict.fromkeys(m for _, m in alignment.translations if m != "random")), unit=unit,
+        tuple(method or (m for m in alignment.methods if m != "random")), unit=unit,
         controls=tuple(experiments.CONTROLS if not control else () if control == ["none"] else control),
         max_new_tokens=tokens, temperature=temperature, seed=seed, chat=chat,
         labelled=experiments.read_labelled_texts(labelled, chosen) if labelled else (),
@@ -153,20 +162,22 @@ def _judge(
     from atlas_jax.models import LanguageModel
 
     kind, _, model = name.partition(":")
-    if kind == "atlas" and not model:
+    if name == "words":
+        return experiments.WordsJudge()
+    if name in ("atlas", "embedding"):
         texts = alignment.corpus.eval
         neutral = [texts[i] for i in range(0, len(texts), max(1, len(texts) // 256))]
         return experiments.AtlasJudge(
             alignment.atlas,
             experiments.concept_queries(alignment.atlas, settings.concepts),
             neutral,
-            parts=("activation",),
+            parts=("activation" if name == "atlas" else name,),
         )
     if kind == "chat" and model:
         return experiments.ChatJudge.connect(model, directory / "replies.jsonl", base_url=base_url)
     if kind == "model" and model:
         return experiments.ModelJudge(LanguageModel.from_pretrained(model), Path(model).name)
-    raise AtlasError(f"unknown judge '{name}'; give atlas, chat:MODEL or model:PATH")
+    raise AtlasError(f"unknown judge '{name}'; give atlas, embedding, words, chat:MODEL or model:PATH")
 
 
 def _count(
@@ -176,17 +187,13 @@ def _count(
     from atlas_jax.experiments import ChatJudge, plan
 
     cells, size = plan(settings), len(settings.prompts)
-    shown = [(c.concept or other.name) for c in cells for other in (settings.concepts if c.concept is None else [c])]
+    rated = {c.name: sum(cell.concept in (None, c.name) for cell in cells) * size for c in settings.concepts}
     facts = {
         "texts": len(cells) * size, "tokens at most": len(cells) * size * settings.max_new_tokens,
-        "texts to rate": len(shown) * size * len(aspects),
+        "texts to rate": sum(rated.values()) * len(aspects),
     }  # fmt: skip
     if isinstance(judge, ChatJudge):
-        texts = [f"{i}".ljust(4 * settings.max_new_tokens) for i in range(size)]  # about four characters a token
-        asked = [
-            (name, [f"{n} {text}" for text in texts], aspect, settings.prompts if aspect == "instruction" else None)
-            for aspect in aspects
-            for n, name in enumerate(shown)
-        ]
-        facts |= judge.estimate(asked).facts(price)
+        longest = lambda count: [f"{i}".ljust(4 * settings.max_new_tokens) for i in range(count)]  # about 4 a token
+        asked = lambda name, n, aspect: (name, longest(n), aspect, ["?"] * n if aspect == "instruction" else None)
+        facts |= judge.estimate([asked(*item, aspect) for aspect in aspects for item in rated.items()]).facts(price)
     return facts

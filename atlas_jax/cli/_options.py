@@ -1,14 +1,16 @@
 """Options of several commands: names that help lists, numbers checked before any work, and the query of a concept."""
 
+import functools
+import inspect
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_jax.cli._console import warn
+from atlas_jax.cli._console import warn, whole_tables
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import RUN, check_place, new_file, write_json
 from atlas_jax.names import METHOD_NAMES, POINT_NAMES, POOLING_NAMES, USE_NAMES
@@ -41,8 +43,36 @@ def finite(*, above: float | int = -math.inf, least: float | int = -math.inf) ->
     return check
 
 
+class Commands(typer.Typer):
+    """A group of commands; those that print tables take ``--wide`` too."""
+
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Any], Any]:
+        """Add a command."""
+        return lambda function: super(Commands, self).command(name, **options)(_with_wide(function))
+
+
+def _with_wide(function: Callable[..., None]) -> Callable[..., None]:
+    signature = inspect.signature(function)
+    if "as_json" not in signature.parameters:
+        return function
+
+    @functools.wraps(function)
+    def command(*arguments: Any, wide: bool = False, **options: Any) -> None:
+        with whole_tables() if wide else nullcontext():
+            function(*arguments, **options)
+
+    said = "Print tables as wide as they are, instead of leaving out what does not fit."
+    kind = Annotated[bool, typer.Option("--wide", help=said)]
+    added = inspect.Parameter("wide", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+    command.__signature__ = signature.replace(parameters=[*signature.parameters.values(), added])
+    command.__annotations__ = function.__annotations__ | {"wide": kind}
+    return command
+
+
 METHODS, POOLINGS, USES = map(", ".join, (METHOD_NAMES, POOLING_NAMES, USE_NAMES))
 SITES = f"POINT.LAYER, such as mlp_act.19, with a point of {', '.join(POINT_NAMES)}"
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+HEADS = "z.19.5 for one attention head, z.19.all for every head by itself"
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0, max=2**32 - 1)]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is finished at --out.")]
 CheckpointEvery = Annotated[float, typer.Option(help="Seconds between two checkpoints.", min=0, callback=finite())]

@@ -21,7 +21,6 @@ OUT = Path("runs/quickstart")
 SITES = ("mlp_act.1", "mlp_act.2", "resid_post.2")
 CONCEPTS = ("attention", "font", "file")
 PROMPTS = ("This function", "The", "When")
-STRENGTHS = (0.0, 0.25, 0.5, 1.0)
 
 
 def quickstart(
@@ -39,7 +38,12 @@ def quickstart(
     prompt: Annotated[list[str] | None, typer.Option("--prompt", help="Text to continue; may be repeated.")] = None,
     strength: Annotated[
         list[float] | None,
-        typer.Option("--strength", help="In mean token norms of a site; may be repeated.", callback=finite()),
+        typer.Option(
+            "--strength",
+            help="In mean token norms of a site; may be repeated.",
+            show_default="0, half of what doubles the perplexity of neutral text, and all of it",
+            callback=finite(),
+        ),
     ] = None,
     sentences: Annotated[
         int | None, typer.Option(help="Sentences for fitting; half as many measure.", min=2, show_default="up to 20000")
@@ -78,7 +82,7 @@ def quickstart(
     with progress_bars() as progress:
         result = experiment(
             pair, corpus, settings, out_dir,
-            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength or STRENGTHS,
+            concepts=concept or CONCEPTS, prompts=prompt or PROMPTS, strengths=strength,
             progress=progress, chooser=chooser, overwrite=overwrite,
         )  # fmt: skip
     _show(result, as_json=as_json)

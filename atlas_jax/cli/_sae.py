@@ -10,18 +10,17 @@ from atlas_jax import interrupts
 from atlas_jax.cli._align import resumable
 from atlas_jax.cli._console import emit, err, note, progress_bars, warn
 from atlas_jax.cli._corpus import read_corpus
-from atlas_jax.cli._options import SITES, CheckpointEvery, Overwrite, Seed, finite
+from atlas_jax.cli._options import SITES, AsJson, CheckpointEvery, Commands, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
 from atlas_jax.table import facts_table
 
 if TYPE_CHECKING:
     from atlas_jax.atlas import ConceptAtlas
 
-app = typer.Typer(help="Sparse autoencoders of one's own.", no_args_is_help=True)
+app = Commands(help="Sparse autoencoders of one's own.", no_args_is_help=True)
 Model = Annotated[str, typer.Option(help="Model: a directory or hub name.")]
 Text = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")]
 Dtype = Annotated[str, typer.Option(help="Of the model: float32 or bfloat16.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SAE = "a trained SAE"
 PER_WIDTH = 8  # features for each number of an activation, by default
 
@@ -78,7 +77,7 @@ def train(
     check_place(out_dir, SAE, overwrite=True)
     start, path, overwrite = time.monotonic(), resolve(model).absolute(), overwrite or restart
     lm = LanguageModel.from_pretrained(path, dtype=dtype)
-    width = lm.config.width(check_site(lm.config, site).point)
+    width = lm.config.width(check_site(lm.config, site))
     settings = sae_lab.SAESettings(
         site, features or PER_WIDTH * width, k, architecture, tokens, batch, buffer, learning_rate, sparsity_warmup,
         dead_after, norm_limit, max_length, held_out, seed,

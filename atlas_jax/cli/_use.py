@@ -7,21 +7,33 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, notes, out
-from atlas_jax.cli._options import Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
+from atlas_jax.cli._console import emit, err, note, notes, out, progress_bars
+from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:
+    from jax import Array
+
+    from atlas_jax.experiments import Direction
     from atlas_jax.labels import Hit
     from atlas_jax.pipeline import Alignment
     from atlas_jax.translation import Named, Translation
+    from atlas_jax.types import Site
 
 RunArgument = Annotated[Path, typer.Argument(help="A run directory.")]
-Method = Annotated[str, typer.Option(help="Translator; atlas-jax info RUN lists those of a run.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-STRENGTHS = (0.25, 0.5)  # on the bundled pair perplexity doubles at about 0.6 token norms in the residual stream
+Method = Annotated[
+    str | None,
+    typer.Option(
+        help="Translator, as METHOD or METHOD:POOLING; atlas-jax info RUN lists those of a run.",
+        show_default="what suits the use best, as measured",
+    ),
+]
+How = Annotated[
+    str | None,
+    typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where steer --save kept some."),
+]
 
 
 def info(run: RunArgument, as_json: AsJson = False) -> None:
@@ -46,7 +58,7 @@ def identify(
     feature: Features = None,
     like: Like = None,
     unlike: Unlike = None,
-    method: Method = "procrustes",
+    method: Method = None,
     k: Annotated[int, typer.Option(help="Subject features to show.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -57,16 +69,17 @@ def identify(
     from atlas_jax import experiments
 
     alignment = load_run(run)
-    translation = alignment.translation(site, method)
+    translation = translation_for("retrieve", alignment, site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
-    notes(experiments.diagnose(alignment, [translation.site], method, query=query.vector, ap=stored_ap(run)))
+    about = {"query": query.vector, "ap": stored_ap(run)}
+    notes(experiments.diagnose(alignment, [translation.site], _measured_as(alignment, translation), **about))
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
     tokenizer = alignment.subject.model.tokenizer
     identified = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
     data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.to_dict() for i in identified]}
-    title = f"Subject features at {translation.site} by {method}"
+    title = f"Subject features at {translation.site} by {translation.described}"
     emit(as_json, data, query.table(), experiments.identified_table(title, identified))
 
 
@@ -77,7 +90,7 @@ def name(
     every: Annotated[bool, typer.Option("--all", help="Name all subject features of the site, into --out.")] = False,
     out_file: Annotated[Path | None, typer.Option("--out", help="JSON lines, with --all.")] = None,
     overwrite: Overwrite = False,
-    method: Method = "procrustes",
+    method: Method = None,
     k: Annotated[int, typer.Option(help="Atlas features to show.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +105,7 @@ def name(
     if out_file is not None:
         check_place(out_file, overwrite=overwrite)
     alignment = load_run(run)
-    translation, labels = alignment.translation(site, method), alignment.atlas.labels
+    translation, labels = translation_for("retrieve", alignment, site, method), alignment.atlas.labels
     if out_file is not None:
         count = _write_names(out_file, translation, [_hits(named) for named in translation.name_features(k, labels)])
         err.print(f"{count} names written to {out_file}", highlight=False)
@@ -100,7 +113,7 @@ def name(
     hits = _hits(translation.name_feature(feature, k, labels))
     if not hits:
         note(f"subject feature {feature} has nothing in its row of T, as features that never fired, so it has no name")
-    title = f"Subject feature {feature} at {translation.site} by {method}"
+    title = f"Subject feature {feature} at {translation.site} by {translation.described}"
     columns = Column("feature", "d"), Column("label"), Column("weight in T", ".3f")
     emit(as_json, [h._asdict() for h in hits], Table(title, columns, [tuple(h[:3]) for h in hits]))
 
@@ -118,7 +131,8 @@ def steer(
         list[float] | None,
         typer.Option(
             "--strength",
-            help="In mean token norms of the site; 0.25 and 0.5 by default; may be repeated.",
+            help="In mean token norms of the site; may be repeated.",
+            show_default="half of what doubles the perplexity of neutral text, and all of it",
             callback=finite(),
         ),
     ] = None,
@@ -126,14 +140,16 @@ def steer(
         list[float] | None,
         typer.Option("--raw-strength", help="λ of Eq. 4 instead, as in the paper; may be repeated.", callback=finite()),
     ] = None,
-    method: Method = "procrustes",
+    method: Method = None,
+    how: How = None,
+    save: Annotated[Path | None, typer.Option(help="With --how: keep the direction of every site here.")] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
     seed: Seed = 0,
     chat: Annotated[bool, typer.Option("--chat", help="Prompts are messages in the model's chat template.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Continue prompts, steered along a concept, beside the unsteered continuation.
+    """Continue prompts, steered along a concept, beside the unsteered continuation and one along a random direction.
 
     Example: atlas-jax steer runs/quickstart --site resid_post.2 --concept "plots" --prompt "This function"
     """  # fmt: skip
@@ -142,23 +158,32 @@ def steer(
     if strength and raw_strength:
         raise AtlasError("give strengths either as --strength or as --raw-strength, not both")
     unit = "raw" if raw_strength else "norm"
-    strengths = list(dict.fromkeys([0.0, *(raw_strength or strength or STRENGTHS)]))
     texts = [*(prompt or ()), *(read_lines(prompts) if prompts else ())]
     if not texts:
         raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
     alignment = load_run(run)
-    translations = {t.site: t for t in (alignment.translation(s, method) for s in site)}
     query = asked_query(alignment, concept, feature, like, unlike)
+    if how is None:
+        translations = {t.site: t for t in (translation_for("steer", alignment, s, method) for s in site)}
+        first = next(iter(translations.values()))
+        method, described = _measured_as(alignment, first), first.described
+    else:
+        translations, method, described = found_directions(alignment, query.vector, site, how, save), how, how
+    asked = raw_strength or strength
+    if not asked:
+        asked, reason = experiments.default_strengths(alignment, list(translations))
+        note(reason)
+    strengths = list(dict.fromkeys([0.0, *asked]))
     about = {"query": query.vector, "ap": stored_ap(run), "steered": True}
     notes(experiments.diagnose(alignment, list(translations), method, **about))
     steered = experiments.steer(
         alignment.subject.model, alignment.atlas, translations, query.vector, texts, strengths,
-        max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat,
+        max_new_tokens=tokens, temperature=temperature, seed=seed, unit=unit, chat=chat, random=True,
     )  # fmt: skip
     notes([experiments.beyond_sense(experiments.median_perplexities(steered))])
-    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit}
+    data = {"atlas_features": [h._asdict() for h in query.features], "unit": unit, "method": method}
     data["steered"] = [s._asdict() for s in steered]
-    title = f"Steering at {', '.join(map(str, translations))} by {method}"
+    title = f"Steering at {', '.join(map(str, translations))} by {described}"
     emit(as_json, data, query.table(), experiments.steered_table(title, steered, unit))
 
 
@@ -172,7 +197,7 @@ def inspect(
     site: Annotated[
         list[str] | None, typer.Option("--site", help="Subject site; may be repeated; all of the run by default.")
     ] = None,
-    method: Method = "procrustes",
+    method: Method = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a concept at every token of a text: the atlas's features of it, and the subject's activation along it.
@@ -182,7 +207,8 @@ def inspect(
     from atlas_jax import experiments
 
     alignment = load_run(run)
-    translations = {t.site: t for t in (alignment.translation(s, method) for s in site or alignment.subject.sites)}
+    of = (translation_for("detect", alignment, s, method) for s in site or alignment.subject.sites)
+    translations = {t.site: t for t in of}
     query = asked_query(alignment, concept, feature, like, unlike)
     features = [hit.index for hit in query.features]
     seen = experiments.token_features(alignment.atlas, text, features)
@@ -198,6 +224,36 @@ def load_run(run: Path) -> "Alignment":
     from atlas_jax.pipeline import Alignment
 
     return Alignment.load(run)
+
+
+def translation_for(use: str, alignment: "Alignment", site: "Site | str", method: str | None) -> "Translation":
+    """Return the translation by a method, or by the one recommended for a use."""
+    return alignment.translation(site, *((method,) if method else alignment.recommended(use)))
+
+
+def _measured_as(alignment: "Alignment", translation: "Translation") -> str:
+    """Return the name of a translation in the run's table of quality, which none of another pooling is in."""
+    own = translation.pooling in (None, alignment.settings.pooling)
+    return translation.method if own else translation.described
+
+
+def found_directions(
+    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None = None
+) -> "dict[Site, Direction]":
+    """Find the direction of a concept at every site, or read those kept in a directory."""
+    from atlas_jax.experiments import HOWS, Direction, concept_directions
+
+    if how not in HOWS and Path(how).is_dir():
+        kept = [Direction.from_pretrained(Path(how) / site) for site in sites]
+        if any(along.query.tolist() != query.tolist() for along in kept):
+            raise AtlasError(f"the directions in '{how}' are of another concept; name the one they were found for")
+        return {along.site: along for along in kept}
+    with progress_bars() as progress:
+        found = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
+    for (site, _), along in found.items():
+        if save is not None:
+            along.save_pretrained(save / str(site))
+    return {site: along for (site, _), along in found.items()}
 
 
 def stored_ap(run: Path) -> dict[tuple[str, str], float]:

@@ -16,6 +16,14 @@ from atlas_jax.experiments._choose import (
     steering_preference as steering_preference,
     whitened_grid as whitened_grid,
 )
+from atlas_jax.experiments._concept_directions import (
+    HOWS as HOWS,
+    How as How,
+    Recipe as Recipe,
+    concept_direction as concept_direction,
+    concept_directions as concept_directions,
+    steering_translation as steering_translation,
+)
 from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
 from atlas_jax.experiments._concepts import (
     ConceptSet as ConceptSet,
@@ -41,11 +49,18 @@ from atlas_jax.experiments._diagnosis import (
     stored_ap as stored_ap,
     weak_sites as weak_sites,
 )
+from atlas_jax.experiments._direction import Direction as Direction
 from atlas_jax.experiments._domains import (
     DomainCell as DomainCell,
     Domains as Domains,
     quality_across_domains as quality_across_domains,
 )
+from atlas_jax.experiments._dose import (
+    default_strengths as default_strengths,
+    suggested_strength as suggested_strength,
+    with_strengths as with_strengths,
+)
+from atlas_jax.experiments._heads import Heads as Heads, quality_by_head as quality_by_head
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,
     Identified as Identified,
@@ -63,7 +78,12 @@ from atlas_jax.experiments._inspect import (
     token_features as token_features,
     token_projections as token_projections,
 )
-from atlas_jax.experiments._judges import AtlasJudge as AtlasJudge, Judge as Judge, agreement as agreement
+from atlas_jax.experiments._judges import (
+    AtlasJudge as AtlasJudge,
+    Judge as Judge,
+    WordsJudge as WordsJudge,
+    agreement as agreement,
+)
 from atlas_jax.experiments._model_judge import ModelJudge as ModelJudge
 from atlas_jax.experiments._paper import (
     Paper as Paper,
@@ -127,6 +147,12 @@ from atlas_jax.experiments._steering_scores import (
     repetition as repetition,
 )
 from atlas_jax.experiments._steering_texts import file_name as file_name
+from atlas_jax.experiments._token_level import (
+    TokenLevel as TokenLevel,
+    TokenRow as TokenRow,
+    localisation as localisation,
+    token_level as token_level,
+)
 
 explore, measure = run_concept, evaluate_quality  # their names before 0.1
 

@@ -21,6 +21,7 @@ from atlas_jax.models import LanguageModel, forward
 from atlas_jax.pipeline import Choice, Fitted, SentenceStream, score_sentences, views
 from atlas_jax.progress import Progress
 from atlas_jax.sharding import mesh_of, replicate
+from atlas_jax.statistics import PassStatistics
 from atlas_jax.steering import Steer
 from atlas_jax.translators import Member
 from atlas_jax.types import Site, Tokens
@@ -60,7 +61,8 @@ class Chooser:
 
     Give it to :func:`atlas_jax.pipeline.align`: a random tenth of the fit half is held out, the members are solved
     from the rest and scored there, and the chosen ones are solved again from the statistics of the whole fit half, as
-    translations ``whitened_detect``, ``whitened_retrieve`` and ``whitened_steer``. No label and no sentence of the
+    translations ``whitened_detect``, ``whitened_retrieve`` and ``whitened_steer``, the last one of the pooling for
+    steering where there is one. No label and no sentence of the
     eval half is read. Ties go to the first member of the grid.
 
     Attributes:
@@ -162,7 +164,7 @@ def score_members(
     averaged = None
     if "retrieve" in uses:
         averaged = averaged_queries(held, held_fitted.statistics, SENTENCES, progress=progress)
-    directions, retrieved = _solve_grid(grid, features, fitted, averaged)
+    directions, retrieved = _solve_grid(grid, features, fitted.statistics, averaged)
     scores = {} if averaged is None else {"retrieve": retrieved}
     if "detect" in uses or "steer" in uses:
         flat = {site: jnp.asarray(d.reshape(-1, d.shape[-1])) for site, d in directions.items()}
@@ -170,15 +172,19 @@ def score_members(
         if "detect" in uses:
             scores["detect"] = {s: _detection(grid, x, scored.positive) for s, x in scored.scores.items()}
         if "steer" in uses:
+            for other in fitted.further.values():
+                directions, _ = _solve_grid(grid, features, other, None)
             scores["steer"] = _steering(grid, held, directions, scored.positive, seed)
     return {use: scores[use] for use in uses}
 
 
 def _solve_grid(
-    grid: Sequence[Member], features: Int[np.ndarray, " q"], fitted: Fitted, averaged: Mapping[Site, Averaged] | None
+    grid: Sequence[Member],
+    features: Int[np.ndarray, " q"],
+    statistics: PassStatistics,
+    averaged: Mapping[Site, Averaged] | None,
 ) -> tuple[dict[Site, Float[np.ndarray, "m q d_s"]], Scores]:
     """Similarity vectors of the one-hot queries by site, members in order; and the scores of retrieval."""
-    statistics = fitted.statistics
     queries = one_hot(features, statistics.sums.atlas.raw.mean.shape[0])
     vectors: dict[Site, dict[Member, np.ndarray]] = {site: {} for site in statistics.sites}
     retrieved: Scores = {site: {} for site in statistics.sites}

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from atlas_jax.experiments._concept_directions import HOWS
 from atlas_jax.experiments._steering import Steered
 from atlas_jax.experiments._steering_plan import SteeringSettings, concept_queries
 from atlas_jax.files import read_json, reading, write_json
@@ -197,7 +198,7 @@ def diagnose_steering(
             "tokens; combine related features"
         )
     groups = [[Site.parse(site) for site in group] for group in settings.sites]
-    for method in settings.methods:
+    for method in (m for m in settings.methods if m not in HOWS):
         sites = dict.fromkeys(alignment.translation(site, method).site for group in groups for site in group)
         found += diagnose(alignment, list(sites), method, ap=ap)
     early = [early_layers(group, alignment.subject.model.config.num_layers) for group in groups]
@@ -328,6 +329,7 @@ def median_perplexities(steered: Sequence[Steered]) -> dict[float, float | None]
       >>> median_perplexities([Steered("A", 0.0, "dog", 1.0, 7.0), Steered("The", 0.0, "cat", 1.0, 9.0)])
       {0.0: 8.0}
     """
+    steered = [s for s in steered if s.along == "concept"]
     found: dict[float, list[float]] = {s.strength: [] for s in steered}
     for s in steered:
         found[s.strength] += [] if s.perplexity is None else [s.perplexity]

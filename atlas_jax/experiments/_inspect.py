@@ -16,7 +16,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import check_query
 from atlas_jax.files import read_json, reading
 from atlas_jax.models import LanguageModel, forward
-from atlas_jax.pipeline._run_files import AGAIN, Record
+from atlas_jax.pipeline._run_files import AGAIN, Record, folder_of
 from atlas_jax.table import Column, Marked, Table
 from atlas_jax.translation import RECORD, Translation
 from atlas_jax.types import Site, Tokens
@@ -29,8 +29,8 @@ class RunFacts(NamedTuple):
 
     Attributes:
       facts: names and values: models, corpus, settings, versions, sizes.
-      translations: a row a site and method: shape, the site's mean token norm, whether the certificate is within its
-        tolerances (None where it judges nothing), bytes.
+      translations: a row a site and method: pooling, shape, the site's mean token norm, the strength suggested for
+        steering, whether the certificate is within its tolerances (None where it judges nothing), bytes.
 
     Example:
       >>> from atlas_jax.experiments import RunFacts
@@ -50,21 +50,32 @@ class RunFacts(NamedTuple):
     def tables(self) -> list[Table]:
         """Tabulate the run's facts, its sites and its translations."""
         facts = [(name, _shown(name, value)) for name, value in self.facts.items()]
+        known = lambda value: "unknown" if value is None else value
         sites = [
-            (r["site"], r["subject features"], r["atlas features"], "unknown" if (n := r["token norm"]) is None else n)
+            (r["site"], r["subject features"], r["atlas features"], known(r["token norm"]), known(r["strength"]))
             for r in {row["site"]: row for row in self.translations}.values()
         ]
         judged = {True: "within", False: "misses", None: "-"}
-        solved = [(r["site"], r["method"], judged[r["within tolerances"]], r["bytes"] / MB) for r in self.translations]
-        norm = "token norm: mean length of the site's activation at a token, the unit of strengths"
+        solved = [
+            (r["site"], r["method"], known(r["pooling"]), judged[r["within tolerances"]], r["bytes"] / MB)
+            for r in self.translations
+        ]
+        norm = (
+            "token norm: mean length of the site's activation at a token, the unit of strengths; strength: the largest "
+            "that leaves neutral text its sense, the default of atlas-jax steer"
+        )
         certificate = "certificate: whether the solution is within its tolerances, - where it judges nothing"
         widths = Column("subject features", "d"), Column("atlas features", "d")
+        units = Column("token norm", ".4g"), Column("strength", "g")
         size = Column("size", ".1f", " MB")
         return [
             Table("Run", (Column(), Column()), facts),
-            Table("Sites", (Column("site"), *widths, Column("token norm", ".4g")), sites, norm),
-            Table("Translations", (Column("site"), Column("method"), Column("certificate"), size), solved, certificate),
-        ]
+            Table("Sites", (Column("site"), *widths, *units), sites, norm),
+            Table(
+                "Translations",
+                (Column("site"), Column("method"), Column("pooling"), Column("certificate"), size), solved, certificate,
+            ),
+        ]  # fmt: skip
 
 
 def run_facts(directory: str | Path) -> RunFacts:
@@ -83,8 +94,11 @@ def run_facts(directory: str | Path) -> RunFacts:
     with reading(directory / "corpus" / "corpus.json", AGAIN):
         corpus = read_json(directory / "corpus" / "corpus.json")
         facts = _facts(directory, record, corpus)
-    rows = [_translation(directory, site, method) for site in record.settings.sites for method in record.methods]
-    return RunFacts(facts, rows)
+    steering = [(method, record.settings.steer_pooling) for method in record.steering]
+    each = [*((method, None) for method in record.methods), *steering]
+    rows = [_translation(directory, site, *of) for site in record.settings.sites for of in each]
+    strengths = {str(site): strength for site, strength in record.strengths.items()}
+    return RunFacts(facts, [row | {"strength": strengths.get(row["site"])} for row in rows])
 
 
 def _facts(directory: Path, record: Record, corpus: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,14 +125,15 @@ def _source(source: Mapping[str, Any]) -> str:
     return path if Path(path).is_dir() else f"{path} (no longer there)"
 
 
-def _translation(directory: Path, site: str, method: str) -> dict[str, Any]:
-    folder = directory / "translations" / site / method
+def _translation(directory: Path, site: str, method: str, pooling: str | None) -> dict[str, Any]:
+    folder = folder_of(directory, site, method, pooling)
     with reading(folder / RECORD, AGAIN):
         record = read_json(folder / RECORD)
         (d_s, d_c), certificate = record["shape"], record["certificate"]
         return {
             "site": site,
-            "method": method,
+            "method": method if pooling is None else f"{method}:{pooling}",
+            "pooling": record.get("pooling"),
             "subject features": d_s,
             "atlas features": d_c,
             "token norm": record.get("token_norm"),

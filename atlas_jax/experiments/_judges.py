@@ -13,7 +13,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._identify import check_query
 from atlas_jax.experiments._model_judge import batches
 from atlas_jax.experiments._rating import check_aspect
-from atlas_jax.labels import StaticEmbedding
+from atlas_jax.labels import StaticEmbedding, terms
 from atlas_jax.pipeline import encode_batch
 
 PARTS = ("activation", "embedding")
@@ -84,6 +84,42 @@ def agreement(
     expected = np.outer(observed.sum(axis=1), observed.sum(axis=0)) / max(1, len(pairs))
     by_chance = float(np.sum(cost * expected))
     return 1 - float(np.sum(cost * observed)) / by_chance if by_chance else float("nan")
+
+
+class WordsJudge:
+    """Offline judge that asks no model: a text has a concept where it has a word of the concept's name.
+
+    Words are compared by their stems; function words and numbers do not count.
+
+    Attributes:
+      missing: texts so far whose concept has no word.
+
+    Example:
+      >>> from atlas_jax.experiments import WordsJudge
+      >>> WordsJudge().judge("978 dogs, training", ["A dog barks.", "Rain falls on 978 roofs."])
+      [2, 0]
+    """
+
+    name, aspects = "words", ("concept",)
+
+    def __init__(self) -> None:
+        self.missing = 0
+
+    def judge(
+        self, concept: str, texts: Sequence[str], aspect: str = "concept", *, instruction: Sequence[str] | None = None
+    ) -> list[int | None]:
+        """Rate texts 2 or 0, None for a concept without words.
+
+        Raises:
+          AtlasError: for another aspect than the concept, or what is no text.
+        """
+        del instruction
+        check_aspect(self.name, self.aspects, aspect)
+        texts, words = as_texts(texts), {word for word in terms(concept) if not word.isnumeric()}
+        if not words:
+            self.missing += len(texts)
+            return [None] * len(texts)
+        return [2 if words & set(terms(text)) else 0 for text in texts]
 
 
 @dataclasses.dataclass(eq=False)

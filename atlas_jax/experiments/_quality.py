@@ -219,11 +219,6 @@ def quality_row(
     return QualityRow(site, method, bootstrap_mean(ranked.auroc), bootstrap_mean(ranked.average_precision))
 
 
-def best_method(quality: Quality) -> str:
-    """Return the method of the row with the highest AP; ties go to the first."""
-    return max(quality.rows, key=lambda row: row.average_precision.mean).method
-
-
 def evaluate_quality(
     alignment: Alignment, *, features: int | None = None, progress: Progress | None = None
 ) -> tuple[Alignment, Quality]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from atlas_jax.corpus import Corpus
+from atlas_jax.experiments._dose import default_strengths, with_strengths
 from atlas_jax.experiments._identify import Identified, concept_query, hits_table, identified_table, identify
-from atlas_jax.experiments._quality import Quality, alignment_tables, best_method, kept, measured
+from atlas_jax.experiments._quality import Quality, alignment_tables, kept, measured
 from atlas_jax.experiments._steering import Steered, Unit, steer, steered_table
 from atlas_jax.files import new_directory, write_json
 from atlas_jax.labels import Hit
@@ -28,10 +29,11 @@ class Concept(NamedTuple):
       text: the words searched for.
       hits: the atlas features whose labels match, with their weights in the query.
       site: of its subject features.
-      method: the translation used.
+      method: of the translation that identified them.
       identified: the subject features.
       steered: continuations by prompt and strength.
       unit: of the strengths, see :func:`steer`.
+      steer_method: of the translation that was steered along, with its pooling in words.
 
     Example:
       >>> from atlas_jax import Site
@@ -49,6 +51,7 @@ class Concept(NamedTuple):
     identified: list[Identified]
     steered: list[Steered]
     unit: Unit = "raw"
+    steer_method: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -59,6 +62,7 @@ class Concept(NamedTuple):
             "method": self.method,
             "identified": [i.to_dict() for i in self.identified],
             "unit": self.unit,
+            "steer_method": self.steer_method,
             "steered": [s._asdict() for s in self.steered],
         }
 
@@ -70,14 +74,14 @@ class Concept(NamedTuple):
         return [
             hits_table(f"{name}: atlas features", self.hits),
             identified_table(f"{name}: subject features at {where}", self.identified),
-            steered_table(f"{name}: steering", self.steered, self.unit),
+            steered_table(f"{name}: steering by {self.steer_method or self.method}", self.steered, self.unit),
         ]
 
 
 def run_concept(
     alignment: Alignment,
     text: str,
-    method: str,
+    method: str | None = None,
     *,
     steer_sites: Sequence[Site],
     prompts: Sequence[str],
@@ -88,7 +92,8 @@ def run_concept(
 ) -> Concept:
     """Take one concept through the whole chain: label search, query, identification, steering at some sites.
 
-    Subject features are those of the site with the most similar one.
+    Subject features are those of the site with the most similar one. ``method`` is for both; without it each uses the
+    translation that is recommended for it.
 
     Raises:
       AtlasError: if no label matches the text.
@@ -103,22 +108,26 @@ def run_concept(
       'procrustes'
     """
     query, hits, _ = concept_query(alignment.atlas, concept=text, k=atlas_features)
-    at = lambda site: alignment.translation(site, method)
+    of = lambda use: (method,) if method else alignment.recommended(use)
+    at = lambda site, use="retrieve": alignment.translation(site, *of(use))
+    along = {s: at(s, "steer") for s in steer_sites}
     site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
     tokenizer = alignment.subject.model.tokenizer
     identified = identify(at(site), query, alignment.strongest(site), alignment.corpus.sentence, tokenizer)
     steered = steer(
         alignment.subject.model,
         alignment.atlas,
-        {s: at(s) for s in steer_sites},
+        along,
         query,
         prompts,
         strengths,
         max_new_tokens=max_new_tokens,
         seed=alignment.settings.seed,
         unit=unit,
+        random=True,
     )
-    return Concept(text, hits, site, method, identified, steered, unit)
+    described = next(iter(along.values())).described
+    return Concept(text, hits, site, at(site).method, identified, steered, unit, described)
 
 
 class Result(NamedTuple):
@@ -150,16 +159,16 @@ def quickstart(
     *,
     concepts: Sequence[str],
     prompts: Sequence[str],
-    strengths: Sequence[float],
+    strengths: Sequence[float] | None = None,
     progress: Progress | None = None,
     chooser: Chooser | None = None,
     overwrite: bool = False,
 ) -> Result:
     """Align a subject to an atlas, measure every method, and take concepts through identification and steering.
 
-    Concepts use the method of highest AP, the first where none could be measured. Steering acts on the sites of the
-    residual stream, or on all sites where there is none; strengths are in mean token norms of a site. The run is
-    written when its translations are there, even if a later step fails.
+    Concepts use the translations recommended for each use. Steering acts on the sites of the residual stream, or on all
+    sites where there is none; strengths are in mean token norms of a site, by default shares of the suggested one. The
+    run is written when its translations are there, even if a later step fails.
 
     Raises:
       AtlasError: for anything wrong with the text, the methods, a concept or the place to write to.
@@ -178,15 +187,20 @@ def quickstart(
     for text in concepts:
         concept_query(pair.atlas, concept=text)
     with new_directory(out, overwrite=overwrite) as directory:
-        run = measured(align(pair, corpus, settings, progress=progress, chooser=chooser), progress=progress)
+        aligned = with_strengths(align(pair, corpus, settings, progress=progress, chooser=chooser))
+        run = measured(aligned, progress=progress)
         alignment = run.alignment
-        method = settings.methods[0] if run.quality is None else best_method(run.quality)
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
-        options = {"steer_sites": residual or alignment.subject.sites, "prompts": prompts, "strengths": strengths}
+        steered = residual or list(alignment.subject.sites)
+        if strengths is None:
+            found, reason = default_strengths(alignment, steered)
+            _log.info(reason)
+            strengths = [0.0, *found]
+        options = {"prompts": prompts, "strengths": strengths}
         _log.info("searching, identifying and steering")
         explored, faults = [], []
         with kept(faults):
-            explored = [run_concept(alignment, text, method, unit="norm", **options) for text in concepts]
+            explored = [run_concept(alignment, c, steer_sites=steered, unit="norm", **options) for c in concepts]
         run.save(directory)
         write_json(directory / "tables" / "concepts.json", [c.to_dict() for c in explored])
     run.raise_fault()

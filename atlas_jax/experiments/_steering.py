@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._direction import Direction
 from atlas_jax.experiments._identify import check_query
 from atlas_jax.models import Generation, LanguageModel, generate, run
 from atlas_jax.pipeline import encode_batch
@@ -38,6 +39,7 @@ class Steered(NamedTuple):
       text: the continuation.
       concept: mean pooled activation of the query's atlas features on the continuation, weighted as in the query.
       perplexity: of the continuation after the prompt under the unsteered subject; None where it has no token.
+      along: what was steered along, "concept" or "random".
 
     Example:
       >>> from atlas_jax.experiments import Steered
@@ -50,12 +52,13 @@ class Steered(NamedTuple):
     text: str
     concept: float
     perplexity: float | None = None
+    along: str = "concept"
 
 
 def steer(
     model: LanguageModel,
     atlas: ConceptAtlas,
-    translations: Mapping[Site, Translation],
+    translations: Mapping[Site, Translation | Direction],
     query: Any,
     prompts: Sequence[str],
     strengths: Sequence[float],
@@ -65,6 +68,7 @@ def steer(
     seed: int = 0,
     unit: Unit = "raw",
     chat: bool = False,
+    random: bool = False,
 ) -> list[Steered]:
     """Steer along a concept at every site of ``translations`` at once; all rows decode as one batch.
 
@@ -73,7 +77,7 @@ def steer(
     Args:
       model: the subject.
       atlas: the Concept Atlas, which judges the continuations.
-      translations: by site, where to steer.
+      translations: by site, where to steer: along the translated query, or along a direction found otherwise.
       query: the concept query ``[d_c]``.
       prompts: what to continue.
       strengths: in ``unit``; negative ones steer away from the concept.
@@ -84,13 +88,15 @@ def steer(
         in the paper. "norm" is one mean token norm of the site along ``s_c`` of unit length, which means the same at
         every site of every model. "length" is one unit of the activation along ``s_c``.
       chat: each prompt is a user's message in the model's own chat template.
+      random: steer along a random direction too, of the same length and at the largest strength.
 
     Returns:
-      One entry a prompt and strength, prompts outermost.
+      One entry a prompt and strength, prompts outermost; with ``random`` one more a prompt, after the others.
 
     Raises:
       AtlasError: for a query or strengths that are not finite, a query that is zero or has no direction at a site,
-        translations that do not know the token norm of their site and ``unit="norm"``, or ``chat`` without a template.
+        translations that do not know the token norm of their site and ``unit="norm"``, a :class:`Direction` and
+        ``unit="raw"``, or ``chat`` without a template.
 
     Example:
       >>> from atlas_jax import Alignment  # doctest: +SKIP
@@ -105,19 +111,28 @@ def steer(
     check_query(query)
     finite_numbers(strengths, "the strength")
     check_unit(unit)
-    grid = [(p, s) for p in prompts for s in strengths]
-    strength = jnp.asarray([s for _, s in grid], jnp.float32)
-    along = {site: steering_direction(t, query, unit) for site, t in translations.items()}
-    edits = {site: Steer(vector, strength) for site, vector in along.items()}
-    seeds = [seed + prompts.index(p) for p, _ in grid]
+    ways = [(s, "concept") for s in strengths] + [(max(strengths, key=abs), "random")] * (random and any(strengths))
+    grid = [(p, *way) for p in prompts for way in ways]
+    strength = jnp.asarray([s for _, s, _ in grid], jnp.float32)
+    edits = {}
+    for number, (site, t) in enumerate(translations.items()):
+        own = steering_direction(t, query, unit)
+        vectors = {"concept": own, "random": _random_like(own, [seed, number])}
+        edits[site] = Steer(jnp.stack([vectors[along] for *_, along in grid]), strength)
+    seeds = [seed + prompts.index(p) for p, *_ in grid]
     ids = {p: as_chat(model, p) if chat else model.tokenizer.encode([p])[0] for p in prompts}
-    rows = [ids[p] for p, _ in grid]
+    rows = [ids[p] for p, *_ in grid]
     generation = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
     measured = concept_activation(atlas, query, generation.texts), perplexities(model, rows, generation)
     return [
-        Steered(p, float(s), text, concept, perplexity)
-        for (p, s), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
+        Steered(p, float(s), text, concept, perplexity, along)
+        for (p, s, along), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
     ]
+
+
+def _random_like(x: Float[Array, " d"], seed: list[int]) -> Float[Array, " d"]:
+    drawn = np.random.default_rng(seed).standard_normal(x.shape[0])
+    return jnp.asarray(drawn / np.linalg.norm(drawn), jnp.float32) * jnp.linalg.norm(x)
 
 
 def check_unit(unit: str) -> None:
@@ -126,8 +141,10 @@ def check_unit(unit: str) -> None:
         raise AtlasError(f"unknown unit of strength '{unit}'; known are {', '.join(UNITS)}")
 
 
-def steering_direction(translation: Translation, query: Any, unit: Unit) -> Float[Array, " d_s"]:
+def steering_direction(translation: Translation | Direction, query: Any, unit: Unit) -> Float[Array, " d_s"]:
     """Return what steering at strength 1 adds to an activation ``[d_s]``; units as in :func:`steer`."""
+    if isinstance(translation, Direction):
+        return jnp.asarray(translation.along(unit))
     if unit == "norm":
         return translation.direction(query)
     similarity = translation.similarity(query)
@@ -165,18 +182,20 @@ def steered_table(title: str, steered: Sequence[Steered], unit: Unit) -> Table:
       >>> from atlas_jax.experiments import Steered, steered_table
       >>> table = steered_table("Steering", [Steered("The", 0.5, " dog  barks", 1.2, 9.0)], "norm")
       >>> table.rows
-      [('The', 0.5, 1.2, 9.0, 'dog barks')]
+      [('The', 'concept', 0.5, 1.2, 9.0, 'dog barks')]
     """
     columns = (
         Column("prompt", group=True),
+        Column("along"),
         Column("strength", "g"),
         Column("concept", ".2f"),
         Column("perplexity", ".3g"),
         Column("continuation"),
     )
-    rows = [(s.prompt, float(s.strength), s.concept, s.perplexity, " ".join(s.text.split())) for s in steered]
+    rows = [(s.prompt, s.along, float(s.strength), s.concept, s.perplexity, " ".join(s.text.split())) for s in steered]
     caption = (
-        f"strength: {MEANING[unit]}, 0 is the baseline; concept: activation of the query's atlas features on the "
+        f"strength: {MEANING[unit]}, 0 is the baseline; random: a direction of the same length; "
+        "concept: activation of the query's atlas features on the "
         "continuation; perplexity: of the continuation under the unsteered subject, sense is lost where it soars"
     )
     return Table(title, columns, rows, caption)
@@ -190,8 +209,9 @@ def expression_rates(steered: Sequence[Steered]) -> dict[float, float]:
       >>> expression_rates([Steered("The", 0.5, " dog barks", 1.2), Steered("A", 0.5, " list", 0.0)])
       {0.5: 0.5}
     """
-    strengths = dict.fromkeys(s.strength for s in steered)
-    return {at: float(np.mean([s.concept > 0 for s in steered if s.strength == at])) for at in strengths}
+    own = [s for s in steered if s.along == "concept"]
+    strengths = dict.fromkeys(s.strength for s in own)
+    return {at: float(np.mean([s.concept > 0 for s in own if s.strength == at])) for at in strengths}
 
 
 CELLS = 2**26  # logits that are held at a time

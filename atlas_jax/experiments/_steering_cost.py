@@ -77,13 +77,14 @@ def steering_cost(
     wanted = [(m, g, c.name) for m in methods for g in groups for c in settings.concepts]
     lines = [c for c in json_lines(path) if c]
     there = {tuple(c["of"]): c for c in lines}
-    report, tokens = progress or unreported, _neutral(alignment, sentences)
+    report = progress or unreported
+    tokens = neutral_tokens(alignment.subject.model, alignment.corpus.eval, sentences, alignment.settings.max_length)
     report("cost", 0, len(wanted), 0)
     with appended(path, lines) as add:
         for done, of in enumerate(wanted, 1):
             if of not in there:
                 vectors = {s: along().subject[of[0], s, of[2]] for s in map(Site.parse, of[1].split("+"))}
-                there[of] = {"of": of} | _measure(alignment.subject.model, tokens, settings.strengths, vectors)
+                there[of] = {"of": of} | cost_along(alignment.subject.model, tokens, settings.strengths, vectors)
                 add([there[of]])
             report("cost", done, len(wanted), 0)
     costs = []
@@ -97,15 +98,14 @@ def steering_cost(
     return costs
 
 
-def _neutral(alignment: Alignment, count: int) -> Tokens:
-    texts = alignment.corpus.eval
+def neutral_tokens(model: LanguageModel, texts: Sequence[str], count: int, limit: int) -> Tokens:
+    """Return so many of the texts, evenly spread, as one batch."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, count).astype(int)).tolist()
-    model, limit = alignment.subject.model, alignment.settings.max_length
     rows = model.tokenizer.encode([texts[i] for i in chosen], limit)
     return model.tokenizer.pad(rows, -(-max(map(len, rows)) // 8) * 8, chosen)
 
 
-def _measure(
+def cost_along(
     model: LanguageModel, tokens: Tokens, strengths: Sequence[float], vectors: dict[Site, Float[np.ndarray, " _"]]
 ) -> dict[str, list[float]]:
     """Additional nats a token and divergence at every strength, of every sentence against itself unsteered."""

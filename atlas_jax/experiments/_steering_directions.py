@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._concept_directions import HOWS, concept_directions, token_norm
 from atlas_jax.experiments._steering import steering_direction
 from atlas_jax.experiments._steering_plan import LABELLED, NATIVE, SteeringSettings, concept_queries
 from atlas_jax.pipeline import Alignment, SentenceStream, pooled_activations
@@ -58,11 +58,9 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
         means["diffmean"] = difference_of_means(alignment, queries, sites, progress=progress)
     if settings.labelled:
         means[LABELLED] = labelled_difference_of_means(alignment, settings, sites)
+    for method in settings.methods:
+        along |= _of_method(alignment, settings, method, queries, sites, progress)
     for site in sites:
-        translations = {m: alignment.translation(site, m) for m in settings.methods}
-        for method, translation in translations.items():
-            for name, query in queries.items():
-                along[method, site, name] = np.asarray(steering_direction(translation, query, settings.unit))
         for number, name in enumerate(names):
             own = along[settings.methods[0], site, name]
             size = float(np.linalg.norm(own))
@@ -76,6 +74,23 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     if NATIVE in settings.controls:
         native = _native(alignment, settings, sites[-1], queries, along)
     return Directions(along, native)
+
+
+def _of_method(
+    alignment: Alignment,
+    settings: SteeringSettings,
+    method: str,
+    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    sites: Sequence[Site],
+    progress: Progress | None,
+) -> dict[tuple[str, Site, str], Float[np.ndarray, " _"]]:
+    """The directions of a translator, or of a way of :func:`concept_directions`."""
+    if method in HOWS:
+        found = concept_directions(alignment, queries, sites, method, seed=settings.seed, progress=progress)
+    else:
+        found = {(site, name): alignment.translation(site, method) for site in sites for name in queries}
+    add = lambda site, name: steering_direction(found[site, name], queries[name], settings.unit)
+    return {(method, site, name): np.asarray(add(site, name)) for site, name in found}
 
 
 def _of_length(x: Float[np.ndarray, " d"], size: float) -> Float[np.ndarray, " d"]:
@@ -92,11 +107,7 @@ def _native(
 ) -> dict[str, Float[np.ndarray, " _"]]:
     """The decoder's direction of every concept in the foundation model."""
     atlas, method = alignment.atlas, settings.methods[0]
-    if (own := alignment.translation(site, method).token_norm) is None:
-        raise AtlasError(
-            f"the run does not know the token norm of {site}, which the native control is scaled by; align again, or "
-            "leave the control out"
-        )
+    own = token_norm(alignment, site)
     foundation = Subject.from_model(atlas.model, [atlas.site])
     texts = [alignment.corpus.fit[i] for i in range(min(256, len(alignment.corpus.fit)))]
     stream = SentenceStream.from_texts([foundation], texts, max_length=alignment.settings.max_length)

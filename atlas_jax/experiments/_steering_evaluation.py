@@ -113,7 +113,8 @@ def _rated(
     lines = [Rated(**content) for content in json_lines(path) if content]
     there = {r[:5]: r for r in lines}
     wanted = dict(_cells_to_rate(rows, settings, aspect))
-    lacking = [key for key in wanted if key not in there]
+    place = {c.name: i for i, c in enumerate(settings.concepts)}  # a request may hold texts of one concept alone
+    lacking = sorted((key for key in wanted if key not in there), key=lambda key: place[key[0]])
     report, size, groups = progress or unreported, len(settings.prompts), []
     for key in lacking:  # cells of a concept together, for a judge that has several requests under way
         if groups and groups[-1][0][0] == key[0] and len(groups[-1]) < max(1, TOGETHER // size):

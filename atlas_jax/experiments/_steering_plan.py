@@ -185,7 +185,10 @@ def read_labelled_texts(path: Path, concepts: Sequence[SteeringConcept]) -> tupl
     """
     names = {c.name for c in concepts}
     rows = [_labelled_text(line, path, n) for n, line in _lines(path, "concept, text and label")]
-    return tuple(row for row in rows if row.concept in names)
+    own = tuple(row for row in rows if row.concept in names)
+    if not own:
+        raise AtlasError(f"'{path}' has no labelled text of the concepts {', '.join(sorted(names))}")
+    return own
 
 
 def _labelled_text(line: str, path: Path, number: int) -> LabelledText:

@@ -123,8 +123,9 @@ class SteeringEvaluation(NamedTuple):
         meaning = MEANING[self.settings.unit]
         columns = (
             Column("sites", group=True), Column("method"), Column("f", ".1f"), Column("f, λ held out", ".1f"),
-            Column("f, λ < 0", ".1f"), Column("Δa", ".2f"), Column("no effect", "d"), Column("perplexity", ".3g", "×"),
-            Column("distinct-2", ".2f"), Column("repeated", ".2f"), Column("kept", ".0%"),
+            Column("f, λ < 0", ".1f", optional=True), Column("Δa", ".2f"), Column("no effect", "d", optional=True),
+            Column("perplexity", ".3g", "×"), Column("distinct-2", ".2f", optional=True),
+            Column("repeated", ".2f", optional=True), Column("kept", ".0%"),
         )  # fmt: skip
         rated = any(s.harmonic for s in self.scores)
         columns += (Column("C·I·F", ".2f"),) if rated else ()

@@ -74,7 +74,7 @@ class Decoder:
         self.settings, self.along, self.atlas, self.model = settings, along, alignment.atlas, alignment.subject.model
         self.queries = concept_queries(alignment.atlas, settings.concepts)
         sites = dict.fromkeys(Site.parse(site) for group in settings.sites for site in group)
-        self.widths = {site: self.model.config.width(site.point) for site in sites}
+        self.widths = {site: self.model.config.width(site) for site in sites}
         self.row_bytes = row_bytes
 
     def chunks(self) -> list[list[Cell]]:
@@ -127,7 +127,7 @@ class Decoder:
     def _edits(self, cells: Sequence[Cell]) -> dict[Site, Steer]:
         count = len(self.settings.prompts)
         if cells[0].method == NATIVE:
-            zero = np.zeros(self.atlas.model.config.width(self.atlas.site.point), np.float32)
+            zero = np.zeros(self.atlas.model.config.width(self.atlas.site), np.float32)
             vectors = {self.atlas.site: [self.along().native.get(c.concept, zero) for c in cells]}
         else:
             vectors = {site: [self._vector(c, site) for c in cells] for site in self.widths}

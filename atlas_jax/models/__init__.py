@@ -15,5 +15,10 @@ from atlas_jax.models._forward import (
     split_heads as split_heads,
 )
 from atlas_jax.models._generate import Generation as Generation, generate as generate
-from atlas_jax.models._language_model import LanguageModel as LanguageModel, resolve as resolve
+from atlas_jax.models._language_model import (
+    LanguageModel as LanguageModel,
+    every_head as every_head,
+    resolve as resolve,
+)
+from atlas_jax.models._spans import match_tokens as match_tokens, pad_spans as pad_spans
 from atlas_jax.models._tokenizer import Tokenizer as Tokenizer

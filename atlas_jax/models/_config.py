@@ -10,6 +10,7 @@ from typing import Any
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.models._families import FAMILIES, Family
+from atlas_jax.types import Site
 
 # Declared by the configuration classes; of training, of bookkeeping, already read into another attribute, or (the soft
 # cap of Gemma 3) read by no one.
@@ -150,13 +151,15 @@ class ModelConfig:
             return "attention and MLP read the same residual stream, resid_pre, and none lies between them"
         return None
 
-    def width(self, point: str) -> int:
-        """Number of features at a point.
+    def width(self, at: Site | str) -> int:
+        """Number of features of a site, or at a point.
 
-        Heads * head_dim for ``z``, heads for ``head_norm``, the MLP's hidden size for ``mlp_*act``, else the model's.
+        Heads * head_dim for ``z``, head_dim for one of its heads, heads for ``head_norm``, the MLP's hidden size for
+        ``mlp_*act``, else the model's.
         """
+        point, head = (at, None) if isinstance(at, str) else (at.point, at.head)
         if point in ("z", "head_norm"):
-            return self.num_heads * (self.head_dim if point == "z" else 1)
+            return (self.num_heads if head is None else 1) * (self.head_dim if point == "z" else 1)
         return self.intermediate_size if point in ("mlp_act", "mlp_gate_act") else self.hidden_size
 
     @classmethod

@@ -36,8 +36,21 @@ class Taps:
         if site in self.edits:
             x = _apply(self.edits[site], site, x, self.where)
         if site in self.capture:
-            self.acts[site] = x if self.pool is None else self.pool(x)
+            self._keep(site, x)
         return x
+
+    def heads(self, layer: int, z: Float[Array, "b t n h"]) -> Float[Array, "b t d"]:
+        """The same for ``z``, concatenated: single heads are edited first, and all that is kept is kept as edited."""
+        single = lambda sites: [s for s in sites if s.layer == layer and s.head is not None]
+        for site in single(self.edits):
+            z = z.at[:, :, site.head].set(_apply(self.edits[site], site, z[:, :, site.head], self.where))
+        whole = self("z", layer, z.reshape(*z.shape[:2], -1))
+        for site in single(self.capture):
+            self._keep(site, whole.reshape(z.shape)[:, :, site.head])
+        return whole
+
+    def _keep(self, site: Site, x: Float[Array, "b t d"]) -> None:
+        self.acts[site] = x if self.pool is None else self.pool(x)
 
 
 def _apply(edit: Any, site: Site, x: Array, where: Where) -> Array:
@@ -169,7 +182,7 @@ class Attention(nnx.Module):
         here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)
         mask = visible(position, jnp.concatenate([x.position for x in here], axis=1), c.windows[self.layer])
         z = attend(q.astype(here[0].keys.dtype), here, mask, c.query_scale, c.attn_softcap).astype(x.dtype)
-        z = taps("z", self.layer, z.reshape(*x.shape[:2], -1))
+        z = taps.heads(self.layer, z)
         heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
         taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
         return taps("attn_out", self.layer, self.o_proj(z)), None if cache is None else here

@@ -171,6 +171,10 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
         raise AtlasError(
             f"site {site} is past the last layer: the model has {config.num_layers}, so 0 to {config.num_layers - 1}"
         )
+    if site.head is not None and site.head >= config.num_heads:
+        raise AtlasError(
+            f"site {site} is past the last head: the model has {config.num_heads}, so 0 to {config.num_heads - 1}"
+        )
     return site
 
 
@@ -192,7 +196,7 @@ def check_edits(config: ModelConfig, edits: Any, rows: int) -> dict[Site, Any]:
         for one in edits_here:
             if check := getattr(one, "check", None):
                 check()
-            width, there = getattr(one, "width", None), config.width(site.point)
+            width, there = getattr(one, "width", None), config.width(site)
             if width not in (None, there):
                 raise AtlasError(f"an edit of width {width} cannot go to {site}, which is {there} wide")
             if (wanted := getattr(one, "rows", 1)) not in (1, rows):

@@ -240,3 +240,23 @@ def resolve(name: str | Path, revision: str | None = None) -> Path:
     if path.is_absolute() or path.exists() or str(name).startswith(".") or str(name).count("/") != 1:
         raise AtlasError(f"'{name}' is not a directory; give one, or a hub name such as owner/name")
     return from_hub(str(name), revision=revision, allow_patterns=DOWNLOADED, ignore_patterns=NOT_DOWNLOADED)
+
+
+def every_head(model: str | Path, names: Sequence[Any]) -> list[Any]:
+    """Replace each site ``z.LAYER.all`` among names by those of the model's single heads.
+
+    Raises:
+      AtlasError: as :func:`resolve`, or if the model's config cannot be read; both only where there is such a name.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import every_head
+      >>> every_head(SUBJECT, ["mlp_act.1", "z.2.all"])
+      ['mlp_act.1', 'z.2.0', 'z.2.1', 'z.2.2', 'z.2.3']
+    """
+    every = lambda name: isinstance(name, str) and name.startswith("z.") and name.endswith(".all")
+    if not any(map(every, names)):
+        return list(names)
+    config, _ = load_config(resolve(model))
+    heads = lambda name: [f"{name.removesuffix('all')}{head}" for head in range(config.num_heads)]
+    return [site for name in names for site in (heads(name) if every(name) else [name])]

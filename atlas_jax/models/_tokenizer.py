@@ -147,13 +147,16 @@ class Tokenizer:
 
     def span(self, text: str, position: int) -> tuple[int, int]:
         """Return the first character of the token at ``position`` (BOS counted) and the one past its last."""
-        return self.spans(text)[position]
+        return self.spans([text])[0][position]
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Return :meth:`span` of every token."""
-        encoding = self.backend.encode(text)
-        dropped = len(encoding.ids) - len(self._one_bos(encoding.ids))
-        return encoding.offsets[dropped:]
+    def spans(self, texts: Sequence[str], max_length: int | None = None) -> list[list[tuple[int, int]]]:
+        """Return, for each id of :meth:`encode`, the first character of its token and the one past its last.
+
+        Special tokens that are not in the text have the span ``(0, 0)``. The tokens that spell one character together
+        all have its span.
+        """
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=True)
+        return [e.offsets[len(e.ids) - len(self._one_bos(e.ids)) :][:max_length] for e in encodings]
 
     def pad(self, rows: Sequence[Sequence[int]], length: int, index: Sequence[int], side: str = "right") -> Tokens:
         """Stack rows of ids into a batch of one length.

@@ -1,13 +1,7 @@
 """Streams: sentences through both models into statistics, translations and scores."""
 
-from atlas_jax.pipeline._alignment import (
-    Alignment as Alignment,
-    Pair as Pair,
-    align as align,
-    fingerprint as fingerprint,
-    is_finished as is_finished,
-    load_pair as load_pair,
-)
+from atlas_jax.pipeline._align import align as align, fingerprint as fingerprint, is_finished as is_finished
+from atlas_jax.pipeline._alignment import Alignment as Alignment
 from atlas_jax.pipeline._batches import Batch as Batch, BatchShapes as BatchShapes, Block as Block, Ragged as Ragged
 from atlas_jax.pipeline._checkpoint import Checkpoints as Checkpoints
 from atlas_jax.pipeline._choose import (
@@ -32,8 +26,16 @@ from atlas_jax.pipeline._fit import (
     merge_fitted as merge_fitted,
     solve as solve,
 )
+from atlas_jax.pipeline._pair import Pair as Pair, load_pair as load_pair
 from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
 from atlas_jax.pipeline._stream import Cursor as Cursor, SentenceStream as SentenceStream
+from atlas_jax.pipeline._tokens import (
+    PAIRS as PAIRS,
+    TokenFitted as TokenFitted,
+    TokenPairs as TokenPairs,
+    fit_token_statistics as fit_token_statistics,
+    token_pairs as token_pairs,
+)
 
 Pass, fold = SentenceStream, run_stream  # their names until 0.1

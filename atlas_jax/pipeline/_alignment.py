@@ -1,43 +1,42 @@
 """An alignment: a subject, an atlas, the corpus both read, and the translations; saved as a run directory."""
 
 import dataclasses
-import importlib.metadata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import RUN, directory_hash, kind_at, reading, write_json
-from atlas_jax.models import LanguageModel, fingerprint_difference, is_small, numerical_fingerprint, resolve
-from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, solve_choice
-from atlas_jax.pipeline._fit import fit_statistics, solve
+from atlas_jax.files import RUN, reading, write_json
+from atlas_jax.models import fingerprint_difference, is_small, numerical_fingerprint
+from atlas_jax.pipeline._choose import Choice
+from atlas_jax.pipeline._pair import load_pair
 from atlas_jax.pipeline._run_files import (
     AGAIN,
     AlignSettings,
     Record,
-    asked_for,
-    check_same,
+    folder_of,
     read_rate,
     read_top,
     read_translation,
 )
-from atlas_jax.pipeline._stream import BLOCK, SentenceStream
-from atlas_jax.progress import Progress
-from atlas_jax.sharding import is_first, mesh_of
+from atlas_jax.pipeline._stream import SentenceStream
+from atlas_jax.sharding import is_first
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
 from atlas_jax.translation import Translation
-from atlas_jax.translators import needs_of
 from atlas_jax.types import FeatureSpace, Site
+
+PREFERRED = {
+    "detect": ("whitened_detect", "whitened_retrieve", "procrustes"),
+    "retrieve": ("whitened_retrieve", "whitened_detect", "procrustes"),
+    "steer": ("whitened_steer", "covariance", "procrustes"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +53,8 @@ class Alignment:
       rate: share of the fit half in which each atlas feature fires ``[d_c]``.
       top: by site, the held-out sentences that activate each subject feature most; None before they are computed.
       left_out: sentences of the fit half with activations that are not finite, in no statistic.
+      steering: by site and method, the translations made for steering, of another pooling than ``translations``.
+      strengths: by site, a strength to steer with, see :func:`atlas_jax.experiments.suggested_strength`.
       choice: the members of the whitened family chosen on a part of the fit half, where any were asked for; a run
         that was read back has their translations, and the grid in ``tables/whitened.json``.
 
@@ -75,20 +76,56 @@ class Alignment:
     top: Mapping[Site, TopK] | None = None
     left_out: tuple[int, ...] = ()
     choice: Choice | None = None
+    steering: Mapping[tuple[Site, str], Translation] = dataclasses.field(default_factory=dict)
+    strengths: Mapping[Site, float] = dataclasses.field(default_factory=dict)
 
-    def translation(self, site: str | Site, method: str) -> Translation:
+    def translation(self, site: str | Site, method: str, pooling: str | None = None) -> Translation:
         """Return the translation of a site by a method.
 
+        Args:
+          site: the subject site.
+          method: its name, or ``METHOD:POOLING``.
+          pooling: of the subject's activations; by default that of the settings, and that for steering where the method
+            was solved with it alone.
+
         Raises:
-          AtlasError: for a site or method that was not aligned, naming those that were.
+          AtlasError: for a site, method or pooling that was not aligned, naming those that were.
         """
-        key = (Site.parse(site), method)
-        if key not in self.translations:
-            sites, methods = (
-                ", ".join(dict.fromkeys(map(str, names))) for names in zip(*self.translations, strict=True)
-            )
-            raise AtlasError(f"this run has no translation of {key[0]} by {method}; it has {sites}, each by {methods}")
-        return self.translations[key]
+        name, _, given = method.partition(":")
+        site, pooling = Site.parse(site), pooling or given
+        for known in (self.translations, self.steering):
+            t = known.get((site, name))
+            if t is not None and pooling in ("", None, t.pooling or self.settings.pooling):
+                return t
+        sites = ", ".join(dict.fromkeys(str(s) for s, _ in self.translations))
+        asked = f"{name} with {pooling} pooling" if pooling else name
+        raise AtlasError(
+            f"this run has no translation of {site} by {asked}; it has {sites}, each by {', '.join(self.methods)}"
+        )
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Names of all translations of a site, as ``METHOD``, and ``METHOD:POOLING`` where the pooling is another."""
+        others = [f"{m}:{self.settings.steer_pooling}" for _, m in self.steering]
+        return tuple(dict.fromkeys([*(m for _, m in self.translations), *others]))
+
+    def recommended(self, use: str) -> tuple[str, str]:
+        """Return the method and the pooling to use where none is asked for.
+
+        That is the member of the whitened family that was chosen for the use; without one the member chosen for the
+        other of detection and retrieval, and for steering the first method made for it, or covariance; without these
+        Procrustes, and without that the first method of the run.
+
+        Raises:
+          AtlasError: for another use.
+        """
+        if use not in PREFERRED:
+            raise AtlasError(f"unknown use '{use}' of a translation; known are {', '.join(PREFERRED)}")
+        of_steering = use == "steer" and bool(self.steering)
+        there = dict.fromkeys(m for _, m in (self.steering if of_steering else self.translations))
+        pooling = self.settings.steer_pooling if of_steering else self.settings.pooling
+        preferred = PREFERRED[use][:1] if of_steering else PREFERRED[use]
+        return next((m for m in preferred if m in there), next(iter(there))), pooling
 
     def strongest(self, site: str | Site) -> TopK:
         """Return the held-out sentences that activate each feature of a site most.
@@ -116,8 +153,9 @@ class Alignment:
         """
         spaces = {"subject": self.subject, "atlas": self.atlas}
         fingerprints = {name: numerical_fingerprint(space) for name, space in spaces.items()}
-        for (site, method), translation in self.translations.items():
-            translation.save_pretrained(directory / "translations" / str(site) / method, dtype=dtype)
+        for known, pooling in ((self.translations, None), (self.steering, self.settings.steer_pooling)):
+            for (site, method), translation in known.items():
+                translation.save_pretrained(folder_of(directory, site, method, pooling), dtype=dtype)
         if not is_first():
             return
         for site, top in (self.top or {}).items():
@@ -127,12 +165,14 @@ class Alignment:
             write_json(directory / "tables" / "whitened.json", self.choice.record)
         np.save(directory / "rate.npy", self.rate)
         self.corpus.save(directory / "corpus")
-        chosen = [m for m in dict.fromkeys(m for _, m in self.translations) if m not in self.settings.methods]
+        named = {*self.settings.methods, *self.settings.steer_methods}
+        chosen = [m for m in dict.fromkeys(m for _, m in [*self.translations, *self.steering]) if m not in named]
         record = {
             "settings": dataclasses.asdict(self.settings),
             "sources": dict(self.sources),
             "left_out": list(self.left_out),
             "chosen": chosen,
+            "strengths": {str(site): strength for site, strength in self.strengths.items()},
             "top": self.top is not None,
             "dtype": dtype,
             "fingerprints": fingerprints,
@@ -162,16 +202,20 @@ class Alignment:
             _verify(name, space, record.fingerprints.get(name), verify)
         with reading(directory / "corpus", AGAIN):
             corpus = Corpus.load(directory / "corpus")
-        width = pair.atlas.width
-        translations = {
-            (site, method): read_translation(directory, site, method, (d_s, width))
+        width, pooling = pair.atlas.width, settings.steer_pooling
+        read = lambda methods, pooling=None: {
+            (site, method): read_translation(directory, site, method, (d_s, width), pooling)
             for site, d_s in pair.subject.widths.items()
-            for method in record.methods
+            for method in methods
         }
+        translations, steering = read(record.methods), read(record.steering, pooling)
         top, rate = None, read_rate(directory, width)
         if record.top:
             top = {site: read_top(directory, site, d_s, corpus) for site, d_s in pair.subject.widths.items()}
-        return cls(pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top, record.left_out)
+        more = {"steering": steering, "strengths": record.strengths}
+        return cls(
+            pair.subject, pair.atlas, corpus, settings, sources, translations, rate, top, record.left_out, **more
+        )
 
 
 def _verify(name: str, space: FeatureSpace, recorded: Mapping[str, Any] | None, verify: bool | None) -> None:
@@ -183,181 +227,6 @@ def _verify(name: str, space: FeatureSpace, recorded: Mapping[str, Any] | None, 
             "versions in run.json",
             stacklevel=3,
         )
-
-
-class Pair(NamedTuple):
-    """Both feature spaces of an alignment, loaded.
-
-    Attributes:
-      subject: the subject and its sites.
-      atlas: the Concept Atlas.
-      sources: their paths, and hashes of the files there.
-
-    Example:
-      >>> from atlas_jax import AlignSettings, load_pair
-      >>> from atlas_jax.bundled import ATLAS, SUBJECT
-      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
-      >>> pair.subject.widths, pair.atlas.width
-      ({Site('mlp_act.1'): 384}, 1536)
-    """
-
-    subject: Subject
-    atlas: ConceptAtlas
-    sources: dict[str, Any]
-
-
-def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, mesh: Mesh | None = None) -> Pair:
-    """Load both models and check the settings against them.
-
-    Args:
-      subject: the subject model's directory or hub name.
-      atlas: the atlas's directory or hub name.
-      settings: sites, methods, pooling and dtype.
-      mesh: the devices for the parameters, and for everything that is computed with them.
-
-    Raises:
-      AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
-
-    Example:
-      >>> from atlas_jax import AlignSettings, load_pair
-      >>> from atlas_jax.bundled import ATLAS, SUBJECT
-      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
-      >>> len(pair.sources["subject"]["sha256"])
-      64
-    """
-    paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
-    sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
-    model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
-    spaces = Subject.from_model(model, settings.sites, settings.pooling)
-    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
-
-
-def is_finished(
-    directory: str | Path,
-    pair: Pair,
-    corpus: Corpus,
-    settings: AlignSettings,
-    chooser: Chooser | None = None,
-    *,
-    dtype: str = "float32",
-) -> bool:
-    """Return true if a directory holds the run that :func:`align` would make of these arguments, saved in this dtype.
-
-    Raises:
-      AtlasError: if it holds another run, naming every difference.
-
-    Example:
-      >>> from atlas_jax import AlignSettings, build_corpus, load_pair
-      >>> from atlas_jax.bundled import ATLAS, SUBJECT
-      >>> from atlas_jax.corpus import Document
-      >>> from atlas_jax.pipeline import is_finished
-      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
-      >>> pair = load_pair(SUBJECT, ATLAS, settings)
-      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
-      >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))
-      >>> is_finished("no/such/run", pair, corpus, settings)
-      False
-    """
-    if kind_at(directory) != "a run":
-        return False
-    hashes = {name: source["sha256"] for name, source in pair.sources.items()}
-    names = () if chooser is None else chooser.names
-    check_same(Path(directory), asked_for(settings, hashes, corpus.hash, names, dtype))
-    return True
-
-
-def align(
-    pair: Pair,
-    corpus: Corpus,
-    settings: AlignSettings,
-    *,
-    progress: Progress | None = None,
-    checkpoints: Checkpoints | None = None,
-    chooser: Chooser | None = None,
-) -> Alignment:
-    """Stream the fit half once, and solve every method at every site.
-
-    Args:
-      pair: the subject and the atlas, see :func:`load_pair`.
-      corpus: the sentences.
-      settings: methods and the rest; the sites are the pair's.
-      progress: called after every batch of each pass.
-      checkpoints: where the passes are saved now and then; a run stopped at any moment and started again with the
-        same arguments ends with the same bits.
-      chooser: chooses members of the whitened family on a part of the fit half, see
-        :class:`atlas_jax.experiments.Chooser`; they become translations beside the methods.
-
-    Raises:
-      AtlasError: for an unknown method, activations that are not finite in many sentences, or checkpoints of another
-        run.
-      KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
-
-    Example:
-      >>> from atlas_jax import AlignSettings, align, build_corpus, load_pair  # doctest: +SKIP
-      >>> from atlas_jax.bundled import ATLAS, SUBJECT  # doctest: +SKIP
-      >>> from atlas_jax.corpus import Document  # doctest: +SKIP
-      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))  # doctest: +SKIP
-      >>> pair = load_pair(SUBJECT, ATLAS, settings)  # doctest: +SKIP
-      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero."  # doctest: +SKIP
-      >>> text += " The trace is nil. All entries are real."  # doctest: +SKIP
-      >>> text += " The trace is nil. All entries are real."  # doctest: +SKIP
-      >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))  # doctest: +SKIP
-      >>> align(pair, corpus, settings).translation("mlp_act.1", "covariance").matrix.shape  # doctest: +SKIP
-      (384, 1536)
-    """
-    subject, atlas, sources = pair
-    needs, choice = needs_of(settings.methods), None
-    stream = stream_of(subject, atlas, corpus, settings, "fit")
-    if checkpoints is not None:
-        names = () if chooser is None else chooser.names
-        checkpoints.fingerprint = fingerprint(pair, corpus, settings) | {"chosen": list(names)}
-    options = {"top_k": settings.top_k, "progress": progress, "checkpoints": checkpoints}
-    if chooser is None:
-        fitted = fit_statistics(stream, needs, **options)
-    else:
-        needs |= chooser.needs
-        fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, **options)
-    translations = solve(stream, fitted, settings.methods, progress=progress, checkpoints=checkpoints)
-    if choice is not None:
-        translations |= solve_choice(fitted, choice)
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "atlas-jax")}
-    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, **versions}
-    rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
-    left_out = tuple(fitted.faulty)
-    return Alignment(subject, atlas, corpus, settings, sources, translations, rate, left_out=left_out, choice=choice)
-
-
-def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str, Any]:
-    """Return all that decides the bits of an alignment, as plain values, for a checkpoint to agree with.
-
-    Models and SAE enter by the hashes of their files, the corpus by its own.
-
-    Example:
-      >>> from atlas_jax import AlignSettings, build_corpus, load_pair
-      >>> from atlas_jax.bundled import ATLAS, SUBJECT
-      >>> from atlas_jax.corpus import Document
-      >>> from atlas_jax.pipeline import fingerprint
-      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
-      >>> pair = load_pair(SUBJECT, ATLAS, settings)
-      >>> text = "Rows sum to one. Columns sum to two. Diagonals are zero. The trace is nil. All entries are real."
-      >>> corpus = build_corpus([Document(text, "matrices", "example")], percentiles=(0, 100))
-      >>> fingerprint(pair, corpus, settings)["sites"]
-      ['mlp_act.1']
-    """
-    device = jax.devices()[0]
-    return dataclasses.asdict(settings) | {
-        "sites": [str(site) for site in pair.subject.sites],
-        "subject": pair.sources["subject"]["sha256"],
-        "atlas": pair.sources["atlas"]["sha256"],
-        "corpus": corpus.hash,
-        "sentences": len(corpus.fit),
-        "block": BLOCK,
-        "devices": f"{jax.device_count()} x {device.device_kind}",
-        "mesh": str(dict(mesh.shape)) if (mesh := mesh_of(pair.subject)) else None,
-        "processes": jax.process_count(),
-        "jax": jax.__version__,
-        "atlas-jax": importlib.metadata.version("atlas-jax"),
-    }
 
 
 def stream_of(

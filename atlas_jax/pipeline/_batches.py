@@ -1,7 +1,7 @@
 """Batches of sentences (few shapes, little padding, the same on every run), and their way to devices."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from atlas_jax.models import Tokenizer
+from atlas_jax.models import Tokenizer, match_tokens, pad_spans
 from atlas_jax.sharding import Share, gather, global_rows
 from atlas_jax.types import Tokens
 
@@ -58,6 +58,7 @@ class Block(NamedTuple):
     Attributes:
       ids: for each model, the token ids of each sentence.
       index: sentence ids.
+      match: for each token of the second model, that of the first (:func:`match_tokens`); None unless asked for.
 
     Example:
       >>> import numpy as np
@@ -72,17 +73,31 @@ class Block(NamedTuple):
 
     ids: tuple[Ragged, ...]
     index: Int[np.ndarray, " n"]
+    match: Ragged | None = None
 
     @classmethod
     def from_texts(
-        cls, tokenizers: Sequence[Tokenizer], texts: Sequence[str], index: Int[np.ndarray, " n"], max_length: int
+        cls,
+        tokenizers: Sequence[Tokenizer],
+        texts: Sequence[str],
+        index: Int[np.ndarray, " n"],
+        max_length: int,
+        *,
+        matched: bool = False,
     ) -> "Block":
-        """Tokenize for every model; sentences are cut to ``max_length`` tokens."""
-        return cls(tuple(Ragged.from_lists(t.encode(texts, max_length)) for t in tokenizers), index)
+        """Tokenize for every model, and match the tokens if asked to; sentences are cut to ``max_length`` tokens."""
+        block = cls(tuple(Ragged.from_lists(t.encode(texts, max_length)) for t in tokenizers), index)
+        if not matched:
+            return block
+        spans = ([pad_spans([row]) for row in t.spans(texts, max_length)] for t in tokenizers)
+        return block._replace(
+            match=Ragged.from_lists([match_tokens(a, b)[0].tolist() for a, b in zip(*spans, strict=True)])
+        )
 
     def take(self, rows: Int[np.ndarray, " r"]) -> "Block":
         """Return some of the sentences."""
-        return Block(tuple(ids.take(rows) for ids in self.ids), self.index[rows])
+        match = None if self.match is None else self.match.take(rows)
+        return Block(tuple(ids.take(rows) for ids in self.ids), self.index[rows], match)
 
     @property
     def lengths(self) -> Int[np.ndarray, " n"]:
@@ -236,22 +251,31 @@ def _first_of_each(share: Share, x: Int[np.ndarray, "b 2"]) -> Int[np.ndarray, "
 
 def to_device(
     block: Block, batch: Batch, tokenizers: tuple[Tokenizer, ...], mesh: Mesh | None = None
-) -> tuple[Tokens, ...]:
+) -> tuple[Any, ...]:
     """Put one batch of a block on devices, padded, for every model, its rows over "data" of a mesh if there is one.
 
-    Rows that only fill the shape have index -1 and no token that counts. In a run of several processes the block is
-    this one's share, and the batch is that of all of them.
+    Behind the tokens comes the match of a block that has one, -1 in its padding. Rows that only fill the shape have
+    index -1 and no token that counts. In a run of several processes the block is this one's share, and the batch is
+    that of all of them.
     """
     part = block.take(batch.rows)
     index = np.full(batch.size, -1, np.int32)
     index[: len(part.index)] = part.index
-    padded = [_pad(ids, t, (batch.size, batch.length), index) for ids, t in zip(part.ids, tokenizers, strict=True)]
+    shape = batch.size, batch.length
+    padded: list[Any] = [_pad(ids, t, shape, index) for ids, t in zip(part.ids, tokenizers, strict=True)]
+    if part.match is not None:
+        padded.append(_filled(part.match, shape, -1)[0])
     return jax.tree.map(jnp.asarray, tuple(padded)) if mesh is None else global_rows(tuple(padded), mesh)
 
 
 def _pad(rows: Ragged, tokenizer: Tokenizer, shape: tuple[int, int], index: np.ndarray) -> Tokens:
-    ids = np.full(shape, tokenizer.pad_id, np.int32)
-    real = np.zeros(shape, bool)
-    real[: len(rows.lengths)] = np.arange(shape[1]) < rows.lengths[:, None]
-    ids[real] = rows.values
+    ids, real = _filled(rows, shape, tokenizer.pad_id)
     return Tokens(ids, real & ~np.isin(ids, list(tokenizer.special_ids)), index, real)
+
+
+def _filled(rows: Ragged, shape: tuple[int, int], value: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows in an array of a shape that ``value`` fills, and the places they take."""
+    array, real = np.full(shape, value, np.int32), np.zeros(shape, bool)
+    real[: len(rows.lengths)] = np.arange(shape[1]) < rows.lengths[:, None]
+    array[real] = rows.values
+    return array, real

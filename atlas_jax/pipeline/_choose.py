@@ -127,6 +127,7 @@ def fit_and_choose(
     *,
     top_k: int,
     seed: int,
+    further: Mapping[str, frozenset[str]] | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> tuple[Fitted, Choice]:
@@ -135,7 +136,7 @@ def fit_and_choose(
     Arguments as in :func:`fit_statistics`; no sentence is lost to the choice.
     """
     most, held = held_out(stream, seed=seed)
-    options = {"top_k": top_k, "checkpoints": checkpoints, "progress": progress}
+    options = {"top_k": top_k, "further": further, "checkpoints": checkpoints, "progress": progress}
     fitted = fit_statistics(most, needs, **options)
     rest = fit_statistics(held, needs | {"top_k"}, name="held-out", stage="held out", **options)
     try:
@@ -145,21 +146,24 @@ def fit_and_choose(
     return merge_fitted(fitted, rest), choice
 
 
-def solve_choice(fitted: Fitted, choice: Choice) -> dict[tuple[Site, str], Translation]:
-    """Solve the chosen members from the statistics of the whole fit half."""
-    statistics = fitted.statistics
-    wanted = {site: [m for (s, _), m in choice.members.items() if s == site] for site in statistics.sites}
+def solve_choice(
+    fitted: Fitted, choice: Choice, pooling: str, names: Sequence[str]
+) -> dict[tuple[Site, str], Translation]:
+    """Solve the chosen members of some names from the statistics of the whole fit half, of one pooling."""
+    statistics = fitted.further.get(pooling, fitted.statistics)
+    chosen = {key: member for key, member in choice.members.items() if key[1] in names}
+    wanted = {site: [m for (s, _), m in chosen.items() if s == site] for site in statistics.sites}
     solved = {
         (site, member): whitening.solve(member)
         for site, whitening, members in views(statistics, wanted)
         for member in members
     }
     translations = {}
-    for (site, name), member in choice.members.items():
+    for (site, name), member in chosen.items():
         at, (matrix, certificate) = statistics.statistics(site), solved[site, member]
         means = jnp.array(at.subject.raw.mean), jnp.array(at.atlas.raw.mean)
-        norm = fitted.token_norm(site)
-        translations[site, name] = Translation(matrix, *means, name, site, certificate, token_norm=norm)
+        known = {"token_norm": fitted.token_norm(site), "pooling": pooling}
+        translations[site, name] = Translation(matrix, *means, name, site, certificate, **known)
     return translations
 
 

@@ -1,7 +1,8 @@
 """Fitting: both spaces read every batch, pooled activations enter the statistics at once, and these are solved."""
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._run import encode_batch, encode_norms, run_stream
+from atlas_jax.pipeline._run import encode_batch, encode_norms, encode_poolings, run_stream
 from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.progress import Progress
 from atlas_jax.sharding import replicate
@@ -46,6 +47,7 @@ class Fitted(NamedTuple):
       active: sentences in which each atlas feature fired.
       left_out: ids of the sentences with activations that are not finite, in no statistic; -1 in empty places.
       norms: of the subject's activations at single tokens, by site.
+      further: statistics of the same sentences by other poolings of the subject, by their names.
 
     Example:
       >>> import jax.numpy as jnp
@@ -63,6 +65,7 @@ class Fitted(NamedTuple):
     active: Int[Array, " d_c"]
     left_out: Int[Array, " f"]
     norms: TokenNorms
+    further: dict[str, PassStatistics] = {}
 
     @property
     def faulty(self) -> list[int]:
@@ -85,6 +88,7 @@ def fit_statistics(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     state: Fitted | None = None,
+    further: Mapping[str, Iterable[str]] | None = None,
 ) -> Fitted:
     """Run one pass over the fit half that serves every method that needs no second one.
 
@@ -100,6 +104,7 @@ def fit_statistics(
       progress: called after every batch.
       checkpoints: where the state is saved now and then, and from where a stopped pass continues.
       state: what a pass over other sentences left, to add these to; donated. Empty by default.
+      further: names of statistics by other poolings of the subject, each accumulated in the same pass.
 
     Raises:
       AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
@@ -116,18 +121,26 @@ def fit_statistics(
       >>> float(fitted.statistics.sums.weight)
       3.0
     """
-    subject, atlas = stream.spaces
+    (subject, atlas), further = stream.spaces, further or {}
+    if further:
+        subject = dataclasses.replace(subject, further=tuple(further))
+    init = lambda needs: PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
 
     def empty() -> Fitted:
-        statistics = PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
         active, left_out = jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
-        return Fitted(statistics, active, left_out, TokenNorms.init(subject.widths))
+        others = {pooling: init(names) for pooling, names in further.items()}
+        return Fitted(init(needs), active, left_out, TokenNorms.init(subject.widths), others)
 
     def step(state: Fitted, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
         _check_finite(state)
-        a_s, *norms = encode_norms(subject, tokens_s)
+        others: dict[str, Any] = {}
+        if further:
+            others, *norms = encode_poolings(subject, tokens_s)
+            a_s = others.pop(subject.pooling)
+        else:
+            a_s, *norms = encode_norms(subject, tokens_s)
         a_c = encode_batch(atlas, tokens_c)[atlas.site]
-        return _fit_step(state, a_s, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
+        return _fit_step(state, a_s, others, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
 
     state = on_mesh(empty, stream.mesh) if state is None else state
     named = {"name": name, "stage": stage}
@@ -157,7 +170,8 @@ def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
     left_out = np.full(max(LEFT_OUT, faulty.size), -1, np.int32)
     left_out[: faulty.size] = np.sort(faulty)
     statistics, norms = merge_pass(a.statistics, b.statistics), merge_norms(a.norms, b.norms)
-    merged = Fitted(statistics, a.active + b.active, jnp.asarray(left_out), norms)
+    further = {pooling: merge_pass(own, b.further[pooling]) for pooling, own in a.further.items()}
+    merged = Fitted(statistics, a.active + b.active, jnp.asarray(left_out), norms, further)
     _check_finite(merged)
     return merged
 
@@ -175,6 +189,7 @@ def _check_finite(state: Fitted) -> None:
 def _fit_step(
     state: Fitted,
     a_s: dict[Site, Float[Array, "b _"]],
+    others: dict[str, dict[Site, Float[Array, "b _"]]],
     a_c: Float[Array, "b d_c"],
     norms: NormSums,
     index: Int[Array, " b"],
@@ -182,14 +197,17 @@ def _fit_step(
     mesh: Mesh | None,
 ) -> Fitted:
     real = index >= 0
-    statistics = update_pass(state.statistics, a_s, a_c, real.astype(jnp.float32), index, mesh=mesh)
+    add = lambda old, acts: update_pass(old, acts, a_c, real.astype(jnp.float32), index, mesh=mesh)
+    statistics = add(state.statistics, a_s)
+    further = {pooling: add(old, others[pooling]) for pooling, old in state.further.items()}
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a), axis=1) for a in (a_c, *a_s.values())]), axis=0)
     active = jnp.sum((a_c > 0) & (real & finite)[:, None], axis=0, dtype=jnp.int32)
     faulty = real & ~finite
     place = state.statistics.nonfinite.rows + jnp.cumsum(faulty, dtype=jnp.int32) - 1
     left_out = state.left_out.at[jnp.where(faulty, place, LEFT_OUT)].set(index, mode="drop")
     kept = jax.tree.map(lambda x: jnp.sum(jnp.where(real & finite, x, 0.0)), norms)
-    return Fitted(statistics, *replicate((state.active + active, left_out, add_norms(state.norms, kept)), mesh))
+    whole = replicate((state.active + active, left_out, add_norms(state.norms, kept)), mesh)
+    return Fitted(statistics, *whole, further)
 
 
 def fit_lenses(
@@ -234,6 +252,7 @@ def solve(
     fitted: Fitted,
     methods: Sequence[str],
     *,
+    pooling: str | None = None,
     metadata: dict[str, Any] | None = None,
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
@@ -244,6 +263,7 @@ def solve(
       stream: the pass the statistics are of.
       fitted: its statistics.
       methods: names in :data:`atlas_jax.translators.METHODS`.
+      pooling: of the subject, one of ``fitted.further``; that of the subject by default.
       metadata: plain values to keep with every translation.
       progress: called after every batch of the second pass.
       checkpoints: where the state of the second pass is saved now and then.
@@ -262,13 +282,14 @@ def solve(
       >>> [method for _, method in solve(stream, fitted, ["covariance", "correlation"])]
       ['covariance', 'correlation']
     """
-    lenses = {}
+    lenses, of_pass = {}, fitted.statistics if pooling is None else fitted.further[pooling]
     if any(METHODS[m].second_pass for m in methods):
-        lenses = fit_lenses(stream, fitted.statistics, progress=progress, checkpoints=checkpoints)
+        lenses = fit_lenses(stream, of_pass, progress=progress, checkpoints=checkpoints)
     translations = {}
-    for site in fitted.statistics.sites:
-        statistics = fitted.statistics.statistics(site)._replace(lens=lenses.get(site))
+    own = {"metadata": metadata, "pooling": pooling or getattr(stream.spaces[0], "pooling", None)}
+    for site in of_pass.sites:
+        statistics = of_pass.statistics(site)._replace(lens=lenses.get(site))
         for method in methods:
-            options = {"site": site, "metadata": metadata, "token_norm": fitted.token_norm(site)}
+            options = own | {"site": site, "token_norm": fitted.token_norm(site)}
             translations[site, method] = Translation.from_statistics(statistics, method, **options)
     return translations

@@ -13,6 +13,7 @@ from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._stream import Cursor, SentenceStream
 from atlas_jax.pooling import Pooled
 from atlas_jax.progress import Progress, unreported
+from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, NormedSpace, Site, Tokens
 
 State = TypeVar("State")
@@ -88,6 +89,14 @@ def encode_norms(
     if isinstance(space, NormedSpace):
         return *space.encode_norms(tokens), count
     return space.encode(tokens), {site: jnp.full_like(count, jnp.nan) for site in space.widths}, count
+
+
+@jax.jit
+def encode_poolings(
+    space: Subject, tokens: Tokens
+) -> tuple[dict[str, dict[Site, Float[Array, "b _"]]], dict[Site, Float[Array, " b"]], Float[Array, " b"]]:
+    """Compute the same by every pooling of a subject."""
+    return *space.encode_poolings(tokens), jnp.sum(tokens.mask, axis=1, dtype=jnp.float32)
 
 
 @jax.jit

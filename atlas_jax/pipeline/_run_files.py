@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,13 @@ from atlas_jax.files import RUN, differences, reading
 from atlas_jax.pooling import POOLINGS
 from atlas_jax.statistics import TopK
 from atlas_jax.translation import RECORD, Translation
-from atlas_jax.translators import needs_of
+from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 
 DTYPES = ("float32", "bfloat16")
 _LEAST = {"max_length": 1, "token_budget": 1, "top_k": 1, "seed": 0}
+LATER = {"steer_pooling": None, "steer_methods": ()}  # settings that older runs do not state, as they were made
+FOR_STEERING = "whitened_steer"
 AGAIN = "align again with --overwrite"
 
 
@@ -33,6 +35,9 @@ class AlignSettings:
       sites: subject sites, as names; each once, in the order given.
       methods: names in :data:`atlas_jax.translators.METHODS`, each once.
       pooling: over the tokens of a sentence.
+      steer_pooling: over the tokens of a sentence, for the translations made for steering; None for none but those of
+        ``pooling``. Max pooling suits detection and retrieval, and distorts directions to steer along.
+      steer_methods: names of methods that are solved with it too, without a second pass; the first is the default.
       max_length: tokens at which sentences are cut.
       token_budget: tokens of a batch, for each model.
       top_k: activations per feature that SemanticLens averages.
@@ -56,12 +61,15 @@ class AlignSettings:
     top_k: int = 50
     seed: int = 0
     dtype: str = "float32"
+    steer_pooling: str | None = "mean"
+    steer_methods: tuple[str, ...] = ("covariance",)
 
     def __post_init__(self) -> None:
         sites = tuple(dict.fromkeys(str(Site.parse(site)) for site in self._several("sites")))
         object.__setattr__(self, "sites", sites)
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self._several("methods"))))
         needs_of(self.methods)
+        self._check_steering()
         for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
             if getattr(self, name) not in known:
                 raise AtlasError(f"unknown {name} '{getattr(self, name)}'; known are {', '.join(known)}")
@@ -69,6 +77,23 @@ class AlignSettings:
             value = getattr(self, name)
             if not isinstance(value, Integral) or value < least:
                 raise AtlasError(f"{name} is {value!r}; give a whole number of at least {least}")
+
+    def _check_steering(self) -> None:
+        """Refuse a pooling that is unknown and methods that cannot be; without another pooling there are none."""
+        methods = tuple(dict.fromkeys(self._several("steer_methods")))
+        if self.steer_pooling in (None, "none", self.pooling) or not methods:
+            object.__setattr__(self, "steer_pooling", None)
+            methods = ()
+        elif self.steer_pooling not in POOLINGS:
+            raise AtlasError(f"unknown steer_pooling '{self.steer_pooling}'; known are none, {', '.join(POOLINGS)}")
+        needs_of(methods)
+        if second := [m for m in methods if METHODS[m].second_pass]:
+            raise AtlasError(f"{second[0]} needs a second pass, which is not made for steering; name other methods")
+        object.__setattr__(self, "steer_methods", methods)
+
+    def steer_chosen(self, chosen: Sequence[str]) -> tuple[str, ...]:
+        """Return those of the chosen translations that are made for steering, with its own pooling."""
+        return tuple(name for name in chosen if name == FOR_STEERING and self.steer_pooling)
 
     def _several(self, name: str) -> tuple:
         value = getattr(self, name)
@@ -88,6 +113,8 @@ class Record(NamedTuple):
       top: true if the maximally activating sentences were computed.
       dtype: of the stored translations, None in runs without it.
       fingerprints: of the forward passes of subject and atlas, empty in runs that have none.
+      strengths: to steer with, by site; empty in runs that have none.
+      unstated: settings that were not there yet when the run was made.
     """
 
     settings: AlignSettings
@@ -97,6 +124,8 @@ class Record(NamedTuple):
     top: bool
     dtype: str | None
     fingerprints: Mapping[str, Any]
+    strengths: Mapping[Site, float] = {}
+    unstated: frozenset[str] = frozenset()
 
     @classmethod
     def read(cls, directory: Path) -> "Record":
@@ -110,6 +139,8 @@ class Record(NamedTuple):
         with reading(directory / RUN, AGAIN):
             raw = json.loads((directory / RUN).read_text(encoding="utf-8"))
             settings = {k: tuple(v) if isinstance(v, list) else v for k, v in raw["settings"].items()}
+            unstated = frozenset(LATER.keys() - settings.keys())
+            strengths = {Site.parse(site): float(x) for site, x in raw.get("strengths", {}).items()}
             sources = raw["sources"]
             for name, key in [(name, key) for name in ("subject", "atlas") for key in ("path", "sha256")]:
                 if not isinstance(sources[name][key], str):
@@ -117,19 +148,26 @@ class Record(NamedTuple):
             left_out, chosen = (raw.get(name, []) for name in ("left_out", "chosen"))
             top = bool(raw.get("top", (directory / "top").is_dir()))
             return cls(
-                AlignSettings(**settings), sources, tuple(map(int, left_out)), tuple(map(str, chosen)), top,
-                raw.get("dtype"), dict(raw.get("fingerprints", {})),
+                AlignSettings(**LATER | settings), sources, tuple(map(int, left_out)), tuple(map(str, chosen)), top,
+                raw.get("dtype"), dict(raw.get("fingerprints", {})), strengths, unstated,
             )  # fmt: skip
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """Names of the translations at every site."""
-        return self.settings.methods + self.chosen
+        """Names of the translations at every site, with the pooling of the run."""
+        return self.settings.methods + tuple(m for m in self.chosen if m not in self.steering)
+
+    @property
+    def steering(self) -> tuple[str, ...]:
+        """Names of those with the pooling for steering."""
+        return self.settings.steer_methods + self.settings.steer_chosen(self.chosen)
 
     def asked(self) -> dict[str, Any]:
-        """Describe the run in the values of :func:`asked_for`."""
+        """Describe the run in the values of :func:`asked_for`, without those it does not state."""
         sources = {name: self.sources[name]["sha256"] for name in ("subject", "atlas")}
-        return asked_for(self.settings, sources, self.sources["corpus"]["hash"], self.chosen, self.dtype)
+        asked = asked_for(self.settings, sources, self.sources["corpus"]["hash"], self.chosen, self.dtype)
+        unstated = self.unstated | ({"save dtype"} if self.dtype is None else set())
+        return {name: value for name, value in asked.items() if name not in unstated}
 
 
 def asked_for(
@@ -150,26 +188,31 @@ def check_same(directory: Path, asked: Mapping[str, Any]) -> None:
             there = Record.read(directory).asked()
     except DamagedError as e:
         raise AtlasError(f"'{directory}' holds a run already, which is damaged: {e}") from e
-    if there["save dtype"] is None:
-        there["save dtype"] = asked["save dtype"]
-    if changed := differences(there, asked):
+    if changed := differences(there, {name: value for name, value in asked.items() if name in there}):
         raise AtlasError(
             f"'{directory}' holds a finished run of something else: {changed}; "
             "choose another place with --out, or replace it with --overwrite"
         )
 
 
-def read_translation(directory: Path, site: Site, method: str, shape: tuple[int, int]) -> Translation:
-    """Read one translation of a run.
+def folder_of(directory: Path, site: Site | str, method: str, pooling: str | None = None) -> Path:
+    """Return where a run keeps a translation; ``pooling`` where it is not that of the run."""
+    return directory / "translations" / str(site) / (method if pooling is None else f"{method}-{pooling}")
+
+
+def read_translation(
+    directory: Path, site: Site, method: str, shape: tuple[int, int], pooling: str | None = None
+) -> Translation:
+    """Read one translation of a run; ``pooling`` where it is not that of the run.
 
     Raises:
-      AtlasError: if it is damaged, or of another site or method than its directory.
+      AtlasError: if it is damaged, or of another site, method or pooling than its directory.
     """
-    folder = directory / "translations" / str(site) / method
+    folder = folder_of(directory, site, method, pooling)
     with reading(folder / RECORD, AGAIN):
         t = Translation.from_pretrained(folder)
-        if (t.site, t.method, t.matrix.shape) != (site, method, shape):
-            raise ValueError(f"it is of {t.site} by {t.method}, of shape {t.matrix.shape}, not {shape}")
+        if (t.site, t.method, t.matrix.shape, t.pooling) != (site, method, shape, pooling or t.pooling):
+            raise ValueError(f"it is of {t.site} by {t.described}, of shape {t.matrix.shape}, not {shape}")
     return t
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,7 +12,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.pipeline._batches import BatchShapes, Block, common_plan, share_of_rows, to_device
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.sharding import Share, mesh_of
-from atlas_jax.types import FeatureSpace, Tokens
+from atlas_jax.types import FeatureSpace
 
 BLOCK = 32768  # sentences tokenized at once; a cursor is meaningless under another value
 SAMPLE = 4096  # sentences that decide the batch shapes
@@ -54,6 +54,8 @@ class SentenceStream(NamedTuple):
       rows: positions of the sentences to visit, ascending; None for all.
       max_length: tokens at which sentences are cut.
       shapes: the shapes of the batches.
+      matched: whether the batches of two spaces also hold, for each token of the second, the place of the first's
+        token that ends with it (:func:`atlas_jax.models.match_tokens`).
 
     Example:
       >>> import numpy as np
@@ -72,6 +74,7 @@ class SentenceStream(NamedTuple):
     rows: Int[np.ndarray, " n"] | None
     max_length: int
     shapes: BatchShapes
+    matched: bool = False
 
     @classmethod
     def from_texts(
@@ -125,7 +128,7 @@ class SentenceStream(NamedTuple):
         """Number of sentences it visits."""
         return len(self.texts) if self.rows is None else len(self.rows)
 
-    def batches(self, *, stage: str = "pass", progress: Progress | None = None) -> Iterator[tuple[Tokens, ...]]:
+    def batches(self, *, stage: str = "pass", progress: Progress | None = None) -> Iterator[tuple[Any, ...]]:
         """Yield the batches in order, as tokens of every model; report each when the next one is asked for."""
         report = progress or unreported
         report(stage, 0, self.size, 0)
@@ -133,7 +136,7 @@ class SentenceStream(NamedTuple):
             yield batch
             report(stage, after.sentences, self.size, after.tokens)
 
-    def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Tokens, ...]]]:
+    def steps(self, start: Cursor | None = None) -> Iterator[tuple[Cursor, tuple[Any, ...]]]:
         """Yield the batches from a cursor on, each with the cursor behind it."""
         tokenizers, share = tuple(s.model.tokenizer for s in self.spaces), Share.from_mesh(self.mesh)
         at = start or Cursor()
@@ -160,4 +163,5 @@ class SentenceStream(NamedTuple):
         rows = share_of_rows(span if self.rows is None else self.rows[span], Share.from_mesh(self.mesh))
         texts = [self.texts[i] for i in rows.tolist()]
         index = (rows + self.first).astype(np.int32)
-        return Block.from_texts([s.model.tokenizer for s in self.spaces], texts, index, self.max_length)
+        tokenizers = [s.model.tokenizer for s in self.spaces]
+        return Block.from_texts(tokenizers, texts, index, self.max_length, matched=self.matched)

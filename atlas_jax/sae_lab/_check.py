@@ -104,10 +104,10 @@ def trials(atlas: ConceptAtlas, texts: Sequence[str], l0: float | None) -> list[
 def _near_sites(atlas: ConceptAtlas) -> list[Site]:
     """Other sites of the same width and kind in this block and its neighbours, each tensor once."""
     config, site = atlas.model.config, atlas.site
-    points = next((kin for kin in _KIN if site.point in kin), (site.point,))
+    points = next((kin for kin in _KIN if site.point in kin and site.head is None), (site.point,))
     layers = range(max(0, site.layer - 1), min(config.num_layers, site.layer + 2))
     points = [p for p in points if config.width(p) == config.width(site.point) and config.absent(p) is None]
-    fitting = [Site(p, i) for i in layers for p in points]
+    fitting = [Site(p, i, site.head) for i in layers for p in points]
     tensors = {same_place(config, s): s for s in reversed(fitting)}
     tensors.pop(same_place(config, site))
     return list(tensors.values())[::-1]

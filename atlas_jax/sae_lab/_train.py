@@ -295,7 +295,7 @@ def train_sae(
     space, cut = [Subject.from_model(model, [site])], {"max_length": settings.max_length}
     fit = SentenceStream.from_texts(space, corpus.fit, **cut)
     unseen = SentenceStream.from_texts(space, corpus.eval[: settings.held_out], token_budget=HELD_OUT_BUDGET, **cut)
-    run = _begin(config, model.config.width(site.point))
+    run = _begin(config, model.config.width(site))
     if checkpoints is not None:
         _, run = checkpoints.restore(STAGE, run, config.steps)
     if not int(run.state.step) and settings.norm_limit:

@@ -190,7 +190,7 @@ def _architecture(config: SAEConfig, skip: bool) -> str:
 def _metadata(config: SAEConfig) -> dict[str, Any]:
     hooks = {name: site for name, site in (("hook_name", config.site), ("hook_name_out", config.site_out)) if site}
     for site in hooks.values():
-        if site.point not in _POINTS:
+        if site.point not in _POINTS or site.head is not None:
             raise AtlasError(f"SAELens' layout has no name for the site {site}")
     named = {name: f"blocks.{site.layer}.{_POINTS[site.point]}" for name, site in hooks.items()}
     return {"sae_lens_version": "6.0.0", "model_name": config.model, **named}

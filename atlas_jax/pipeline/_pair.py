@@ -1,0 +1,59 @@
+"""Both sides of an alignment, loaded and checked."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+
+from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.files import directory_hash
+from atlas_jax.models import LanguageModel, resolve
+from atlas_jax.pipeline._run_files import AlignSettings
+from atlas_jax.subject import Subject
+
+
+class Pair(NamedTuple):
+    """Both feature spaces of an alignment, loaded.
+
+    Attributes:
+      subject: the subject and its sites.
+      atlas: the Concept Atlas.
+      sources: their paths, and hashes of the files there.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> pair.subject.widths, pair.atlas.width
+      ({Site('mlp_act.1'): 384}, 1536)
+    """
+
+    subject: Subject
+    atlas: ConceptAtlas
+    sources: dict[str, Any]
+
+
+def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, mesh: Mesh | None = None) -> Pair:
+    """Load both models and check the settings against them.
+
+    Args:
+      subject: the subject model's directory or hub name.
+      atlas: the atlas's directory or hub name.
+      settings: sites, methods, pooling and dtype.
+      mesh: the devices for the parameters, and for everything that is computed with them.
+
+    Raises:
+      AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, load_pair
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> pair = load_pair(SUBJECT, ATLAS, AlignSettings(("mlp_act.1",), ("covariance",)))
+      >>> len(pair.sources["subject"]["sha256"])
+      64
+    """
+    paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
+    sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
+    model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
+    spaces = Subject.from_model(model, settings.sites, settings.pooling)
+    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
