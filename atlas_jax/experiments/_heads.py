@@ -35,7 +35,7 @@ class Heads(NamedTuple):
       >>> from atlas_jax import Site
       >>> from atlas_jax.experiments import Heads, QualityRow, RetrievalRow
       >>> from atlas_jax.metrics import bootstrap_mean
-      >>> site, value = Site("z", 2, 1), bootstrap_mean(np.array([0.25, 0.75]))
+      >>> site, value = Site("z", 2, 0), bootstrap_mean(np.array([0.25, 0.75]))
       >>> quality, retrieval = [QualityRow(site, "ridge", value, value)], [RetrievalRow(site, "ridge", value, value)]
       >>> heads = Heads(quality, retrieval, {site: 32}, [3, 5], (0.005, 0.2), chance=0.04, sentences=100)
       >>> heads.matrix("ap").tolist(), next(heads.tables()[1].texts())
