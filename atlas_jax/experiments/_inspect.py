@@ -115,7 +115,7 @@ def _facts(directory: Path, record: Record, corpus: Mapping[str, Any]) -> dict[s
 
 
 def _shown(name: str, value: Any) -> str:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return f"{value / MB:.1f} MB" if name == "bytes" else str(value) or "none"
 
