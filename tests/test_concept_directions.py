@@ -12,7 +12,16 @@ from typer.testing import CliRunner
 
 import atlas_jax as aj
 from atlas_jax.cli._app import app
-from atlas_jax.experiments import HOWS, Recipe, SteeringConcept, SteeringSettings, WordsJudge, directions, steer
+from atlas_jax.experiments import (
+    HOWS,
+    Recipe,
+    SteeringConcept,
+    SteeringSettings,
+    WordsJudge,
+    directions,
+    steer,
+    suggested_strength,
+)
 from atlas_jax.experiments._concept_directions import _chosen, _firing, _Task
 from atlas_jax.experiments._firing_tokens import LENGTH, RIDGE, ahead, evenly
 from atlas_jax.experiments._gradient_directions import examples, gradients, optimise
@@ -254,6 +263,9 @@ def test_the_command_steers_by_gradients_and_keeps_the_direction(
     kept = tmp_path / "kept"
     found = command("--feature", feature, "--how", "gradient", "--save", str(kept))
     assert found["method"] == "gradient"
+    vector = aj.Direction.from_pretrained(kept / str(SITE)).vector
+    dose = suggested_strength(alignment, [SITE], along={SITE: vector[None]})
+    assert {s["strength"] for s in found["steered"]} == {0.0, dose / 2, dose}
     assert command("--feature", feature, "--how", str(kept))["steered"] == found["steered"]
     assert "of another concept" in command("--feature", "3", "--how", str(kept))
     assert "unknown way 'magic'" in command("--feature", feature, "--how", "magic")

@@ -171,7 +171,8 @@ def steer(
         translations, method, described = found_directions(alignment, query.vector, site, how, save), how, how
     asked = raw_strength or strength
     if not asked:
-        asked, reason = experiments.default_strengths(alignment, list(translations))
+        own = None if how is None else {s: t.vector[None] for s, t in translations.items()}
+        asked, reason = experiments.default_strengths(alignment, list(translations), own)
         note(reason)
     strengths = list(dict.fromkeys([0.0, *asked]))
     about = {"query": query.vector, "ap": stored_ap(run), "steered": True}

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -21,7 +21,13 @@ SHARES, UNKNOWN = (0.5, 1.0), (0.25, 0.5)  # of the suggested strength; strength
 GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # mean token norms
 
 
-def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: float = FACTOR) -> float:
+def suggested_strength(
+    alignment: Alignment,
+    sites: Sequence[Site],
+    *,
+    along: Mapping[Site, Float[np.ndarray, "k _"]] | None = None,
+    factor: float = FACTOR,
+) -> float:
     """Find the largest strength at which the perplexity of neutral text stays within a factor; no label is read.
 
     Neutral text are sentences of the fit half, read under steering (not generated) along the directions that the
@@ -32,6 +38,7 @@ def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: f
     Args:
       alignment: the run.
       sites: steered at once.
+      along: by site, other directions than these, each one mean token norm long.
       factor: how many times the perplexity without steering is too much.
 
     Returns:
@@ -47,14 +54,15 @@ def suggested_strength(alignment: Alignment, sites: Sequence[Site], *, factor: f
       >>> suggested_strength(run, run.subject.sites[-1:])  # doctest: +SKIP
       0.63
     """
-    features = choose_features(alignment.rate, count=DIRECTIONS, band=BAND, seed=alignment.settings.seed)
-    queries = one_hot(features, alignment.atlas.width)
-    along = {s: alignment.translation(s, *alignment.recommended("steer")).direction(queries) for s in sites}
+    if along is None:
+        features = choose_features(alignment.rate, count=DIRECTIONS, band=BAND, seed=alignment.settings.seed)
+        queries = one_hot(features, alignment.atlas.width)
+        along = {s: alignment.translation(s, *alignment.recommended("steer")).direction(queries) for s in sites}
     model = alignment.subject.model
     tokens = neutral_tokens(model, alignment.corpus.fit, SENTENCES, min(LENGTH, alignment.settings.max_length))
     nats = [
         cost_along(model, tokens, GRID, {s: np.asarray(vectors[i]) for s, vectors in along.items()})["nats"]
-        for i in range(len(features))
+        for i in range(len(along[sites[0]]))
     ]
     return _crossing(np.mean(nats, axis=0), math.log(factor))
 
@@ -93,8 +101,12 @@ def with_strengths(alignment: Alignment) -> Alignment:
     return dataclasses.replace(alignment, strengths=found)
 
 
-def default_strengths(alignment: Alignment, sites: Sequence[Site]) -> tuple[list[float], str]:
+def default_strengths(
+    alignment: Alignment, sites: Sequence[Site], along: Mapping[Site, Float[np.ndarray, "k _"]] | None = None
+) -> tuple[list[float], str]:
     """Return strengths to steer with at some sites together, in mean token norms, and a sentence that says why these.
+
+    They are those of the run, or are found along other directions, as in :func:`suggested_strength`.
 
     Example:
       >>> from atlas_jax import Alignment  # doctest: +SKIP
@@ -104,8 +116,8 @@ def default_strengths(alignment: Alignment, sites: Sequence[Site]) -> tuple[list
       [0.315, 0.63]
     """
     try:
-        most = alignment.strengths.get(sites[0]) if len(sites) == 1 else None
-        most = most or suggested_strength(alignment, sites)
+        most = alignment.strengths.get(sites[0]) if len(sites) == 1 and along is None else None
+        most = most or suggested_strength(alignment, sites, along=along)
     except AtlasError as e:
         return list(UNKNOWN), f"strengths {_listed(UNKNOWN)}, for none could be found for this run: {e}"
     strengths = [most * share for share in SHARES]
