@@ -268,7 +268,7 @@ def test_a_run_that_lacks_something_has_a_page_that_says_so(run, tmp_path, chang
     ("arguments", "said"),
     [
         (["no-run"], "'no-run' is not a run"),
-        (["RUN", "--method", "magic"], "this run has no translation by 'magic'; it has procrustes, "),
+        (["RUN", "--method", "magic"], "this run has no translation of mlp_act.1 by magic; it has mlp_act.1, "),
         (
             ["RUN", "-o", "there.html"],
             "'there.html' exists already; choose another name, or replace it with --overwrite",

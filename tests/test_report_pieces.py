@@ -191,5 +191,8 @@ def test_a_table_of_another_experiment_is_shown_as_it_is():
     rows = [{"site": "z.1", "ap": INTERVAL._asdict(), "features": [1, 2], "ok": True}, {"site": "z.2", "more": None}]
     table = _stored.rows_of("heads", {"rows": rows, "caption": "said"})
     assert list(table.texts())[0] == ["z.1", "0.500 [0.400, 0.600]", "1, 2", "yes", ""]
+    nested = _stored.rows_of("tokens", {"rows": [{"rows": "paired", "tokens": {"ap": INTERVAL._asdict()}}]})
+    assert nested.to_dict()["columns"] == ["rows", "tokens ap"]
+    assert nested.rows[0][1] == INTERVAL[:3]
     assert (table.title, table.caption) == ("heads", "said")
     assert [_stored.rows_of("x", d) for d in ({}, [], {"rows": []}, {"rows": [1]})] == [None] * 4

@@ -16,7 +16,7 @@ def report(
         Path | None, typer.Option("--out", "-o", help="The page.", show_default="report.html in the run, replaced")
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="Translator that concepts are searched by.", show_default="that of highest AP")
+        str | None, typer.Option(help="Translator that concepts are searched by.", show_default="as of identify")
     ] = None,
     paper: Annotated[bool, typer.Option("--paper", help="The paper's figures beside, where it has some.")] = False,
     curves: Annotated[int, typer.Option(help="Features with precision-recall and ROC curves; 0: none.", min=0)] = 6,

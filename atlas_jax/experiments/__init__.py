@@ -22,7 +22,6 @@ from atlas_jax.experiments._concept_directions import (
     Recipe as Recipe,
     concept_direction as concept_direction,
     concept_directions as concept_directions,
-    steering_translation as steering_translation,
 )
 from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
 from atlas_jax.experiments._concepts import (

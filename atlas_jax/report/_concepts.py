@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from atlas_jax.experiments import Concept, SteeringSettings, Unit
+from atlas_jax.experiments import Concept, Steered, SteeringSettings, Unit
 from atlas_jax.experiments._steering_texts import Row
 from atlas_jax.models import is_small
 from atlas_jax.pipeline import Alignment
@@ -34,24 +34,21 @@ class SteeredTexts(NamedTuple):
       features: its atlas features and their weights.
       where: method and sites.
       unit: of the strengths.
-      rows: prompt, strength, text, activation of the concept, perplexity.
+      rows: by prompt and strength.
     """
 
     name: str
     features: Mapping[int, float]
     where: str
     unit: Unit
-    rows: list[tuple[str, float, str, float, float | None]]
+    rows: list[Steered]
 
 
 def of_concepts(concepts: Sequence[Concept], sites: Sequence[Site]) -> list[SteeredTexts]:
     """Take the continuations of a quickstart, which steers at the sites of the residual stream, or at all."""
     where = ", ".join(map(str, [s for s in sites if s.point.startswith("resid")] or sites))
-    return [
-        SteeredTexts(c.text, {h.index: h.weight for h in c.hits}, f"{c.method} at {where}", c.unit, rows)
-        for c in concepts
-        for rows in [list(map(tuple, c.steered))]
-    ]
+    by = lambda c: f"{c.steer_method or c.method} at {where}"
+    return [SteeredTexts(c.text, {h.index: h.weight for h in c.hits}, by(c), c.unit, c.steered) for c in concepts]
 
 
 def of_evaluation(settings: SteeringSettings, rows: Sequence[Row]) -> list[SteeredTexts]:
@@ -70,8 +67,8 @@ def of_evaluation(settings: SteeringSettings, rows: Sequence[Row]) -> list[Steer
     return found[:kept]
 
 
-def _steered(row: Row, concept: str) -> tuple[str, float, str, float, float | None]:
-    return row.prompt, row.cell.strength, row.text, row.activations[concept], row.perplexity
+def _steered(row: Row, concept: str) -> Steered:
+    return Steered(row.prompt, row.cell.strength, row.text, row.activations[concept], row.perplexity)
 
 
 def concept_data(
@@ -200,8 +197,8 @@ def _by_peak(alignment: Alignment, strongest: Mapping[tuple[Site, int], list[tup
 
 def _shown(alignment: Alignment, steered: Sequence[SteeredTexts]) -> list[dict[str, Any]]:
     """Continuations, coloured by how active the concept is at their tokens."""
-    places = [(i, j) for i, x in enumerate(steered) for j, row in enumerate(x.rows) if row[2].strip()]
-    texts = [steered[i].rows[j][2] for i, j in places]
+    places = [(i, j) for i, x in enumerate(steered) for j, row in enumerate(x.rows) if row.text.strip()]
+    texts = [steered[i].rows[j].text for i, j in places]
     queries = [steered[i].features for i, _ in places]
     traced = dict(zip(places, trace_atlas(alignment.atlas, texts, queries) if texts else [], strict=True))
     found = []
@@ -214,7 +211,9 @@ def _shown(alignment: Alignment, steered: Sequence[SteeredTexts]) -> list[dict[s
     return found
 
 
-def _text(row: tuple[str, float, str, float, float | None], traced: Traced | None, largest: float) -> list[Any]:
-    prompt, strength, text, concept, perplexity = row
-    pieces, shown = ([text], "0") if traced is None else (traced.pieces, levels(traced.values[()].tolist(), largest))
-    return [prompt, strength, pieces, shown, round(concept, 3), perplexity and round(perplexity, 2)]
+def _text(row: Steered, traced: Traced | None, largest: float) -> list[Any]:
+    pieces, shown = [row.text], "0"
+    if traced is not None:
+        pieces, shown = traced.pieces, levels(traced.values[()].tolist(), largest)
+    measured = round(row.concept, 3), row.perplexity and round(row.perplexity, 2)
+    return [row.prompt, row.strength, pieces, shown, *measured, row.along]

@@ -20,7 +20,7 @@ from atlas_jax.experiments import (
     run_facts,
     stored_ap,
 )
-from atlas_jax.experiments._quality import best_method, certificate_table, one_hot
+from atlas_jax.experiments._quality import certificate_table, one_hot
 from atlas_jax.experiments._steering import MEANING
 from atlas_jax.experiments._steering_plan import NATIVE, UNSTEERED
 from atlas_jax.experiments._steering_texts import Row, read_rows
@@ -86,17 +86,16 @@ class Source(NamedTuple):
           AtlasError: if it is no run or damaged, or has no such method.
         """
         facts, faults, ap, fault = run_facts(run), [], {}, None
-        methods = list(dict.fromkeys(r["method"] for r in facts.translations))
-        if method is not None and method not in methods:
-            raise AtlasError(f"this run has no translation by '{method}'; it has {', '.join(methods)}")
         try:
             alignment = alignment or Alignment.load(run, verify=False)
         except AtlasError as e:
             fault = str(e)
+        if alignment is not None:
+            method = method or alignment.recommended("retrieve")[0]
+            alignment.translation(alignment.subject.sites[0], method)
         with contextlib.suppress(DamagedError):  # which the section on quality tells
             ap = stored_ap(run)
-        best = max(ap, key=lambda key: ap[key])[1] if ap else methods[0]
-        return cls(run, facts, alignment, fault, method or (best if best in methods else methods[0]), ap, faults)
+        return cls(run, facts, alignment, fault, method or "", ap, faults)
 
     def of(
         self, name: str, parts: Callable[[Any], list[Any]], command: str | None = None, missing: str = ""
@@ -162,8 +161,9 @@ def _detection(source: Source, quality: Quality, count: int) -> list[Part]:
         return [source.hint("Precision-recall and ROC curves are not drawn here.", "report {} --curves 6")]
     if not (is_small(alignment.subject.model) and is_small(alignment.atlas.model)):
         return ["Precision-recall and ROC curves are drawn for models of up to a billion parameters."]
-    method = source.method if source.method in {r.method for r in quality.rows} else best_method(quality)
-    best = max((r for r in quality.rows if r.method == method), key=lambda r: r.average_precision.mean)
+    own = [r for r in quality.rows if r.method == source.method]
+    best = max(own or quality.rows, key=lambda r: r.average_precision.mean)
+    method = best.method
     places = np.unique(np.linspace(0, len(quality.features) - 1, count).astype(int))
     chosen = np.array(quality.features)[places]
     queries = one_hot(chosen, alignment.atlas.width)
@@ -189,7 +189,9 @@ def _ranked(
 def _translations(source: Source) -> list[Part]:
     parts: list[Part] = []
     if source.alignment is not None:
-        translations = source.alignment.translations
+        run = source.alignment
+        steering = {(site, f"{m}:{run.settings.steer_pooling}"): t for (site, m), t in run.steering.items()}
+        translations = {**run.translations, **steering}
         parts += figures.spectrum_figures(translations)
         parts += [table for table in [certificate_table(translations)] if table.rows]
     parts += source.of("tables/whitened.json", lambda d: [stored.choice(d)])
@@ -274,7 +276,8 @@ def _coverage(source: Source) -> list[Part]:
 def _explored(source: Source) -> list[Part]:
     def parts(d: Any) -> list[Part]:
         concepts = stored.concepts(d)
-        rows = [(c.text, s.strength, s.concept, s.perplexity) for c in concepts for s in c.steered]
+        name = lambda c, s: c.text if s.along == "concept" else f"{c.text}, {s.along} direction"
+        rows = [(name(c, s), s.strength, s.concept, s.perplexity) for c in concepts for s in c.steered]
         drawn = figures.dose_figures(rows, MEANING[concepts[0].unit]) if rows else []
         return [*drawn, *(table for c in concepts for table in c.tables())]
 

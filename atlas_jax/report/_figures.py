@@ -17,7 +17,7 @@ from atlas_jax.types import Site
 
 SVD_WIDEST = 2048  # features of the narrower side up to which a spectrum takes no time
 CURVE_POINTS = 60
-SPECTRUM_POINTS = 64
+SPECTRUM_POINTS = 40
 MEASURES = {"AP": lambda r: r.average_precision, "AUROC": lambda r: r.auroc}
 
 

@@ -61,7 +61,7 @@ def write_report(
     Args:
       run: its directory.
       out: the file; by default ``report.html`` in the run, where the last one is replaced.
-      method: translation that concepts are searched by; by default that of the highest AP.
+      method: translation that concepts are searched by; by default the one recommended for retrieval.
       paper: put the paper's figures beside Tables 3 and 4.
       curves: features whose precision-recall and ROC curves are drawn, in a pass over some held-out sentences.
       overwrite: whether ``out`` may be replaced.
@@ -76,9 +76,10 @@ def write_report(
       True
     """
     run = Path(run)
+    if out is not None:
+        check_place(out, overwrite=overwrite)
     source = Source.read(run, method, alignment)
     path = run / PAGE if out is None else Path(out)
-    check_place(path, overwrite=overwrite or out is None)
     found = sections(source, paper=paper, curves=curves)
     data = None
     if source.alignment is not None:
@@ -98,12 +99,10 @@ def render(source: Source, found: list[Section], data: dict[str, Any] | None) ->
         tables.append({"csv": table_csv(table), "latex": table_latex(table)})
         return len(tables) - 1
 
-    style, script = (
-        resources.files(__package__).joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
-    )
+    style, script = _file("report.css"), _file("report.js")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
-        loader=jinja2.FunctionLoader(lambda name: resources.files(__package__).joinpath(name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(_file),
     )  # fmt: skip
     environment.filters |= {"clean": clean, "html": table_html}
     kinds = {"figure": Figure, "table": Table, "hint": Hint}
@@ -116,6 +115,10 @@ def render(source: Source, found: list[Section], data: dict[str, Any] | None) ->
         top=source.alignment is not None and source.alignment.top is not None, run=source.run.resolve().name,
     )  # fmt: skip
     return clean(body)
+
+
+def _file(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

@@ -112,7 +112,7 @@ def concepts(rows: list[Mapping[str, Any]]) -> list[Concept]:
         Concept(
             d["text"], [Hit(**h) for h in d["atlas_features"]], Site.parse(d["site"]), d["method"],
             [Identified(i["feature"], i["similarity"], [Peak(**p) for p in i["peaks"]]) for i in d["identified"]],
-            [Steered(**s) for s in d["steered"]], d.get("unit", "raw"),
+            [Steered(**s) for s in d["steered"]], d.get("unit", "raw"), d.get("steer_method"),
         )
         for d in rows
     ]  # fmt: skip
@@ -142,11 +142,23 @@ def rows_of(title: str, d: Any) -> Table | None:
     rows = d.get("rows") if isinstance(d, dict) else None
     if not rows or not all(isinstance(r, dict) for r in rows):
         return None
+    rows = [_flat(r) for r in rows]
     names = list(dict.fromkeys(name for r in rows for name in r))
     cells = [tuple(_cell(r.get(name)) for name in names) for r in rows]
     number = lambda i: any(isinstance(row[i], float | int | tuple) and not isinstance(row[i], bool) for row in cells)
     columns = tuple(Column(name, ".3f" if number(i) else "") for i, name in enumerate(names))
     return Table(title, columns, cells, d.get("caption"))
+
+
+def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """The values of a row, and those of a row in it by both names; an interval is a value."""
+    found: dict[str, Any] = {}
+    for name, value in row.items():
+        if isinstance(value, dict) and "mean" not in value:
+            found |= _flat(value, f"{before}{name} ")
+        else:
+            found[f"{before}{name}"] = value
+    return found
 
 
 def _cell(value: Any) -> Any:

@@ -5,12 +5,13 @@ import io
 import re
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from atlas_jax.report._text import clean
 from atlas_jax.table import Marked, Table
 
 LONG = 80  # characters from which a cell is given room
+_LONG, _RIGHT, _BEST = ' class="long"', ' class="right"', ' class="best"'
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
@@ -25,37 +26,28 @@ def table_html(table: Table) -> Markup:
       >>> "<td><bdi>&lt;b&gt;</bdi></td>" in table_html(table)
       True
     """
-    heads = Markup("").join(
-        Markup('<th scope="col"{}>{}</th>').format(_right(c.right), clean(c.name)) for c in table.columns
-    )
-    rows = Markup("\n").join(_row(table, i) for i in range(len(table.rows)))
-    head = Markup("<thead><tr>{}</tr></thead>").format(heads) if any(c.name for c in table.columns) else ""
-    whole = Markup("<table><caption><span>{}</span></caption>{}<tbody>\n{}\n</tbody></table>")
-    return whole.format(clean(table.title), head, rows)
+    heads = "".join(f'<th scope="col"{_RIGHT * c.right}>{escape(clean(c.name))}</th>' for c in table.columns)
+    head = f"<thead><tr>{heads}</tr></thead>" if any(c.name for c in table.columns) else ""
+    rows = "\n".join(_row(table, i) for i in range(len(table.rows)))
+    title = escape(clean(table.title))
+    return Markup(f"<table><caption><span>{title}</span></caption>{head}<tbody>\n{rows}\n</tbody></table>")  # noqa: S704
 
 
-def _row(table: Table, number: int) -> Markup:
+def _row(table: Table, number: int) -> str:
     again = number > 0 and table.group(number) == table.group(number - 1)
     cells = []
     for i, (column, value) in enumerate(zip(table.columns, table.rows[number], strict=True)):
-        text = Markup("") if again and column.group else _cell(*map(clean, column.parts(value)))
-        head = i == 0 and bool(text)
-        element = Markup('<th scope="row"{}>{}</th>') if head else Markup("<td{}>{}</td>")
-        look = Markup(' class="long"') if len(text) > LONG else _right(column.right)
-        cells.append(element.format(look, text))
-    best = Markup(' class="best"') if number in table.best else ""
-    return Markup("<tr{}>{}</tr>").format(best, Markup("").join(cells))
+        text = "" if again and column.group else _cell(*column.parts(value))
+        look = _LONG if len(text) > LONG else _RIGHT * column.right
+        cells.append(f'<th scope="row"{look}>{text}</th>' if i == 0 and text else f"<td{look}>{text}</td>")
+    return f"<tr{_BEST * (number in table.best)}>{''.join(cells)}</tr>"
 
 
-def _cell(before: str, marked: str, after: str) -> Markup:
+def _cell(*parts: str) -> str:
+    before, marked, after = (str(escape(clean(part))) for part in parts)
     if not (before or marked or after):
-        return Markup("")
-    mark = Markup("<mark>{}</mark>").format(marked) if marked else ""
-    return Markup("<bdi>{}{}{}</bdi>").format(before, mark, after)
-
-
-def _right(right: bool) -> Markup:
-    return Markup(' class="right"') if right else Markup("")
+        return ""
+    return f"<bdi>{before}{marked and f'<mark>{marked}</mark>'}{after}</bdi>"
 
 
 def table_csv(table: Table) -> str:

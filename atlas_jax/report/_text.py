@@ -10,6 +10,7 @@ from markupsafe import Markup
 # Control characters but tab and newline, and the marks that turn the direction of the text around them.
 _REMOVED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
 _UNPAIRED = re.compile(r"[\ud800-\udfff]")
+_SUSPECT = re.compile(rf"{_REMOVED.pattern}|{_UNPAIRED.pattern}|\\u00")  # most JSON has none, and is not walked through
 
 
 def clean(text: str) -> str:
@@ -31,10 +32,19 @@ def embedded(data: Any) -> Markup:
       >>> print(embedded(["</script>", float("nan")]))
       ["\\u003c/script\\u003e",null]
     """
-    text = json.dumps(_cleaned(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        text = _dumped(data)
+    except ValueError:
+        text = ""
+    if not text or _SUSPECT.search(text):
+        text = _dumped(_cleaned(data))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return Markup(text)  # noqa: S704 - escaped above
+
+
+def _dumped(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _cleaned(data: Any) -> Any:

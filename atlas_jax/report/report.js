@@ -175,9 +175,9 @@
       set.features.forEach(([f, w], i) => features.append(i ? ", " : "", make("a", { href: `#atlas-${f}` }, text(`${f} ${name(f)}`)), ` ${w.toFixed(2)}`));
       parts.push(features, make("p", { class: "note" }, `By ${set.where}; strengths in ${unit}, 0 is the baseline. Tokens are coloured by how active the concept's atlas features are there.`));
       for (const prompt of new Set(set.rows.map((row) => row[0]))) {
-        const rows = set.rows.filter((row) => row[0] === prompt).sort((a, b) => a[1] - b[1]);
-        parts.push(make("h4", {}, "“", text(prompt), "…”"), make("div", { class: "doses" }, ...rows.map(([, strength, pieces, levels, active, perplexity]) => make(
-          "div", { class: "dose" }, make("p", {}, make("strong", {}, strength === 0 ? "baseline" : `strength ${strength}`)),
+        const rows = set.rows.filter((row) => row[0] === prompt).sort((a, b) => (a[6] < b[6] ? -1 : a[6] > b[6] ? 1 : a[1] - b[1]));
+        parts.push(make("h4", {}, "“", text(prompt), "…”"), make("div", { class: "doses" }, ...rows.map(([, strength, pieces, levels, active, perplexity, along]) => make(
+          "div", { class: "dose" }, make("p", {}, make("strong", {}, strength === 0 ? "baseline" : `strength ${strength}`), along === "concept" ? "" : `, ${along} direction`),
           make("p", {}, colour(pieces, levels, -1)),
           make("p", { class: "note" }, `concept ${active.toFixed(2)}${perplexity === null ? "" : `, perplexity ${perplexity.toFixed(1)}`}`),
         ))));
