@@ -183,7 +183,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
     for path in sorted(p.relative_to(theirs) for p in theirs.rglob("translation.safetensors")):
         a, b = load_file(ours / path), load_file(theirs / path)
         errors |= {(path.parts[1:3], n): np.linalg.norm(a[n] - b[n]) / np.linalg.norm(b[n]) for n in b}
-    assert len(errors) == len(SITES) * len(METHODS) * 3
+    assert len(errors) == len(SITES) * (len(METHODS) + 1) * 3  # covariance with the pooling for steering too
     assert max(errors.values()) < 1e-4, errors
     for site in SITES:
         tops = [load_file(run / "top" / f"{site}.safetensors") for run in (ours, theirs)]
