@@ -27,12 +27,12 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Given out first and in this order, so that no worker is left with one of them when the others are done; those that
 # need the bundled run come when it is there.
 SLOWEST = ["resume", "generate", "sae_command", "distributed", "sae_label", "sae_check", "quickstart", "pipeline"]
-SLOWEST += ["choose", "steering_evaluation", "evaluate_more", "use", "retrieval", "notebooks", "accelerator"]
+SLOWEST += ["choose", "report", "steering_evaluation", "evaluate_more", "use", "retrieval", "notebooks", "accelerator"]
 SLOWEST += ["run_files", "doctests", "diagnosis", "atlas", "atlas_build", "interrupts", "procrustes", "translators"]
 # Whole runs, most of whose programs run a few times: compiled quickly rather than well, all else as for users.
 QUICKLY = {"choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "run_files", "resume", "notebooks"}
 QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests", "steering_evaluation", "evaluate_more"}
-QUICKLY |= {"tokens", "heads", "concept_directions"}
+QUICKLY |= {"tokens", "heads", "concept_directions", "report"}
 
 
 def pytest_collection_modifyitems(config, items):

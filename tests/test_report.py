@@ -27,7 +27,7 @@ from atlas_jax.experiments import (
 )
 from atlas_jax.experiments._steering_texts import Row
 from atlas_jax.labels import Label, Labels
-from atlas_jax.report import _figures, write_report
+from atlas_jax.report import _concepts, _figures, write_report
 from atlas_jax.report._content import Hint, Source, sections, steered_texts
 from atlas_jax.report._text import clean
 from atlas_jax.table import Table
@@ -140,7 +140,9 @@ def hostile(run, alignment, tmp_path_factory):
         atlas=dataclasses.replace(atlas, labels=labels),
         corpus=dataclasses.replace(corpus, eval=[f"{HOSTILE} {text}" for text in corpus.eval]),
     )
-    return write_report(directory, alignment=turned, curves=3).path
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_concepts, "ATLAS_FEATURES", 200)
+        return write_report(directory, alignment=turned, curves=3).path
 
 
 def test_hostile_text_is_text(hostile):
@@ -286,7 +288,8 @@ def test_mistakes_end_in_one_sentence(run, tmp_path, monkeypatch, arguments, sai
     assert (tmp_path / "there.html").read_text() == "mine"
 
 
-def test_the_command_writes_where_it_is_told(run, tmp_path):
+def test_the_command_writes_where_it_is_told(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(_concepts, "ATLAS_FEATURES", 200)
     (tmp_path / "page.html").write_text("old")
     options = [
         "-o",

@@ -111,7 +111,7 @@ def render(source: Source, found: list[Section], data: dict[str, Any] | None) ->
     body = environment.get_template("report.html.j2").render(
         subject=subject, atlas=atlas, facts=source.facts.facts, sections=found, data=data and embedded(data),
         fault=source.fault, method=source.method, number=number, tables=lambda: embedded(tables),
-        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),  # noqa: S704 - ours
+        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         top=source.alignment is not None and source.alignment.top is not None, run=source.run.resolve().name,
     )  # fmt: skip
     return clean(body)
