@@ -89,7 +89,7 @@ class Costs:
         acts, index = {site: row(d) for site, d in self.subject.widths.items()}, jax.ShapeDtypeStruct((rows,), "int32")
         sums = jax.ShapeDtypeStruct((rows,), jnp.float32)
         norms = NormSums(dict.fromkeys(acts, sums), sums)
-        return temporaries(_fit_step, self.state, acts, row(self.d_c), norms, index, mesh=None)
+        return temporaries(_fit_step, self.state, acts, {}, row(self.d_c), norms, index, mesh=None)
 
     def looking(self) -> tuple[int, int]:
         """Bytes of SemanticLens' sums at all sites, and temporaries of adding a batch to them."""

@@ -143,7 +143,7 @@ def extraction(size: str) -> Found:
 
     def add(state: Any, batch: aj.Tokens) -> Any:
         a_s, *norms = encode_norms(subject, batch)
-        return _fit_step(state, a_s, a_c[len(batch.index)], NormSums(*norms), batch.index, mesh=None)
+        return _fit_step(state, a_s, {}, a_c[len(batch.index)], NormSums(*norms), batch.index, mesh=None)
 
     compiled = {}
     for batch in {t.ids.shape: t for t in tokens}.values():
@@ -194,7 +194,7 @@ def joint(size: str) -> Found:
     def add(state: Any, batch: aj.Tokens) -> Any:
         a_s, *norms = encode_norms(subject, batch)
         a_c = encode_batch(space, batch)[space.site]
-        return _fit_step(state, a_s, a_c, NormSums(*norms), batch.index, mesh=None)
+        return _fit_step(state, a_s, {}, a_c, NormSums(*norms), batch.index, mesh=None)
 
     first, state = seconds_of(partial(folded, add, state, list({t.ids.shape: t for t in tokens}.values())))
     seconds, state = seconds_of(partial(folded, add, state, tokens))

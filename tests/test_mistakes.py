@@ -250,7 +250,7 @@ def test_text_is_printed_as_it_is(monkeypatch, text):
 def test_no_control_character_reaches_the_terminal(text):
     file = io.StringIO()
     console = _console._Console(file=file, width=200)
-    console.print(_console.render(hits_table(text, [Hit(1, text, 1.0, 1.0)])))
+    console.print(_console.render(hits_table(text, [Hit(1, text, 1.0, 1.0)]), 200))
     console.print(text)
     kept = "".join(c for c in text if c >= " " and not "\x7f" <= c <= "\x9f")
     assert kept in file.getvalue()
@@ -259,7 +259,7 @@ def test_no_control_character_reaches_the_terminal(text):
 
 def test_half_a_character_is_printed_as_a_replacement():
     console = _console._Console(file=(file := io.StringIO()), width=200)
-    console.print(_console.render(hits_table("labels", [Hit(1, "dog \ud83d", 1.0, 1.0)])))
+    console.print(_console.render(hits_table("labels", [Hit(1, "dog \ud83d", 1.0, 1.0)]), 200))
     assert "dog \ufffd" in file.getvalue()
 
 

@@ -376,7 +376,7 @@ def test_a_chat_judge_that_fails_in_mid_run_keeps_what_was_judged(server, comman
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--judge", "gpt"], "unknown judge 'gpt'; give atlas, chat:MODEL or model:PATH"),
+        (["--judge", "gpt"], "unknown judge 'gpt'; give atlas, embedding, words, chat:MODEL or model:PATH"),
         (["--judge", "model:no/such"], "no/such"),
         (["--control", "magic"], "unknown control 'magic'"),
         (["--concept", "file", "--concepts", "{}"], "either by --concept or by --concepts"),
