@@ -16,7 +16,7 @@ from atlas_jax.pipeline import Alignment
 from atlas_jax.types import Site
 
 FACTOR = 2.0  # times the perplexity of neutral text without steering
-DIRECTIONS, SENTENCES, LENGTH = 6, 16, 64
+DIRECTIONS, SENTENCES, LENGTH = 6, 12, 48
 SHARES, UNKNOWN = (0.5, 1.0), (0.25, 0.5)  # of the suggested strength; strengths where there is none
 GRID = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0)  # mean token norms
 

@@ -111,7 +111,7 @@ def cost_along(
     """Additional nats a token and divergence at every strength, of every sentence against itself unsteered."""
     strengths = np.array([0.0, *strengths], np.float32)
     t, count = tokens.ids.shape[1], len(strengths)
-    size = max(1, LOGITS // (t * model.config.vocab_size * count))
+    size = min(len(tokens.ids), max(1, LOGITS // (t * model.config.vocab_size * count)))
     total, places = np.zeros((2, count)), 0.0
     for at in range(0, len(tokens.ids), size):
         index = np.minimum(np.arange(at, at + size), len(tokens.ids) - 1)  # the last chunk has the shape of the others
