@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from atlas_jax import labels as labels, metrics as metrics, models as models, translators as translators
     from atlas_jax.atlas import ConceptAtlas as ConceptAtlas
+    from atlas_jax.bridge import Bridge as Bridge
     from atlas_jax.corpus import Corpus as Corpus, build_corpus as build_corpus
     from atlas_jax.errors import AtlasError as AtlasError
     from atlas_jax.experiments import (
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "atlas": ("ConceptAtlas",),
+    "bridge": ("Bridge",),
     "corpus": ("Corpus", "build_corpus"),
     "errors": ("AtlasError",),
     "experiments": ("Direction", "concept_direction", "concept_directions"),

@@ -112,6 +112,28 @@ def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array,
     return jnp.sum(jnp.where(mask, jnp.linalg.norm(x.astype(jnp.float32), axis=-1), 0.0), axis=1)
 
 
+def without_outliers(
+    x: Float[Array, "b t d"], mask: Bool[Array, "b t"], factor: float | None
+) -> Bool[Array, "b t"]:
+    """The positions that count but those whose norm exceeds ``factor`` times the median norm of their sentence's.
+
+    Attention sinks (the first tokens, separators) have norms a hundred times those of others, and would outweigh
+    everything a mean or a regression says about them. None keeps all.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import without_outliers
+      >>> x = jnp.array([[[900.0], [1.0], [2.0], [3.0]]])
+      >>> without_outliers(x, jnp.ones((1, 4), bool), 10.0).tolist()
+      [[False, True, True, True]]
+    """
+    if factor is None:
+        return mask
+    norm = jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
+    median = jnp.nanmedian(jnp.where(mask, norm, jnp.nan), axis=1, keepdims=True)
+    return mask & ~(norm > factor * median)
+
+
 def propagate_nonfinite(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
-from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, propagate_nonfinite
+from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, propagate_nonfinite, without_outliers
 from atlas_jax.types import Site, Tokens, sites_of
 
 
@@ -25,6 +25,7 @@ class Subject:
       sites: where features are read.
       pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
       further: other poolings that one pass can read beside it, see :meth:`encode_poolings`.
+      outlier: tokens whose norm exceeds this many times the median of their sentence's are not pooled; None pools all.
 
     Example:
       >>> from atlas_jax import LanguageModel, Subject
@@ -38,6 +39,7 @@ class Subject:
     sites: tuple[Site, ...] = dataclasses.field(metadata={"static": True})
     pooling: str = dataclasses.field(default="max", metadata={"static": True})
     further: tuple[str, ...] = dataclasses.field(default=(), metadata={"static": True})
+    outlier: float | None = dataclasses.field(default=None, metadata={"static": True})
 
     @classmethod
     def from_model(
@@ -66,6 +68,30 @@ class Subject:
     def widths(self) -> dict[Site, int]:
         """Features of each site."""
         return {site: self.model.config.width(site) for site in self.sites}
+
+    @property
+    def site(self) -> Site:
+        """The site of a subject that has one alone, as the second side of an alignment must.
+
+        Raises:
+          AtlasError: if there are several.
+        """
+        if len(self.sites) > 1:
+            raise AtlasError(f"one site is needed here, and this subject has {', '.join(map(str, self.sites))}")
+        return self.sites[0]
+
+    @property
+    def width(self) -> int:
+        """Features of the one site."""
+        return self.widths[self.site]
+
+    def features(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
+        """Features of activations at single tokens: the activations."""
+        return x
+
+    def counted(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Bool[Array, "b t"]:
+        """The positions that count, without those of outlying norm where :attr:`outlier` is set."""
+        return without_outliers(x, mask, self.outlier)
 
     def tokenize(self, texts: Sequence[str], **options: Any) -> Tokens:
         """Tokenize texts, see :meth:`LanguageModel.tokenize`."""
@@ -103,4 +129,4 @@ class Subject:
         return by_pooling, {site: norm for site, (_, norm) in acts.items()}
 
     def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], pooling: str) -> Pooled:
-        return propagate_nonfinite(POOLINGS[pooling](x, mask), x, mask)
+        return propagate_nonfinite(POOLINGS[pooling](x, self.counted(x, mask)), x, mask)

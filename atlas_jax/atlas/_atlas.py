@@ -132,6 +132,10 @@ class ConceptAtlas:
         """Tokenize texts, see :meth:`LanguageModel.tokenize`."""
         return self.model.tokenize(texts, **options)
 
+    def features(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d_c"]:
+        """Features of the model's activations at single tokens, those of the SAE."""
+        return self.sae.encode(x)
+
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled SAE activations ``[b, d_c]``, with the position of each peak; nan where the model's are not finite."""
         pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](self.sae.encode(x), tokens.mask), x, tokens.mask)

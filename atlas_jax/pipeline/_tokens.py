@@ -150,7 +150,7 @@ def fit_token_statistics(
 
 @jax.jit
 def token_pairs(
-    subject: Subject, atlas: ConceptAtlas, tokens_s: Tokens, tokens_c: Tokens, match: Int[Array, "b t"]
+    subject: Subject, atlas: ConceptAtlas | Subject, tokens_s: Tokens, tokens_c: Tokens, match: Int[Array, "b t"]
 ) -> TokenPairs:
     """Compute activations of both models at the tokens that end at the same character.
 
@@ -164,17 +164,21 @@ def token_pairs(
       >>> pairs.subject[subject.sites[0]].shape[2], pairs.atlas.shape[2], int(pairs.paired.sum())
       (384, 1536, 6)
     """
+    counted = lambda space, x, mask: space.counted(x, mask) if isinstance(space, Subject) else mask
     acts = forward(subject.model.decoder, tokens_s, capture=subject.sites, logits=False).acts
     x = forward(atlas.model.decoder, tokens_c, capture=atlas.sites, logits=False).acts[atlas.site]
     at = jnp.maximum(match, 0)
-    paired = (match >= 0) & tokens_c.mask & jnp.take_along_axis(tokens_s.mask, at, axis=1)
+    mask_s = tokens_s.mask
+    for h in acts.values():
+        mask_s &= counted(subject, h, tokens_s.mask)
+    paired = (match >= 0) & counted(atlas, x, tokens_c.mask) & jnp.take_along_axis(mask_s, at, axis=1)
     there = {site: jnp.take_along_axis(h, at[:, :, None], axis=1) for site, h in acts.items()}
     finite = _finite(x, tokens_c.mask)
     for h in acts.values():
         finite &= _finite(h, tokens_s.mask)
     norms = {site: norm_sum(h, tokens_s.mask) for site, h in acts.items()}
     counts = jnp.sum(tokens_s.mask, axis=1, dtype=jnp.float32)
-    return TokenPairs(there, atlas.sae.encode(x), paired, finite, NormSums(norms, counts))
+    return TokenPairs(there, atlas.features(x), paired, finite, NormSums(norms, counts))
 
 
 def _finite(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Bool[Array, " b"]:

@@ -13,6 +13,11 @@ from atlas_jax.translators._procrustes import procrustes as procrustes
 from atlas_jax.translators._procrustes_exact import procrustes_exact as procrustes_exact
 from atlas_jax.translators._registry import METHODS as METHODS, needs_of as needs_of
 from atlas_jax.translators._regression import least_squares as least_squares, ridge as ridge
+from atlas_jax.translators._ridge_path import (
+    Path as Path,
+    explained_variance as explained_variance,
+    ridge_path as ridge_path,
+)
 from atlas_jax.translators._solution import Method as Method, Solution as Solution
 from atlas_jax.translators._spectrum import Spectrum as Spectrum
 from atlas_jax.translators._whitened import (
