@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 
 from atlas_jax.checks import finite_numbers, known
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import new_file, reading, sha256
+from atlas_jax.files import local_or_hub, new_file, reading, sha256
 from atlas_jax.labels import Labels
 from atlas_jax.sharding import device_put, mesh_of, row_blocks
 from atlas_jax.statistics import Statistics, lens_init, lens_update, update
@@ -332,11 +332,12 @@ class Translation:
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "Translation":
-        """Read what :meth:`save_pretrained` wrote.
+        """Read what :meth:`save_pretrained` wrote, from a directory or a repository of the hub (``owner/name``).
 
         Raises:
           AtlasError: if a file is missing, damaged, or does not belong to the other.
         """
+        directory = local_or_hub(directory)
         record_file, file, again = Path(directory) / RECORD, Path(directory) / TENSORS, "save it again"
         with reading(record_file, again):
             record = json.loads(record_file.read_text(encoding="utf-8"))

@@ -127,7 +127,7 @@ def test_long_words_of_sentences_give_way_before_numbers(word):
 
 def test_names_are_not_cut():
     columns = Column("site"), Column("method"), Column("AP", ".2f"), Column("AUROC", ".2f")
-    shown = _shown(Table("", columns, [("mlp_act.1", "a_method_of_a_long_name_23", 0.5, 0.75)]), 48)
+    shown = _shown(Table("", columns, [("mlp_act.1", "a_method_of_a_long_name_23", 0.5, 0.75)]), 50)
     assert "a_method_of_a_long_name_23" in shown
     assert "left out to fit: AUROC" in " ".join(shown.split())
 
