@@ -14,9 +14,9 @@ from atlas_jax.pipeline import Alignment
 from atlas_jax.report._concepts import concept_data
 from atlas_jax.report._content import Hint, Section, Source, aligned_pair, sections, steered_texts
 from atlas_jax.report._figures import Figure
-from atlas_jax.report._tables import table_csv, table_html, table_latex
-from atlas_jax.report._text import clean, embedded
-from atlas_jax.table import Table
+from atlas_jax.report._tables import table_csv, table_latex
+from atlas_jax.report._text import embedded
+from atlas_jax.table import Table, clean, table_html
 
 PAGE = "report.html"  # in a run
 CURVES = 6
