@@ -498,13 +498,30 @@ def from_hub(repository: str, **options: Any) -> Path:
       True
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    remedy = "check the name, the network, and for gated repositories that you are logged in and were granted access"
+    with asking_hub(f"'{repository}' is no local path and could not be fetched from the hub", remedy):
+        return Path(snapshot_download(repository, **options))
+
+
+@contextlib.contextmanager
+def asking_hub(failure: str, remedy: str) -> Iterator[None]:
+    """Turn what the Hugging Face hub refuses, and faults of the network and the disk, into one sentence.
+
+    Raises:
+      AtlasError: ``failure (reason); remedy``.
+
+    Example:
+      >>> from atlas_jax.files import asking_hub
+      >>> with asking_hub("'me/dogs' could not be fetched", "check the network"):
+      ...     raise TimeoutError("no answer")
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: 'me/dogs' could not be fetched (no answer); check the network
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(repository, **options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        yield
+    except (HfHubHTTPError, HFValidationError, OSError) as e:  # no token and no entry are OSErrors
         reason = (str(e).strip().splitlines() or [""])[0] or type(e).__name__
-        raise AtlasError(
-            f"'{repository}' is no local path and could not be fetched from the hub ({reason}); check the name, the "
-            "network, and for gated repositories that you are logged in and were granted access"
-        ) from e
+        raise AtlasError(f"{failure} ({reason}); {remedy}") from e

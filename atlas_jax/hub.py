@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.errors import AtlasError
+from atlas_jax.files import asking_hub
 from atlas_jax.translation import Translation
 from atlas_jax.vectors import VECTORS, save_edits
+
+_KINDS = {  # tag, heading, how it is read
+    Translation: ("translation", "A translation", "aj.Translation.from_pretrained"),
+    ConceptAtlas: ("concept-atlas", "A concept atlas", "aj.ConceptAtlas.from_pretrained"),
+}
 
 
 def push_to_hub(
@@ -46,8 +51,9 @@ def push_to_hub(
       'https://huggingface.co/me/dogs'
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+    failure = f"'{repository}' could not be written on the hub"
+    login = "that you are logged in (hf auth login) with a token that may write"
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary) / "files"
         if isinstance(thing, Mapping):
@@ -56,29 +62,21 @@ def push_to_hub(
         else:
             thing.save_pretrained(directory)
         (directory / "README.md").write_text(_card(thing, base_models, corpus, license), encoding="utf-8")
-        try:
+        with asking_hub(failure, f"check the name (owner/name), the network, and {login}"):
             api = HfApi(token=token)
             address = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=directory, commit_message="Upload with atlas-jax")
-        except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError) as error:
-            reason = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-            raise AtlasError(
-                f"'{repository}' could not be written on the hub ({reason}); check the name (owner/name), the network, "
-                "and that you are logged in (hf auth login) with a token that may write"
-            ) from error
     return str(address)
 
 
 def _card(thing: Any, base_models: Sequence[str], corpus: str | None, license: str | None) -> str:
     """The model card; JSON strings are YAML strings."""
-    kind = {Translation: "translation", ConceptAtlas: "concept atlas"}.get(type(thing), "steering vectors")
-    head = {"library_name": "atlas-jax", "tags": ["atlas-alignment", "interpretability", kind.replace(" ", "-")]}
+    tag, title, read = _KINDS.get(type(thing), ("steering-vectors", "Steering vectors", "aj.load_edits"))
+    head = {"library_name": "atlas-jax", "tags": ["atlas-alignment", "interpretability", tag]}
     head |= {"base_model": list(base_models)} if base_models else {}
     head |= {"license": license} if license else {}
     yaml = "\n".join(f"{name}: {json.dumps(value)}" for name, value in head.items())
-    read = {"translation": "aj.Translation.from_pretrained", "concept atlas": "aj.ConceptAtlas.from_pretrained"}
-    lines = [f"---\n{yaml}\n---\n", f"# A {kind}" if kind != "steering vectors" else "# Steering vectors"]
-    lines += [f"Read it with `{read.get(kind, 'aj.load_edits')}(NAME)`, after `import atlas_jax as aj`.\n"]
+    lines = [f"---\n{yaml}\n---\n", f"# {title}", f"Read it with `{read}(NAME)`, after `import atlas_jax as aj`.\n"]
     if corpus:
         lines.append(f"Corpus: {corpus}\n")
     if isinstance(thing, Translation):

@@ -156,8 +156,8 @@ class Translation:
     def _repr_html_(self) -> str:
         facts = {"method": self.described, "site": self.site and str(self.site), "subject features": self.d_s}
         facts |= {"atlas features": self.d_c, "mean token norm": self.token_norm}
-        certificate = {k: v for k, v in self.certificate.items() if isinstance(v, str | int | float)}
-        return facts_table("Translation", facts | certificate | facts)._repr_html_()
+        more = {k: v for k, v in self.certificate.items() if k not in facts and isinstance(v, str | int | float)}
+        return facts_table("Translation", facts | more)._repr_html_()
 
     @property
     def described(self) -> str:

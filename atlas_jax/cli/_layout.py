@@ -37,12 +37,9 @@ def render(table: Table, width: int) -> Grid:
         again = number > 0 and table.group(number) == table.group(number - 1)
         if not again:
             grid.add_section()
-        cells = [
-            Text()
-            if again and table.columns[i].group
-            else _text(table.columns[i], _words_cut(row[i], widths[i]) if widths[i] < whole[i] else row[i], widths[i])
-            for i in shown
-        ]
+        kept = {i: _words_cut(row[i], widths[i]) if widths[i] < whole[i] else row[i] for i in shown}
+        hidden = {i for i in shown if again and table.columns[i].group}
+        cells = [Text() if i in hidden else _text(table.columns[i], kept[i], widths[i]) for i in shown]
         grid.add_row(*cells, style="bold" if number in table.best else None)
     return grid
 

@@ -157,9 +157,10 @@ def diagnose(
       >>> diagnose(run, run.subject.sites, "procrustes", query=run.atlas.query([17]), steered=True)  # doctest: +SKIP
       ['the query is a single atlas feature, ...']
     """
-    sentences = (
-        [weak_translation({s: ap[str(s), method] for s in sites if (str(s), method) in ap}, method)] if ap else []
-    )
+    sentences = []
+    if ap:
+        measured = {s: ap[str(s), method] for s in sites if (str(s), method) in ap}
+        sentences.append(weak_translation(measured, method))
     if query is not None:
         sentences.append(uncovered(query, firing_counts(alignment), sentences_aligned(alignment)))
     if steered:

@@ -210,11 +210,11 @@ def identify(
     """
     check_query(query)
     ranked = translation.top_features(query, k)
-    found = [
+    identified = [
         Identified(int(f), float(s), [] if top is None else top_peaks(top, int(f), sentence, tokenizer, sentences))
         for f, s in zip(np.asarray(ranked.features), np.asarray(ranked.scores), strict=True)
     ]
-    return Shown(found, partial(identified_table, f"Subject features at {translation.site}"))
+    return Shown(identified, partial(identified_table, f"Subject features at {translation.site}"))
 
 
 def identified_table(title: str, identified: Sequence[Identified]) -> Table:

@@ -125,9 +125,11 @@ def steer(
     rows = [ids[p] for p, *_ in grid]
     generation = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
     measured = concept_activation(atlas, query, generation.texts), perplexities(model, rows, generation)
-    rows = zip(grid, generation.texts, *measured, strict=True)
-    found = [Steered(*way[:2], text, concept, ppl, way[2]) for way, text, concept, ppl in rows]
-    return Shown(found, partial(steered_table, "Steered", unit=unit))
+    steered = [
+        Steered(p, float(s), text, concept, perplexity, along)
+        for (p, s, along), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
+    ]
+    return Shown(steered, partial(steered_table, "Steered", unit=unit))
 
 
 def _random_like(x: Float[Array, " d"], seed: list[int]) -> Float[Array, " d"]:

@@ -153,9 +153,9 @@ class TextIndex:
             best = best[scores[best] > 0]
         top = scores[best[0]]
         share = np.clip(scores[best] / top, 0, 1) if top > 0 else np.ones(len(best))
-        hits = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
-        found = [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in hits]
-        return Shown(found, partial(hits_table, f"Features for “{text}”"))
+        ranked = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
+        hits = [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in ranked]
+        return Shown(hits, partial(hits_table, f"Features for “{text}”"))
 
     def scores(self, text: str, method: str = "hybrid") -> Float[np.ndarray, " n"]:
         """Return the score of every label, in the order of ``features``; all zero where the text has no known word.
