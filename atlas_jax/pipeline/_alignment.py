@@ -113,8 +113,8 @@ class Alignment:
         """Return the method and the pooling to use where none is asked for.
 
         That is the member of the whitened family that was chosen for the use; for steering without one the first method
-        made for it, or covariance; without these Procrustes, and without that the first method of the run. A member chosen
-        for detection does not stand in for retrieval, nor the other way about: each is worse there than Procrustes.
+        made for it, or covariance; without these Procrustes, and without that the first method of the run. A member
+        chosen for detection does not stand in for retrieval, nor the other way about: it is worse there than Procrustes.
 
         Raises:
           AtlasError: for another use.
