@@ -114,7 +114,7 @@ class Alignment:
 
         That is the member of the whitened family that was chosen for the use; for steering without one the first method
         made for it, or covariance; without these Procrustes, and without that the first method of the run. A member
-        chosen for detection does not stand in for retrieval, nor the other way about: it is worse there than Procrustes.
+        chosen for detection does not stand in for retrieval, nor the other way about: Procrustes is better there.
 
         Raises:
           AtlasError: for another use.
