@@ -467,6 +467,21 @@ def directory_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def local_or_hub(name: str | os.PathLike) -> Path:
+    """Return a local path as it is, and the directory of a hub repository where the name can only be one's.
+
+    Example:
+      >>> from atlas_jax.files import local_or_hub
+      >>> local_or_hub("runs/a/b").as_posix()
+      'runs/a/b'
+    """
+    path = Path(name)
+    parent = path.parent
+    if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not parent.exists():
+        return path if path.suffix in (".safetensors", ".json") else from_hub(name)
+    return path
+
+
 def from_hub(repository: str, **options: Any) -> Path:
     """Return the local directory of a Hugging Face repository, fetched where it is not there yet.
 
