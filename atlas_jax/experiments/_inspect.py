@@ -252,8 +252,9 @@ def token_projections(
 def token_concepts(model: LanguageModel, translation: Translation, text: str) -> Traced:
     """Project every token of a text on every concept of the atlas, as one site sees it, ``[t, d_c]``.
 
-    That is :func:`token_projections` of each atlas feature by itself, after the mean activation of the text's tokens is
-    subtracted: what is the same at all tokens would come first everywhere.
+    That is :func:`token_projections` of each atlas feature by itself, after ``mean_subject`` is subtracted, for what is
+    the same at most tokens would come first everywhere. Translations of mean pooling serve best, whose means are those
+    of tokens (``alignment.recommended("steer")``).
 
     Raises:
       AtlasError: for an empty text, one longer than the model's context, or a translation without a site.
@@ -264,14 +265,14 @@ def token_concepts(model: LanguageModel, translation: Translation, text: str) ->
       >>> from atlas_jax.bundled import SUBJECT
       >>> from atlas_jax.experiments import token_concepts
       >>> lm, site = LanguageModel.from_pretrained(SUBJECT), Site("resid_post", 2)
-      >>> t = Translation(jnp.eye(lm.config.width("resid_post"), 3), jnp.zeros(2), jnp.zeros(3), "covariance", site)
+      >>> t = Translation(jnp.eye(128, 3), jnp.zeros(128), jnp.zeros(3), "covariance", site)
       >>> token_concepts(lm, t, "The font family").values.shape[1]
       3
     """
     if translation.site is None:
         raise AtlasError("this translation has no site, so there is nothing of the model to read by it")
     tokens = _tokens(model, text)
-    values = _concepts(model, tokens, translation.matrix, translation.site) / (translation.token_norm or 1.0)
+    values = _concepts(model, tokens, translation, translation.site) / (translation.token_norm or 1.0)
     columns = tuple(Column(str(i), ".3f") for i in range(translation.d_c))
     caption = f"length of the activation along each concept, {_unit({translation.site: translation})}"
     title = f"Concepts at {translation.site}, token by token, by {translation.described}"
@@ -320,13 +321,10 @@ def _projections(
 
 
 @partial(jax.jit, static_argnames=("site",))
-def _concepts(
-    model: LanguageModel, tokens: Tokens, matrix: Float[Array, "d_s d_c"], site: Site
-) -> Float[Array, "1 t d_c"]:
+def _concepts(model: LanguageModel, tokens: Tokens, translation: Translation, site: Site) -> Float[Array, "1 t d_c"]:
     x = forward(model.decoder, tokens, capture=(site,), logits=False).acts[site].astype(jnp.float32)
-    weight = tokens.mask[..., None].astype(jnp.float32)
-    x = x - jnp.sum(x * weight, axis=1, keepdims=True) / jnp.maximum(jnp.sum(weight, axis=1, keepdims=True), 1.0)
-    length = jnp.linalg.norm(matrix, axis=1, keepdims=True)
-    similarity = matrix / jnp.where(length > 0, length, 1.0)
+    length = jnp.linalg.norm(translation.matrix, axis=1, keepdims=True)
+    similarity = translation.matrix / jnp.where(length > 0, length, 1.0)
     norm = jnp.linalg.norm(similarity, axis=0)
-    return jnp.matmul(x, similarity, precision=jax.lax.Precision.HIGHEST) / jnp.where(norm > 0, norm, 1.0)
+    along = jnp.matmul(x - translation.mean_subject[None, None], similarity, precision=jax.lax.Precision.HIGHEST)
+    return along / jnp.where(norm > 0, norm, 1.0)[None, None]

@@ -65,6 +65,8 @@ class Explorer:
             with warnings.catch_warnings(record=True) as heard:
                 warnings.simplefilter("always", UserWarning)
                 alignment = Alignment.load(self.run)
+            if alignment.atlas.labels.described():
+                alignment.atlas.search("a")  # opens the index, so that the first letter typed is answered at once
             self.notes = [str(w.message) for w in heard if w.category is UserWarning]
             if alignment.top is None:
                 self.notes.append(
@@ -194,7 +196,7 @@ class Explorer:
         here = _token_at(atlas.model, text, asked.at)
         found = {"token": seen.tokens[here], "atlas": self._strongest(seen.values[here])}
         here, sites = _token_at(model, text, asked.at), []
-        translations = {site: self._translation("detect", site) for site in alignment.subject.sites}
+        translations = {site: self._translation("steer", site) for site in alignment.subject.sites}
         along = self._along(translations, asked)
         for i, (site, translation) in enumerate(translations.items()):
             seen = experiments.token_concepts(model, translation, text)

@@ -247,9 +247,10 @@
       pairs.length = 0;
       get("texts").replaceChildren();
       get("token").hidden = true;
-      get("hint").textContent = "Darker: less likely without steering. Hover over a token for its log-probability; click it for the concepts there.";
+      get("hint").textContent = "Coloured: less likely without steering. Hover over a token for its log-probability; click it for the concepts there.";
       wanted.prompts.forEach((prompt) => addPair(prompt, wanted.chat));
       for (const pair of pairs) pair[1].steered = true;
+      get("h-texts").scrollIntoView({ block: "nearest" });
       await events(answer, (name, content) => handlers[name]?.(content));
       if (running) { say("the server ended the generation; is it still running?"); finish(""); }
     } catch (error) {
