@@ -71,8 +71,8 @@ def pair(run: Alignment, arguments: Any) -> dict[str, Any]:
     return {
         "sentences": len(run.corpus.fit), "held out": len(run.corpus.eval), "atlas features": run.atlas.width,
         "site": str(first), "site of steering": str(last), "sizes": sizes, "prompts": settings.prompts,
-        "concepts": [f for c in settings.concepts for f in c.features], "uses": found, "distinct": distinct, "cost": cost,
-        "members": members(run, first, features),
+        "concepts": [f for c in settings.concepts for f in c.features], "uses": found, "distinct": distinct,
+        "cost": cost, "members": members(run, first, features),
     }  # fmt: skip
 
 

@@ -34,8 +34,8 @@ from atlas_jax.translation import Translation
 from atlas_jax.types import FeatureSpace, Site
 
 PREFERRED = {
-    "detect": ("whitened_detect", "whitened_retrieve", "procrustes"),
-    "retrieve": ("whitened_retrieve", "whitened_detect", "procrustes"),
+    "detect": ("whitened_detect", "procrustes"),
+    "retrieve": ("whitened_retrieve", "procrustes"),
     "steer": ("whitened_steer", "covariance", "procrustes"),
 }
 
@@ -121,9 +121,10 @@ class Alignment:
     def recommended(self, use: str) -> tuple[str, str]:
         """Return the method and the pooling to use where none is asked for.
 
-        That is the member of the whitened family that was chosen for the use; without one the member chosen for the
-        other of detection and retrieval, and for steering the first method made for it, or covariance; without these
-        Procrustes, and without that the first method of the run.
+        That is the member of the whitened family that was chosen for the use; for steering without one the first method
+        made for it, or covariance; without these Procrustes, and without that the first method of the run. A member
+        chosen for detection does not stand in for retrieval, nor the other way about: each is worse there than
+        Procrustes.
 
         Raises:
           AtlasError: for another use.
