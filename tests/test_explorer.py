@@ -171,6 +171,18 @@ def test_the_stream_is_what_generate_makes(port, explorer, change):
     assert texts[0][0] != texts[0][1]
 
 
+def test_prompts_are_messages_in_the_chat_template(port, explorer, monkeypatch):
+    model = explorer.alignment.subject.model
+    monkeypatch.setattr(
+        model.tokenizer.hf, "chat_template", "{% for m in messages %}Return {{ m.content }}{% endfor %}"
+    )
+    texts, _, _ = streamed(port, STEERED | {"prompts": ["the value"], "chat": True})
+    ids = model.chat([{"role": "user", "content": "the value"}])
+    assert model.tokenizer.decode(ids) == "Return the value"
+    assert texts[0][0] == aj.generate(model, [ids], max_new_tokens=8, temperature=0.5).texts[0]
+    assert asked(port, "/api/state")[1]["chat"] is True
+
+
 def log_probabilities(model, prompt, generation, edits):
     """In float64, of the new tokens of the first row."""
     ids, n = model.tokenizer.encode([prompt])[0], int(generation.lengths[0])
@@ -469,6 +481,17 @@ def find(driver, selector):
     return driver.find_elements("css selector", selector)
 
 
+def shown_in(driver, selector):
+    """The texts of elements, read at once, for the page may replace them at any time."""
+    return driver.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector)
+
+
+def scored(driver, count):
+    """Whether the tokens of so many texts have their log-probabilities."""
+    script = "return [...document.querySelectorAll('.text')].map(e => e.querySelector('[title]') !== null)"
+    return driver.execute_script(script) == [True] * count
+
+
 def begin(driver, port, fragment="", **options):
     look(driver, f"http://127.0.0.1:{port}/{fragment}", **options)
     until(lambda: driver.execute_script("return document.body.dataset.status") == "ready")
@@ -477,7 +500,7 @@ def begin(driver, port, fragment="", **options):
 def test_search_steer_stream_cancel_and_the_link(browser, port, explorer):
     begin(browser, port)
     find(browser, "#query")[0].send_keys("attention")
-    until(lambda: [b.text.split("\n")[0] for b in find(browser, "#results button")][:1] == ["attention"])
+    until(lambda: shown_in(browser, "#results button bdi")[:1] == ["attention"])
     find(browser, "#query")[0].send_keys("\ue007")  # Enter
     until(lambda: len(find(browser, "#features .found mark")) > 9)
     find(browser, "#prompts textarea")[0].send_keys("This function returns")
@@ -486,9 +509,9 @@ def test_search_steer_stream_cancel_and_the_link(browser, port, explorer):
     )
     browser.execute_script(slider)
     find(browser, "#go")[0].click()
-    until(lambda: len(find(browser, ".text")) == 2 and all(find(card, "[title]") for card in find(browser, ".text")))
-    shown = [card.text for card in find(browser, ".text")]
-    texts, scores, _ = streamed(port, STEERED | {"tokens": 40, "strengths": {"resid_post.2": 0.4988}})
+    until(lambda: scored(browser, 2))
+    shown = shown_in(browser, ".text")
+    texts, _, _ = streamed(port, STEERED | {"tokens": 40})
     assert shown[0] == f"This function returns{texts[0][0]}".strip()
     steered = find(find(browser, ".text")[1], "[title]")[0]
     assert steered.get_attribute("title").startswith("log-probability −")
@@ -498,16 +521,16 @@ def test_search_steer_stream_cancel_and_the_link(browser, port, explorer):
     link = browser.current_url
     begin(browser, port, "#" + link.split("#")[1])
     assert find(browser, "#prompts textarea")[0].get_property("value") == "This function returns"
-    until(lambda: find(browser, "#chosen .feature")[0].text.startswith("attention 39"))
+    until(lambda: shown_in(browser, "#chosen .feature span") == ["attention 39"])
     find(browser, "#go")[0].click()
-    until(lambda: len(find(browser, ".text")) == 2 and all(find(card, "[title]") for card in find(browser, ".text")))
-    assert [card.text for card in find(browser, ".text")] == shown
+    until(lambda: scored(browser, 2))
+    assert shown_in(browser, ".text") == shown
     browser.execute_script("document.getElementById('tokens').append(new Option(400)); tokens.value = 400;"
                            "tokens.dispatchEvent(new Event('change'))")  # fmt: skip
     find(browser, "#go")[0].click()
     until(lambda: find(browser, ".text [role=button]"))
     find(browser, "#cancel")[0].click()
-    until(lambda: find(browser, "#status")[0].text == "Cancelled.")
+    until(lambda: shown_in(browser, "#status") == ["Cancelled."])
     assert find(browser, "#go")[0].is_enabled()
     assert browser.get_log("browser") == []
 
@@ -518,7 +541,7 @@ def test_nothing_is_wider_than_the_screen(browser, port, width, dark):
     state = json.dumps(STEERED | {"prompts": ["w" * 300, "The"]})
     begin(browser, port, "#" + quote(state), width=width, dark=dark)
     find(browser, "#go")[0].click()
-    until(lambda: len(find(browser, ".text")) == 4 and all(find(card, "[title]") for card in find(browser, ".text")))
+    until(lambda: scored(browser, 4))
     until(lambda: find(browser, "#features .found"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     ink, paper = browser.execute_script(
@@ -555,7 +578,7 @@ def test_hostile_text_is_text(browser, bundled_run, explorer):
         until(lambda: find(browser, "#results button"))
         find(browser, "#go")[0].click()
         until(lambda: find(browser, ".text [title]"))
-        assert SCRIPT in find(browser, "#results button")[0].text
+        assert SCRIPT in shown_in(browser, "#results button")[0]
         assert len(find(browser, "script")) == 1
         assert not find(browser, "img")
         assert browser.get_log("browser") == []

@@ -266,8 +266,8 @@
   });
 
   // One token.
-  const list = (concepts, digits) => make("ol", {}, ...(concepts.length ? concepts.map((one) => make("li", {}, text(one.label || `feature ${one.feature}`),
-    make("small", {}, `${one.feature} · ${number(one.value, digits)}`))) : [make("li", { class: "note" }, "none is active")]));
+  const list = (concepts, digits) => make("ol", {}, ...(concepts.length ? concepts.map((one) => make("li", { title: `atlas feature ${one.feature}` }, text(one.label || `feature ${one.feature}`),
+    make("small", {}, number(one.value, digits)))) : [make("li", { class: "note" }, "none is active")]));
   const showPlace = (answer) => {
     get("token").hidden = false;
     get("place").replaceChildren(
