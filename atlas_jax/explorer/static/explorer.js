@@ -185,8 +185,7 @@
   const addScores = (own, values, without) => values.forEach((value, place) => {
     const token = own.tokens[place];
     if (!token) return;
-    const both = `log-probability ${number(value)}${own.steered ? ` steered, ${number(without[place])} without steering` : ""}`;
-    token.title = both;
+    token.title = `log-probability ${number(value)}${own.steered ? ` steered, ${number(without[place])} without steering` : ""}`;
     token.classList.add(`l${Math.max(0, Math.min(9, Math.round(-without[place])))}`);
   });
 
@@ -324,9 +323,7 @@
     get("chat").checked = state.chat;
     showStrengths();
     showPrompts();
-    const concept = location.hash;
     changedConcept();
-    if (!concept) history.replaceState(null, "", location.pathname);
   };
   const wait = async () => {
     try { facts = { ...facts, ...(await json("/api/state")) }; } catch (error) { facts = { ...facts, said: error.message }; }
