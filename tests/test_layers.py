@@ -18,7 +18,7 @@ LAYERS = {
     "pipeline": 4, "hub": 4,
     "sae_lab": 5,
     "experiments": 6,
-    "bundled": 7, "report": 7, "cli": 8,
+    "bundled": 7, "report": 7, "explorer": 7, "cli": 8,
 }  # fmt: skip
 
 
