@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         concept_direction as concept_direction,
         concept_directions as concept_directions,
     )
+    from atlas_jax.hub import push_to_hub as push_to_hub
     from atlas_jax.labels import Labels as Labels
     from atlas_jax.models import LanguageModel as LanguageModel, generate as generate, run as run
     from atlas_jax.pipeline import (
@@ -52,6 +53,7 @@ _HOMES = {
     "corpus": ("Corpus", "build_corpus"),
     "errors": ("AtlasError",),
     "experiments": ("Direction", "concept_direction", "concept_directions"),
+    "hub": ("push_to_hub",),
     "labels": ("Labels",),
     "sharding": ("make_mesh",),
     "models": ("LanguageModel", "generate", "run"),

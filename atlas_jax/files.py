@@ -467,6 +467,21 @@ def directory_hash(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def local_or_hub(name: str | os.PathLike) -> Path:
+    """Return a local path as it is, and the directory of a hub repository where the name can only be one's.
+
+    Example:
+      >>> from atlas_jax.files import local_or_hub
+      >>> local_or_hub("runs/a/b").as_posix()
+      'runs/a/b'
+    """
+    path = Path(name)
+    parent = path.parent
+    if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) and not parent.exists():
+        return path if path.suffix in (".safetensors", ".json") else from_hub(name)
+    return path
+
+
 def from_hub(repository: str, **options: Any) -> Path:
     """Return the local directory of a Hugging Face repository, fetched where it is not there yet.
 
@@ -483,13 +498,30 @@ def from_hub(repository: str, **options: Any) -> Path:
       True
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    remedy = "check the name, the network, and for gated repositories that you are logged in and were granted access"
+    with asking_hub(f"'{repository}' is no local path and could not be fetched from the hub", remedy):
+        return Path(snapshot_download(repository, **options))
+
+
+@contextlib.contextmanager
+def asking_hub(failure: str, remedy: str) -> Iterator[None]:
+    """Turn what the Hugging Face hub refuses, and faults of the network and the disk, into one sentence.
+
+    Raises:
+      AtlasError: ``failure (reason); remedy``.
+
+    Example:
+      >>> from atlas_jax.files import asking_hub
+      >>> with asking_hub("'me/dogs' could not be fetched", "check the network"):
+      ...     raise TimeoutError("no answer")
+      Traceback (most recent call last):
+      atlas_jax.errors.AtlasError: 'me/dogs' could not be fetched (no answer); check the network
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(repository, **options))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        yield
+    except (HfHubHTTPError, HFValidationError, OSError) as e:  # no token and no entry are OSErrors
         reason = (str(e).strip().splitlines() or [""])[0] or type(e).__name__
-        raise AtlasError(
-            f"'{repository}' is no local path and could not be fetched from the hub ({reason}); check the name, the "
-            "network, and for gated repositories that you are logged in and were granted access"
-        ) from e
+        raise AtlasError(f"{failure} ({reason}); {remedy}") from e

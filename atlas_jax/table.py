@@ -1,9 +1,19 @@
 """Tables, the common form of results for display, on a terminal or elsewhere."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
+
+from markupsafe import Markup, escape
+
+T = TypeVar("T")
+LONG = 80  # characters from which a cell is given room
+_LONG, _RIGHT, _BEST = ' class="long"', ' class="right"', ' class="best"'
+# Control characters but tab and newline, and the marks that turn the direction of the text around them.
+REMOVED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
+UNPAIRED = re.compile(r"[\ud800-\udfff]")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +126,9 @@ class Table:
         rows = [list(map(_plain, row)) for row in self.rows]
         return {"title": self.title, "columns": [c.name for c in self.columns], "rows": rows, "caption": self.caption}
 
+    def _repr_html_(self) -> str:
+        return table_html(self)
+
 
 def facts_table(title: str, facts: Mapping[str, Any], caption: str | None = None) -> Table:
     """Return a table of names and values.
@@ -126,6 +139,68 @@ def facts_table(title: str, facts: Mapping[str, Any], caption: str | None = None
       [['features', '1536'], ['FVU', '0.1235'], ['seen', '1 to 2']]
     """
     return Table(title, (Column(), Column(format=".4g", left=True)), list(facts.items()), caption)
+
+
+class Shown(list[T]):
+    """A list that notebooks show as a table; otherwise a list.
+
+    Example:
+      >>> from atlas_jax.table import Column, Shown, Table
+      >>> words = Shown(["<dog>"], lambda items: Table("Words", (Column("word"),), [(w,) for w in items]))
+      >>> words, "&lt;dog&gt;" in words._repr_html_()
+      (['<dog>'], True)
+    """
+
+    def __init__(self, items: Iterable[T] = (), table: Callable[[list[T]], Table] | None = None) -> None:
+        super().__init__(items)
+        self._table = table
+
+    def _repr_html_(self) -> str | None:
+        return None if self._table is None else table_html(self._table(self))
+
+
+def table_html(table: Table) -> Markup:
+    """Return a ``table`` element, all text of it escaped.
+
+    Example:
+      >>> from atlas_jax.table import Column, Table, table_html
+      >>> table = Table("Words", (Column("id", "d"), Column("word")), [(3, "<b>")])
+      >>> "<td><bdi>&lt;b&gt;</bdi></td>" in table_html(table)
+      True
+    """
+    heads = "".join(f'<th scope="col"{_RIGHT * c.right}>{escape(clean(c.name))}</th>' for c in table.columns)
+    head = f"<thead><tr>{heads}</tr></thead>" if any(c.name for c in table.columns) else ""
+    rows = "\n".join(_row(table, i) for i in range(len(table.rows)))
+    title = escape(clean(table.title))
+    return Markup(f"<table><caption><span>{title}</span></caption>{head}<tbody>\n{rows}\n</tbody></table>")
+
+
+def _row(table: Table, number: int) -> str:
+    again = number > 0 and table.group(number) == table.group(number - 1)
+    cells = []
+    for i, (column, value) in enumerate(zip(table.columns, table.rows[number], strict=True)):
+        text = "" if again and column.group else _cell(*column.parts(value))
+        look = _LONG if len(text) > LONG else _RIGHT * column.right
+        cells.append(f'<th scope="row"{look}>{text}</th>' if i == 0 and text else f"<td{look}>{text}</td>")
+    return f"<tr{_BEST * (number in table.best)}>{''.join(cells)}</tr>"
+
+
+def _cell(*parts: str) -> str:
+    before, marked, after = (str(escape(clean(part))) for part in parts)
+    if not (before or marked or after):
+        return ""
+    return f"<bdi>{before}{marked and f'<mark>{marked}</mark>'}{after}</bdi>"
+
+
+def clean(text: str) -> str:
+    r"""Remove control characters and direction marks, and put U+FFFD for halves of surrogate pairs.
+
+    Example:
+      >>> from atlas_jax.table import clean
+      >>> clean("a\x00 \u202edog")
+      'a dog'
+    """
+    return UNPAIRED.sub("\ufffd", REMOVED.sub("", text))
 
 
 def _plain(value: Any) -> Any:

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file
 
 from atlas_jax.checks import finite_numbers, known
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import new_file, reading, sha256
+from atlas_jax.files import local_or_hub, new_file, reading, sha256
 from atlas_jax.labels import Labels
 from atlas_jax.sharding import device_put, mesh_of, row_blocks
 from atlas_jax.statistics import Statistics, lens_init, lens_update, update
+from atlas_jax.table import Column, Table, facts_table
 from atlas_jax.tensor_file import write_tensors
 from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
@@ -43,6 +44,9 @@ class Ranked(NamedTuple):
     features: Int[Array, "*q k"]
     scores: Float[Array, "*q k"]
 
+    def _repr_html_(self) -> str | None:
+        return _ranked_html(self) if jnp.ndim(self.features) == 1 else None
+
 
 class Named(NamedTuple):
     """Atlas feature ids, their scores and their labels ("" where there is none), best first.
@@ -58,6 +62,15 @@ class Named(NamedTuple):
     features: Int[Array, " k"]
     scores: Float[Array, " k"]
     labels: list[str]
+
+    def _repr_html_(self) -> str:
+        return _ranked_html(self, Column("label"))
+
+
+def _ranked_html(ranked: Ranked | Named, *more: Column) -> str:
+    columns = Column("feature", "d"), Column("score", ".3f"), *more
+    features, scores = np.asarray(ranked.features).tolist(), np.asarray(ranked.scores).tolist()
+    return Table("Features, best first", columns, list(zip(features, scores, *ranked[2:], strict=True)))._repr_html_()
 
 
 class _Record(dict):
@@ -139,6 +152,12 @@ class Translation:
             matrix = device_put(matrix, mesh, "data", "model")
         means = jnp.array(stats.subject.raw.mean), jnp.array(stats.atlas.raw.mean)
         return cls(matrix, *means, method, site, certificate, metadata or {}, token_norm, pooling)
+
+    def _repr_html_(self) -> str:
+        facts = {"method": self.described, "site": self.site and str(self.site), "subject features": self.d_s}
+        facts |= {"atlas features": self.d_c, "mean token norm": self.token_norm}
+        more = {k: v for k, v in self.certificate.items() if k not in facts and isinstance(v, str | int | float)}
+        return facts_table("Translation", facts | more)._repr_html_()
 
     @property
     def described(self) -> str:
@@ -313,11 +332,12 @@ class Translation:
 
     @classmethod
     def from_pretrained(cls, directory: str | os.PathLike) -> "Translation":
-        """Read what :meth:`save_pretrained` wrote.
+        """Read what :meth:`save_pretrained` wrote, from a directory or a repository of the hub (``owner/name``).
 
         Raises:
           AtlasError: if a file is missing, damaged, or does not belong to the other.
         """
+        directory = local_or_hub(directory)
         record_file, file, again = Path(directory) / RECORD, Path(directory) / TENSORS, "save it again"
         with reading(record_file, again):
             record = json.loads(record_file.read_text(encoding="utf-8"))

@@ -12,10 +12,11 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.files import new_file, reading
+from atlas_jax.files import local_or_hub, new_file, reading
 from atlas_jax.steering import Add, Steer
 from atlas_jax.types import Site
 
+VECTORS = "steering.safetensors"  # in a directory or a repository
 KINDS = {"steer": Steer, "add": Add}
 _LLAMA_CPP = {"mistral": "llama", "gemma3_text": "gemma3", "gpt_neox": "gptneox"}  # where it has another name
 
@@ -49,6 +50,8 @@ def save_edits(edits: Mapping[Site | str, Any], path: str | os.PathLike) -> Path
 def load_edits(path: str | os.PathLike) -> dict[Site, Steer | Add]:
     """Read what :func:`save_edits` wrote, as edits for :func:`atlas_jax.generate` and :func:`atlas_jax.run`.
 
+    The path may be a directory or a repository of the hub (``owner/name``) that holds ``steering.safetensors``.
+
     Raises:
       AtlasError: if the file is missing, damaged or none of these.
 
@@ -60,7 +63,9 @@ def load_edits(path: str | os.PathLike) -> dict[Site, Steer | Add]:
       >>> aj.load_edits(path)[aj.Site("mlp_act", 1)].strength
       -1.0
     """
-    with reading(Path(path), "export the vectors again"), safe_open(path, "numpy") as file:
+    path = local_or_hub(path)
+    path = path / VECTORS if path.is_dir() else path
+    with reading(path, "export the vectors again"), safe_open(path, "numpy") as file:
         words = json.loads((file.metadata() or {})["edits"])
         return {
             Site.parse(name): KINDS[own["edit"]](file.get_tensor(name), float(own["strength"]))

@@ -11,6 +11,7 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from _common import arguments_of, machine, write
@@ -28,6 +29,7 @@ from atlas_jax.experiments import (
     paper,
     single_features,
 )
+from atlas_jax.experiments._steering_plan import UNSTEERED
 from atlas_jax.experiments._steering_texts import Decoder, Row, decode
 from atlas_jax.metrics import bootstrap_mean
 from atlas_jax.pipeline import Alignment
@@ -45,55 +47,65 @@ def main() -> None:
     parser.add_argument("--concepts", type=int, default=20)
     arguments = parser.parse_args()
     alignment, quick = Alignment.load(arguments.run), arguments.quick
-    features = single_features(alignment, 2 if quick else arguments.concepts)
-    concepts = tuple(SteeringConcept(name, (int(np.argmax(q)),), (1.0,)) for name, q in features.items())
-    settings = SteeringSettings(
-        concepts, paper().prompts[: 2 if quick else 8], STRENGTHS[::3] if quick else STRENGTHS, ((arguments.site,),),
-        (*TRANSLATORS, *HOWS[1:]), controls=("random", "diffmean"), random=1, max_new_tokens=8 if quick else 24,
-        temperature=0.5,
-    )  # fmt: skip
-    along, cost = directions(alignment, dataclasses.replace(settings, methods=TRANSLATORS)), {}
-    for how in HOWS[1:]:
-        found = concept_directions(alignment, features, arguments.site, how)
-        along.subject.update({(how, *key): direction.vector for key, direction in found.items()})
-        cost[how] = dict(next(iter(found.values())).cost)
-    with tempfile.TemporaryDirectory() as folder:
-        rows = decode(Decoder(alignment, settings, lambda: along), Path(folder) / "texts.jsonl")
+    sizes = {"concepts": 2, "prompts": 2, "strengths": STRENGTHS[::3], "tokens": 8} if quick else {}
+    settings, found, cost = steered(alignment, arguments.site, TRANSLATORS, **{"concepts": arguments.concepts} | sizes)
     report = machine() | {
-        "site": arguments.site, "concepts": list(features), "prompts": len(settings.prompts),
+        "site": arguments.site, "concepts": [c.name for c in settings.concepts], "prompts": len(settings.prompts),
         "strengths": settings.strengths, "tokens": settings.max_new_tokens, "temperature": settings.temperature,
-        "fit sentences": len(alignment.corpus.fit), "cost": cost, "methods": table(alignment, settings, rows),
+        "fit sentences": len(alignment.corpus.fit), "cost": cost, "methods": {m: row(own) for m, own in found.items()},
     }  # fmt: skip
     print(json.dumps(report, indent=1))
     write(report, arguments.out)
 
 
-def table(alignment: Alignment, settings: SteeringSettings, rows: Sequence[Row]) -> dict[str, dict]:
-    """Rates at twice the perplexity by method and judge, means over concepts with 95% intervals."""
-    size, names = len(settings.prompts), [c.name for c in settings.concepts]
+def steered(
+    alignment: Alignment, site: str, translators: Sequence[str], *, concepts: int = 20, prompts: int = 8,
+    strengths: Sequence[float] = STRENGTHS, tokens: int = 24,
+) -> tuple[SteeringSettings, dict[str, list["Curve"]], dict[str, dict]]:  # fmt: skip
+    """Steer along single features by translators, by ``concept_directions`` and by controls.
+
+    Returns:
+      What was asked for, the curves of the concepts by method, and the cost of directions by gradients.
+    """
+    features = single_features(alignment, concepts)
+    settings = SteeringSettings(
+        tuple(SteeringConcept(name, (int(np.argmax(q)),), (1.0,)) for name, q in features.items()),
+        paper().prompts[:prompts], tuple(strengths), ((site,),), (*translators, *HOWS[1:]),
+        controls=("random", "diffmean"), random=1, max_new_tokens=tokens, temperature=0.5,
+    )  # fmt: skip
+    along, cost = directions(alignment, dataclasses.replace(settings, methods=tuple(translators))), {}
+    for how in HOWS[1:]:
+        found = concept_directions(alignment, features, site, how)
+        along.subject.update({(how, *key): direction.vector for key, direction in found.items()})
+        cost[how] = dict(next(iter(found.values())).cost)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = decode(Decoder(alignment, settings, lambda: along), Path(folder) / "texts.jsonl")
+    return settings, curves(alignment, settings, rows), cost
+
+
+def curves(alignment: Alignment, settings: SteeringSettings, rows: Sequence[Row]) -> dict[str, list["Curve"]]:
+    """The curve of every concept by method, without steering last."""
+    size = len(settings.prompts)
     cells = {rows[i].cell: rows[i : i + size] for i in range(0, len(rows), size)}
     unsteered = next(part for cell, part in cells.items() if cell.concept is None)
     queries = concept_queries(alignment.atlas, settings.concepts)
     texts = alignment.corpus.eval
     neutral = [texts[i] for i in range(0, len(texts), max(1, len(texts) // 256))]
     judges = {"words": WordsJudge(), "embedding": AtlasJudge(alignment.atlas, queries, neutral, parts=("embedding",))}
-    methods = list(dict.fromkeys(cell.method for cell in cells if cell.concept is not None))
-    found = {}
-    for method in methods:
-        curves = [Curve(cells, unsteered, method, name, judges) for name in names]
-        found[method] = {
-            judge: bootstrap_mean(np.array([c.at_twice(judge) for c in curves]))._asdict() for judge in curves[0].rates
-        }
-        found[method]["strength"] = float(np.mean([c.crossing() for c in curves]))
-    base = [Curve(cells, unsteered, None, name, judges) for name in names]
-    found["unsteered"] = {j: bootstrap_mean(np.array([c.rates[j][0] for c in base]))._asdict() for j in base[0].rates}
-    return found
+    methods = dict.fromkeys([*(c.method for c in cells if c.concept is not None), UNSTEERED])
+    return {m: [Curve(cells, unsteered, m, c.name, judges) for c in settings.concepts] for m in methods}
+
+
+def row(own: Sequence["Curve"]) -> dict[str, Any]:
+    """Rates of a method at twice the perplexity by judge, means over concepts with 95% intervals, and the strength."""
+    rates = {judge: bootstrap_mean(np.array([c.at_twice(judge) for c in own]))._asdict() for judge in own[0].rates}
+    return rates | {"strength": float(np.mean([c.crossing() for c in own]))}
 
 
 class Curve:
     """Rates of a concept by strength, and the logarithm of the perplexity over that of unsteered text."""
 
-    def __init__(self, cells: dict, unsteered: list[Row], method: str | None, name: str, judges: dict) -> None:
+    def __init__(self, cells: dict, unsteered: list[Row], method: str, name: str, judges: dict) -> None:
         steered = {c.strength: part for c, part in cells.items() if (c.method, c.concept) == (method, name)}
         parts = {0.0: unsteered} | dict(sorted(steered.items()))
         nats = [np.mean([np.log(r.perplexity) for r in part if r.perplexity]) for part in parts.values()]

@@ -14,7 +14,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inheri
     _OWN_CACHE = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="atlas-jax-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # in processes of their own, which compile more than they compute
+# Tests compile far more than they compute: compiled quickly rather than well, all else as for users.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
 
 import jax  # noqa: E402
 from helpers.commands import QUICKSTART, command_line  # noqa: E402
@@ -29,10 +32,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 SLOWEST = ["resume", "generate", "sae_command", "distributed", "sae_label", "sae_check", "quickstart", "pipeline"]
 SLOWEST += ["choose", "report", "steering_evaluation", "evaluate_more", "use", "retrieval", "notebooks", "accelerator"]
 SLOWEST += ["run_files", "doctests", "diagnosis", "atlas", "atlas_build", "interrupts", "procrustes", "translators"]
-# Whole runs, most of whose programs run a few times: compiled quickly rather than well, all else as for users.
-QUICKLY = {"choose", "use", "pipeline", "distributed", "retrieval", "accelerator", "run_files", "resume", "notebooks"}
-QUICKLY |= {"sae_command", "translators_mesh", "atlas_build", "doctests", "steering_evaluation", "evaluate_more"}
-QUICKLY |= {"tokens", "heads", "concept_directions", "report"}
 
 
 def pytest_collection_modifyitems(config, items):
@@ -63,9 +62,8 @@ def pytest_unconfigure():
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _programs(request):
-    """Choose how programs are compiled, and free them: each takes some of the 65,530 memory maps of a process."""
-    jax.config.update("jax_disable_most_optimizations", request.path.stem.removeprefix("test_") in QUICKLY)
+def _programs():
+    """Free a module's compiled programs: each takes some of the 65,530 memory maps of a process."""
     yield
     jax.clear_caches()
     gc.collect()

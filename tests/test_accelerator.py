@@ -68,9 +68,9 @@ def accelerator():
 
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
-    """What all parts found in one process, whose programs are compiled quickly rather than well."""
-    folder, quickly = tmp_path_factory.mktemp("parts"), "--xla_backend_optimization_level=0"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path]), "XLA_FLAGS": quickly}
+    """What all parts found in one process."""
+    folder = tmp_path_factory.mktemp("parts")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), *sys.path])}
     subprocess.run([sys.executable, "-c", ALL, str(folder)], check=True, env=environment)
     return {file.stem: json.loads(file.read_text()) for file in folder.iterdir()}
 

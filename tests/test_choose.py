@@ -1,5 +1,7 @@
 """Choosing a member of the whitened family, and semantic retrieval, against activations held whole."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -146,6 +148,9 @@ def test_the_best_of_the_grid_is_solved_on_the_whole_fit_half(alignment, held, p
     assert {m for _, m in alignment.steering} == {"covariance", "whitened_steer"}
     assert alignment.recommended("steer") == ("whitened_steer", "mean")
     assert [alignment.recommended(u)[0] for u in ("detect", "retrieve")] == ["whitened_detect", "whitened_retrieve"]
+    for use in ("detect", "retrieve"):  # the member of the other use is no substitute
+        rest = {key: t for key, t in alignment.translations.items() if key[1] != f"whitened_{use}"}
+        assert dataclasses.replace(alignment, translations=rest).recommended(use) == ("procrustes", "max")
     for use in ("detect", "retrieve", "steer"):
         rows = [r for r in alignment.choice.record["grid"] if r["use"] == use]
         best = max(rows, key=lambda r: r["score"])

@@ -61,6 +61,15 @@ def test_greedy_text_equals_transformers_past_the_window_with_ragged_prompts(nam
     assert generate(endless(name), PROMPTS, max_new_tokens=NEW).ids.tolist() == hf_greedy(hf_model(name), PROMPTS)
 
 
+@pytest.mark.parametrize(("name", "length"), [("gemma2", 24), ("gpt2", 32), ("gemma3", 10_000)])
+def test_prompts_padded_to_a_length_are_continued_as_in_transformers(name, length):
+    before = complete._cache_size()
+    for prompts in (PROMPTS, [row[1:] for row in PROMPTS]):
+        ids = generate(endless(name), prompts, max_new_tokens=12, prompt_length=length).ids
+        assert ids.tolist() == hf_greedy(hf_model(name), prompts, 12)
+    assert complete._cache_size() == before + 1
+
+
 @pytest.mark.parametrize("name", ["gemma2", "mistral"])
 def test_decoding_from_the_cache_equals_recomputing_everything(name):
     lm, width = endless(name), 16 + NEW

@@ -29,8 +29,7 @@ from atlas_jax.experiments._steering_texts import Row
 from atlas_jax.labels import Label, Labels
 from atlas_jax.report import _concepts, _figures, write_report
 from atlas_jax.report._content import Hint, Source, sections, steered_texts
-from atlas_jax.report._text import clean
-from atlas_jax.table import Table
+from atlas_jax.table import Table, clean
 
 # The page.
 

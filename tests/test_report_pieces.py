@@ -24,9 +24,9 @@ from atlas_jax.models import Tokenizer
 from atlas_jax.report import _stored, table_csv, table_html, table_latex
 from atlas_jax.report._figures import CURVE_POINTS, detection_curves, singular_values
 from atlas_jax.report._svg import Axis, Point, bars, heatmap, lines
-from atlas_jax.report._text import clean, embedded
+from atlas_jax.report._text import embedded
 from atlas_jax.report._tokens import pieces
-from atlas_jax.table import Column, Marked, Table
+from atlas_jax.table import Column, Marked, Table, clean
 
 # The pieces.
 

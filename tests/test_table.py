@@ -110,6 +110,28 @@ def test_optional_columns_go_first_then_numbers_and_the_first_stays():
     assert "mlp_act.1+resid_post.2" in _shown(WIDE, 30)
 
 
+@pytest.mark.parametrize("word", ["x" * 30, "np.testing.assert_allclose_units", "日本語" * 6])
+def test_long_words_of_sentences_give_way_before_numbers(word):
+    columns = (
+        Column("prompt", group=True), Column("along"), Column("strength", "g"), Column("concept", ".2f"),
+        Column("perplexity", ".3g"), Column("continuation"),
+    )  # fmt: skip
+    rows = [("This function", "concept", 0.5, 1.25, 9.5, f"returns {word} of it"), ("A", "random", 0.5, 0.0, 1e5, "a")]
+    narrow, wide = (_shown(Table("Steering", columns, rows), width) for width in (80, 120))
+    assert "left out" not in narrow
+    assert all(part in narrow for part in ("perplexity", "9.5", "1e+05", "returns", "…", "of it"))
+    assert word not in narrow
+    assert word in wide
+    assert "…" not in wide
+
+
+def test_names_are_not_cut():
+    columns = Column("site"), Column("method"), Column("AP", ".2f"), Column("AUROC", ".2f")
+    shown = _shown(Table("", columns, [("mlp_act.1", "a_method_of_a_long_name_23", 0.5, 0.75)]), 50)
+    assert "a_method_of_a_long_name_23" in shown
+    assert "left out to fit: AUROC" in " ".join(shown.split())
+
+
 @pytest.mark.parametrize(("before", "after"), [(300, 0), (0, 300), (300, 300), (10, 300), (300, 10), (5, 5)])
 def test_samples_are_cut_around_what_is_marked(before, after):
     before, after = "b " * (before // 2), " a" * (after // 2)

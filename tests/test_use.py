@@ -201,14 +201,14 @@ def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
 def test_each_use_has_the_translation_recommended_for_it(command, alignment):
     assert alignment.recommended("steer") == ("covariance", "mean")
     asked = {
-        "identify": (["--feature", "39"], "whitened_detect (max pooling)"),
-        "name": (["--feature", "3"], "whitened_detect (max pooling)"),
+        "identify": (["--feature", "39"], "procrustes (max pooling)"),
+        "name": (["--feature", "3"], "procrustes (max pooling)"),
         "steer": (["--feature", "39", *PROMPTS, "--strength", "0.5"], "covariance (mean pooling)"),
     }
     for name, (options, described) in asked.items():
         assert f"by {described}" in command(name, "--site", SITE, *options, as_json=False)
-        said = command(name, "--site", SITE, *options, "--method", "procrustes", as_json=False)
-        assert "by procrustes (max pooling)" in said
+        said = command(name, "--site", SITE, *options, "--method", "correlation", as_json=False)
+        assert "by correlation (max pooling)" in said
     said = command("identify", "--site", SITE, "--feature", "39", "--method", "covariance:mean", as_json=False)
     assert "by covariance (mean pooling)" in said
     said = command("identify", "--site", SITE, "--feature", "1", "--method", "procrustes:mean", refused=True)

@@ -15,6 +15,7 @@ from atlas_jax.cli import (
     _quickstart,
     _report,
     _sae,
+    _serve,
     _use,
 )
 from atlas_jax.cli._options import Commands
@@ -56,5 +57,6 @@ app.command()(_use.steer)
 app.command()(_use.inspect)
 app.command()(_export.export)
 app.command()(_report.report)
+app.command()(_serve.serve)
 _evaluate.app.command("steering")(_evaluate_steering.steering)
 app.add_typer(_evaluate.app, name="evaluate")

@@ -11,17 +11,20 @@ from atlas_jax.table import Column, Marked, Table
 
 LONGEST = 32  # characters of a word, beyond which it may be broken
 LINES = 3  # of a sample, whose rest is cut off
+SHORT = 20  # characters that sentences always have
 BETWEEN = 3  # characters from one column to the next
 
 
 def render(table: Table, width: int) -> Grid:
     """Lay a table out in so many characters.
 
-    Numbers and words stay whole. Where all columns take more room than there is, optional ones are left out first, then
-    those of numbers, from the right, and the caption says which; samples are cut to a few lines around what is marked.
+    Numbers and words stay whole. Where all columns take more room than there is, optional ones are left out first; then
+    long words of sentences are cut; then columns of numbers are left out, from the right. The caption says which.
+    Samples are cut to a few lines around what is marked.
     """
-    shown = _fitting(table, width)
-    widths = _widths(table, shown, width)
+    whole = [_least(c, cells) for c, cells in _columns(table)]
+    shown, least = _fitting(table, whole, width)
+    widths = _widths(table, shown, least, width)
     left_out = [c.name for i, c in enumerate(table.columns) if i not in shown]
     said = f"left out to fit: {', '.join(left_out)} (--wide shows them)" if left_out else None
     caption = "; ".join(filter(None, (table.caption, said))) or None
@@ -34,31 +37,47 @@ def render(table: Table, width: int) -> Grid:
         again = number > 0 and table.group(number) == table.group(number - 1)
         if not again:
             grid.add_section()
-        cells = [
-            Text() if again and table.columns[i].group else _text(table.columns[i], row[i], LINES * widths[i])
-            for i in shown
-        ]
+        kept = {i: _words_cut(row[i], widths[i]) if widths[i] < whole[i] else row[i] for i in shown}
+        hidden = {i for i in shown if again and table.columns[i].group}
+        cells = [Text() if i in hidden else _text(table.columns[i], kept[i], widths[i]) for i in shown]
         grid.add_row(*cells, style="bold" if number in table.best else None)
     return grid
 
 
-def _fitting(table: Table, width: int) -> list[int]:
-    """The columns that fit, of those that may be left out as many as possible."""
+def _fitting(table: Table, least: list[int], width: int) -> tuple[list[int], list[int]]:
+    """The columns that fit, of those that may be left out as many as possible, and the least width of each column."""
     shown = list(range(len(table.columns)))
-    least = [_least(c, cells) for c, cells in _columns(table)]
+    cut = [min(w, SHORT) if _is_prose(*c) else w for w, c in zip(least, _columns(table), strict=True)]
+    fits = lambda least: sum(least[j] + BETWEEN for j in shown) + 1 <= width
     may_go = [i for i in reversed(shown[1:]) if not table.columns[i].group]
     numbers = lambda i: bool(table.columns[i].format)
     for i in sorted(may_go, key=lambda i: (not table.columns[i].optional, not numbers(i))):
-        if sum(least[j] + BETWEEN for j in shown) + 1 <= width:
+        if not (fits(least) or table.columns[i].optional):
+            least = cut
+        if fits(least):
             break
         shown.remove(i)
-    return shown
+    return shown, least
 
 
-def _widths(table: Table, shown: Sequence[int], width: int) -> dict[int, int]:
+def _is_prose(column: Column, cells: Sequence[Any]) -> bool:
+    """True for sentences, whose words may be cut; names and labels are shown whole."""
+    texts = all(isinstance(v, str | None) for v in cells)
+    return texts and not (column.format or column.group) and any(" " in (v or "") for v in cells)
+
+
+def _words_cut(value: Any, width: int) -> Any:
+    """A text with the words that are wider than its column cut."""
+    words = [Text(word) for word in value.split(" ")] if isinstance(value, str) else []
+    for word in words:
+        word.truncate(width, overflow="ellipsis")
+    return " ".join(word.plain for word in words) if words else value
+
+
+def _widths(table: Table, shown: Sequence[int], least: Sequence[int], width: int) -> dict[int, int]:
     """The width of each column: what its longest word needs, and as much of the rest as it can use."""
     columns = list(_columns(table))
-    widths = {i: _least(*columns[i]) for i in shown}
+    widths = {i: least[i] for i in shown}
     wanted = {i: max(map(cell_len, ("".join(p) for p in _parts(*columns[i]))), default=0) for i in shown}
     room = width - 1 - sum(w + BETWEEN for w in widths.values())
     for place, i in enumerate(sorted(shown, key=lambda i: wanted[i] - widths[i])):
@@ -84,10 +103,10 @@ def _least(column: Column, cells: Iterable[Any]) -> int:
     return max([1, *words, *map(cell_len, whole)])
 
 
-def _text(column: Column, value: Any, room: int) -> Text:
+def _text(column: Column, value: Any, width: int) -> Text:
     before, marked, after = column.parts(value)
     if isinstance(value, Marked):
-        before, after = _cut(before, marked, after, room)
+        before, after = _cut(before, marked, after, LINES * width)
     return Text.assemble(before, (marked, "bold reverse"), after)
 
 

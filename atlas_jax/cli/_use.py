@@ -250,11 +250,11 @@ def found_directions(
             raise AtlasError(f"the directions in '{how}' are of another concept; name the one they were found for")
         return {along.site: along for along in kept}
     with progress_bars() as progress:
-        found = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
-    for (site, _), along in found.items():
+        directions = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
+    for (site, _), along in directions.items():
         if save is not None:
             along.save_pretrained(save / str(site))
-    return {site: along for (site, _), along in found.items()}
+    return {site: along for (site, _), along in directions.items()}
 
 
 def stored_ap(run: Path) -> dict[tuple[str, str], float]:

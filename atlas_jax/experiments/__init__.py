@@ -74,6 +74,7 @@ from atlas_jax.experiments._inspect import (
     RunFacts as RunFacts,
     Traced as Traced,
     run_facts as run_facts,
+    token_concepts as token_concepts,
     token_features as token_features,
     token_projections as token_projections,
 )

@@ -304,7 +304,7 @@ class _Decoder(NamedTuple):
         """Texts with their perplexities, by condition and concept, in the order of the prompts."""
         model, wanted = self.alignment.subject.model, self._wanted()
         ids = [model.tokenizer.encode([prompt])[0] for prompt in self.prompts]
-        found: dict[tuple[str, int], list[tuple[str, float | None]]] = {}
+        continuations: dict[tuple[str, int], list[tuple[str, float | None]]] = {}
         tokens = 0
         for start in range(0, len(wanted), ROWS):
             part = wanted[start : start + ROWS]
@@ -315,10 +315,10 @@ class _Decoder(NamedTuple):
             made = generate(model, rows, edits=self._edits(full), seed=seeds, **options)
             measured = perplexities(model, rows, made)
             for text, words, perplexity in zip(part, made.texts, measured, strict=False):
-                found.setdefault(text[:2], []).append((words, perplexity))
+                continuations.setdefault(text[:2], []).append((words, perplexity))
             tokens += int(made.lengths[: len(part)].sum())
             report("steer", start + len(part), len(wanted), tokens)
-        return found
+        return continuations
 
     def _wanted(self) -> list[_Text]:
         here, *behind = self.along

@@ -74,8 +74,8 @@ def concept_direction(
       >>> aj.generate(run.subject.model, ["This"], max_new_tokens=20, edits=edits).texts    # doctest: +SKIP
     """
     options = {"recipe": recipe, "seed": seed, "progress": progress}
-    (found,) = concept_directions(alignment, {"the concept": query}, [site], how, **options).values()
-    return found
+    (direction,) = concept_directions(alignment, {"the concept": query}, [site], how, **options).values()
+    return direction
 
 
 def concept_directions(
@@ -130,12 +130,12 @@ def concept_directions(
     sites, names, start = sites_of(sites), list(queries), time.perf_counter()
     norms = {site: token_norm(alignment, site) for site in sites}
     stacked = np.stack([_checked(alignment, name, query) for name, query in queries.items()])
-    found, tokens, facts = _FINDERS[how](_Task(alignment, names, stacked, sites, recipe, seed, progress))
+    at_sites, tokens, facts = _FINDERS[how](_Task(alignment, names, stacked, sites, recipe, seed, progress))
     share = 1 / (len(names) * len(sites))
     cost = {"seconds": (time.perf_counter() - start) * share, "tokens": round(tokens * share)}
     _log.info(f"directions by {how} took {cost['seconds']:.2g} s and {cost['tokens']:,} tokens a concept and site")
     directions = {}
-    for site, vectors in found.items():
+    for site, vectors in at_sites.items():
         for i, (name, vector) in enumerate(zip(names, vectors, strict=True)):
             length = float(np.linalg.norm(vector))
             if not length > 0:

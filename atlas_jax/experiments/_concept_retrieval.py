@@ -74,13 +74,13 @@ def concept_retrieval(
     as_number(reliable, "the threshold of reliability", least=0, most=1)
     rows, filters = [], {}
     for site in dict.fromkeys(c.site for c in concepts):
-        found = {method: t for (at, method), t in translations.items() if at == site}
-        if not found:
+        at_site = {method: t for (at, method), t in translations.items() if at == site}
+        if not at_site:
             raise AtlasError(f"there is no translation of {site}, which the concepts are of")
         given = [c for c in concepts if c.site == site]
         kept, queries, filters[site] = _filtered(stream, site, given, reliable, progress)
         own = np.arange(len(kept))
-        rows += [retrieval_row(site, method, t, queries, own, kept, centre=centre) for method, t in found.items()]
+        rows += [retrieval_row(site, method, t, queries, own, kept, centre=centre) for method, t in at_site.items()]
     most = max(len(c.sequences) for c in concepts)
     candidates = {site: f.kept for site, f in filters.items()}
     return Retrieval(rows, candidates, centre, most, stream.size, filters)

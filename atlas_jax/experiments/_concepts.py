@@ -125,7 +125,7 @@ def read_concepts(path: str | Path, widths: Mapping[Site, int]) -> list[ConceptS
       >>> read_concepts(file, {Site("mlp_act", 1): 384})[0].sequences
       ('A dog barks.',)
     """
-    path, found, first = Path(path), [], {}
+    path, concepts, first = Path(path), [], {}
     for number, raw in _lines(path):
         where = f"line {number} of {path}"
         concept = _concept(raw, widths, where)
@@ -136,11 +136,11 @@ def read_concepts(path: str | Path, widths: Mapping[Site, int]) -> list[ConceptS
             again = f"{where} is of feature {key[1]} of {key[0]}, as line {first[key]} is"
             raise AtlasError(f"{again}; write all texts of a feature into one line")
         first[key] = number
-        found.append(concept)
-    if not found:
+        concepts.append(concept)
+    if not concepts:
         sites = ", ".join(map(str, widths))
         raise AtlasError(f"{path} has no concept of a feature of {sites}; write a JSON object a line, one a feature")
-    return found
+    return concepts
 
 
 def _lines(path: Path) -> Iterator[tuple[int, Any]]:

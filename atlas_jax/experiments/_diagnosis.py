@@ -157,13 +157,16 @@ def diagnose(
       >>> diagnose(run, run.subject.sites, "procrustes", query=run.atlas.query([17]), steered=True)  # doctest: +SKIP
       ['the query is a single atlas feature, ...']
     """
-    found = [weak_translation({s: ap[str(s), method] for s in sites if (str(s), method) in ap}, method)] if ap else []
+    sentences = []
+    if ap:
+        measured = {s: ap[str(s), method] for s in sites if (str(s), method) in ap}
+        sentences.append(weak_translation(measured, method))
     if query is not None:
-        found.append(uncovered(query, firing_counts(alignment), sentences_aligned(alignment)))
+        sentences.append(uncovered(query, firing_counts(alignment), sentences_aligned(alignment)))
     if steered:
-        found.append(None if query is None else single_feature(query))
-        found.append(early_layers(sites, alignment.subject.model.config.num_layers))
-    return [sentence for sentence in found if sentence is not None]
+        sentences.append(None if query is None else single_feature(query))
+        sentences.append(early_layers(sites, alignment.subject.model.config.num_layers))
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def diagnose_steering(
@@ -191,18 +194,18 @@ def diagnose_steering(
     counts, sentences = firing_counts(alignment), sentences_aligned(alignment)
     queries = concept_queries(alignment.atlas, settings.concepts)
     rare = {name: uncovered(query, counts, sentences) for name, query in queries.items()}
-    found = [f"concept '{name}': {said}" for name, said in rare.items() if said]
+    warnings = [f"concept '{name}': {said}" for name, said in rare.items() if said]
     if single := sum(single_feature(query) is not None for query in queries.values()):
-        found.append(
+        warnings.append(
             f"{single} of {len(queries)} concepts are a single atlas feature, and steering along one often repeats "
             "tokens; combine related features"
         )
     groups = [[Site.parse(site) for site in group] for group in settings.sites]
     for method in (m for m in settings.methods if m not in HOWS):
         sites = dict.fromkeys(alignment.translation(site, method).site for group in groups for site in group)
-        found += diagnose(alignment, list(sites), method, ap=ap)
+        warnings += diagnose(alignment, list(sites), method, ap=ap)
     early = [early_layers(group, alignment.subject.model.config.num_layers) for group in groups]
-    return found + [said for said in dict.fromkeys(early) if said]
+    return warnings + [said for said in dict.fromkeys(early) if said]
 
 
 def query_features(query: Float[Array | np.ndarray, " d_c"]) -> Int[np.ndarray, " f"]:
@@ -247,9 +250,9 @@ def weak_translation(ap: Mapping[Site, float], method: str) -> str | None:
     low = {site: value for site, value in ap.items() if value < LOW_AP}
     if not low:
         return None
-    found = ", ".join(f"{value:.2f} at {site}" for site, value in low.items())
+    listed = ", ".join(f"{value:.2f} at {site}" for site, value in low.items())
     return (
-        f"the AP of {method} on held-out sentences is {found}, below {LOW_AP}: what it finds there may be another "
+        f"the AP of {method} on held-out sentences is {listed}, below {LOW_AP}: what it finds there may be another "
         "concept; compare methods and sites with atlas-jax evaluate quality"
     )
 
@@ -316,9 +319,9 @@ def beyond_sense(perplexities: Mapping[float, float | None], *, factor: float = 
     lost = [(at, times) for at, times in sorted(known.items()) if times > factor]
     if not lost:
         return None
-    found = ", ".join(f"{at:g} ({times:.1f} times)" for at, times in lost)
+    listed = ", ".join(f"{at:g} ({times:.1f} times)" for at, times in lost)
     strengths = "strength" if len(lost) == 1 else "strengths"
-    return f"perplexity is more than {factor:g} times that of unsteered text at {strengths} {found}: stay below"
+    return f"perplexity is more than {factor:g} times that of unsteered text at {strengths} {listed}: stay below"
 
 
 def median_perplexities(steered: Sequence[Steered]) -> dict[float, float | None]:
@@ -330,7 +333,7 @@ def median_perplexities(steered: Sequence[Steered]) -> dict[float, float | None]
       {0.0: 8.0}
     """
     steered = [s for s in steered if s.along == "concept"]
-    found: dict[float, list[float]] = {s.strength: [] for s in steered}
+    perplexities: dict[float, list[float]] = {s.strength: [] for s in steered}
     for s in steered:
-        found[s.strength] += [] if s.perplexity is None else [s.perplexity]
-    return {strength: float(np.median(values)) if values else None for strength, values in found.items()}
+        perplexities[s.strength] += [] if s.perplexity is None else [s.perplexity]
+    return {strength: float(np.median(values)) if values else None for strength, values in perplexities.items()}

@@ -175,8 +175,8 @@ def _fit(
     stream, top_k = alignment.stream("fit"), alignment.settings.top_k
 
     def solve(fitted: Fitted, domain: str) -> None:
-        found = directions_of(stream, fitted, methods, queries, progress=progress)
-        directions.update({(site, (method, domain)): x for (site, method), x in found.items()})
+        on_domain = directions_of(stream, fitted, methods, queries, progress=progress)
+        directions.update({(site, (method, domain)): x for (site, method), x in on_domain.items()})
 
     rest, whole = stream.only(np.flatnonzero(of < 0)), None
     if rest.size:

@@ -75,12 +75,12 @@ def _crossing(nats: Float[np.ndarray, " s"], limit: float) -> float:
     high = over[0]
     known = high > 0 and nats[high - 1] > 0 and np.isfinite(nats[high])
     low = (GRID[high - 1], nats[high - 1]) if known else (GRID[high] / 2, nats[high] / 4)  # a cost grows as the square
-    found = GRID[high - 1] if high else GRID[0] / 2
+    strength = GRID[high - 1] if high else GRID[0] / 2
     if np.isfinite(nats[high]) and low[1] > 0:
         power = math.log(GRID[high] / low[0]) / math.log(nats[high] / low[1])
-        found = low[0] * (limit / low[1]) ** power
-    digits = 10.0 ** (1 - math.floor(math.log10(found)))
-    return math.floor(found * digits + 1e-6) / digits
+        strength = low[0] * (limit / low[1]) ** power
+    digits = 10.0 ** (1 - math.floor(math.log10(strength)))
+    return math.floor(strength * digits + 1e-6) / digits
 
 
 def with_strengths(alignment: Alignment) -> Alignment:
@@ -94,11 +94,11 @@ def with_strengths(alignment: Alignment) -> Alignment:
       >>> with_strengths(Alignment.load("runs/quickstart")).strengths  # doctest: +SKIP
       {Site('resid_post.2'): 0.63}
     """
-    found: dict[Site, float] = {}
+    suggested: dict[Site, float] = {}
     for site in alignment.subject.sites if jax.process_count() == 1 else ():
         with contextlib.suppress(AtlasError):  # a site for reading alone, no norm, or no feature that fires
-            found[site] = suggested_strength(alignment, [site])
-    return dataclasses.replace(alignment, strengths=found)
+            suggested[site] = suggested_strength(alignment, [site])
+    return dataclasses.replace(alignment, strengths=suggested)
 
 
 def default_strengths(

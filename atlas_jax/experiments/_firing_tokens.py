@@ -79,10 +79,10 @@ def firing(
     """Read where concepts fire in some sentences."""
     ids, mask, real = np.zeros((len(texts), LENGTH), np.int32), *np.zeros((2, len(texts), LENGTH), bool)
     scores = np.zeros((len(texts), LENGTH, len(queries)), np.float32)
-    for tokens, found in scored_tokens(alignment, queries, texts, progress):
+    for tokens, of_batch in scored_tokens(alignment, queries, texts, progress):
         there = np.asarray(tokens.index) >= 0
         index, width = np.asarray(tokens.index)[there], tokens.ids.shape[1]
-        parts = tokens.ids, tokens.mask, tokens.attention_mask, found
+        parts = tokens.ids, tokens.mask, tokens.attention_mask, of_batch
         for whole, part in zip((ids, mask, real, scores), parts, strict=True):
             whole[index, :width] = np.asarray(part)[there]
     return Firing(Tokens(ids, mask, np.arange(len(texts), dtype=np.int32), real), scores)

@@ -1,6 +1,7 @@
 """Concept queries, and identification: the subject features of a concept with their strongest sentences (Table 1)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,10 +10,10 @@ from jaxtyping import Array, Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels import Hit, terms
+from atlas_jax.labels import Hit, hits_table, terms
 from atlas_jax.models import Tokenizer
 from atlas_jax.statistics import TopK
-from atlas_jax.table import Column, Marked, Table
+from atlas_jax.table import Column, Marked, Shown, Table
 from atlas_jax.translation import Translation
 
 
@@ -41,6 +42,9 @@ class ConceptQuery(NamedTuple):
     def table(self) -> Table:
         """Tabulate the atlas features of the concept."""
         return hits_table("Atlas features of the concept", self.features)
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_()
 
 
 def concept_query(
@@ -96,19 +100,6 @@ def concept_query(
         hits = atlas.top_features(vector, k)
     check_query(vector)
     return ConceptQuery(vector, hits)
-
-
-def hits_table(title: str, hits: Sequence[Hit]) -> Table:
-    """Tabulate atlas features with their scores and their weights in the query.
-
-    Example:
-      >>> from atlas_jax.experiments import hits_table
-      >>> from atlas_jax.labels import Hit
-      >>> hits_table("Atlas features", [Hit(3, "a dog's bark", 9.0, 1.0)]).rows
-      [(3, "a dog's bark", 9.0, 1.0)]
-    """
-    columns = Column("feature", "d"), Column("label"), Column("score", ".3f"), Column("weight", ".3f")
-    return Table(title, columns, [tuple(hit) for hit in hits])
 
 
 def weakness(concept: str, hits: Sequence[Hit]) -> str | None:
@@ -219,10 +210,11 @@ def identify(
     """
     check_query(query)
     ranked = translation.top_features(query, k)
-    return [
+    identified = [
         Identified(int(f), float(s), [] if top is None else top_peaks(top, int(f), sentence, tokenizer, sentences))
         for f, s in zip(np.asarray(ranked.features), np.asarray(ranked.scores), strict=True)
     ]
+    return Shown(identified, partial(identified_table, f"Subject features at {translation.site}"))
 
 
 def identified_table(title: str, identified: Sequence[Identified]) -> Table:

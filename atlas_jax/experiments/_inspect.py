@@ -22,6 +22,7 @@ from atlas_jax.translation import RECORD, Translation
 from atlas_jax.types import Site, Tokens
 
 MB = 1e6
+BUCKET = 32
 
 
 class RunFacts(NamedTuple):
@@ -248,6 +249,36 @@ def token_projections(
     return Traced(*_traced(model, text, tokens, values), title, columns, caption)
 
 
+def token_concepts(model: LanguageModel, translation: Translation, text: str) -> Traced:
+    """Project every token of a text on every concept of the atlas, as one site sees it, ``[t, d_c]``.
+
+    That is :func:`token_projections` of each atlas feature by itself, after ``mean_subject`` is subtracted, for what is
+    the same at most tokens would come first everywhere. Translations of mean pooling serve best, whose means are those
+    of tokens (``alignment.recommended("steer")``).
+
+    Raises:
+      AtlasError: for an empty text, one longer than the model's context, or a translation without a site.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import LanguageModel, Site, Translation
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.experiments import token_concepts
+      >>> lm, site = LanguageModel.from_pretrained(SUBJECT), Site("resid_post", 2)
+      >>> t = Translation(jnp.eye(128, 3), jnp.zeros(128), jnp.zeros(3), "covariance", site)
+      >>> token_concepts(lm, t, "The font family").values.shape[1]
+      3
+    """
+    if translation.site is None:
+        raise AtlasError("this translation has no site, so there is nothing of the model to read by it")
+    tokens = _tokens(model, text)
+    values = _concepts(model, tokens, translation, translation.site) / (translation.token_norm or 1.0)
+    columns = tuple(Column(str(i), ".3f") for i in range(translation.d_c))
+    caption = f"length of the activation along each concept, {_unit({translation.site: translation})}"
+    title = f"Concepts at {translation.site}, token by token, by {translation.described}"
+    return Traced(*_traced(model, text, tokens, values), title, columns, caption)
+
+
 def _unit(translations: Mapping[Site, Translation]) -> str:
     known = [str(site) for site, t in translations.items() if t.token_norm is not None]
     if not known:
@@ -257,7 +288,9 @@ def _unit(translations: Mapping[Site, Translation]) -> str:
 
 
 def _tokens(model: LanguageModel, text: str) -> Tokens:
-    tokens = model.tokenize(text)
+    """Tokens of a text, padded so that texts of several lengths share one compiled program."""
+    length = model.tokenize(text).ids.shape[1]
+    tokens = model.tokenize(text, length=min(-(-length // BUCKET) * BUCKET, model.config.max_positions))
     if not bool(tokens.mask.any()):
         raise AtlasError("the text to inspect has no token; give some words")
     return tokens
@@ -268,8 +301,8 @@ def _traced(
 ) -> tuple[list[str], Float[np.ndarray, "n c"]]:
     """Return the text and the values of the tokens that count."""
     places = np.flatnonzero(np.asarray(tokens.mask[0]))
-    spans = [model.tokenizer.span(text, place) for place in places.tolist()]
-    return [text[start:end] for start, end in spans], np.asarray(values[0, places], np.float32)
+    spans = model.tokenizer.spans([text])[0]
+    return [text[slice(*spans[place])] for place in places.tolist()], np.asarray(values[0, places], np.float32)
 
 
 @jax.jit
@@ -285,3 +318,13 @@ def _projections(
     acts = forward(model.decoder, tokens, capture=tuple(directions), logits=False).acts
     along = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     return {site: along(acts[site].astype(jnp.float32), direction) for site, direction in directions.items()}
+
+
+@partial(jax.jit, static_argnames=("site",))
+def _concepts(model: LanguageModel, tokens: Tokens, translation: Translation, site: Site) -> Float[Array, "1 t d_c"]:
+    x = forward(model.decoder, tokens, capture=(site,), logits=False).acts[site].astype(jnp.float32)
+    length = jnp.linalg.norm(translation.matrix, axis=1, keepdims=True)
+    similarity = translation.matrix / jnp.where(length > 0, length, 1.0)
+    norm = jnp.linalg.norm(similarity, axis=0)
+    along = jnp.matmul(x - translation.mean_subject[None, None], similarity, precision=jax.lax.Precision.HIGHEST)
+    return along / jnp.where(norm > 0, norm, 1.0)[None, None]

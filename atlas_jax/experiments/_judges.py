@@ -234,13 +234,13 @@ class AtlasJudge:
         return np.stack([measure[part](texts) for part in self.parts])
 
     def _activations(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
-        model, found = self.atlas.model, np.zeros((len(texts), len(self._place)))
+        model, scores = self.atlas.model, np.zeros((len(texts), len(self._place)))
         rows = model.tokenizer.encode(texts, model.config.max_positions)
         cells = lambda width: width * max(self.atlas.width, model.config.num_heads * width)
         for some, tokens in batches(model, rows, cells):
             pooled = np.asarray(encode_batch(self.atlas, tokens)[self.atlas.site], np.float64)
-            found[some] = pooled[: len(some)] @ self._queries
-        return found
+            scores[some] = pooled[: len(some)] @ self._queries
+        return scores
 
     def _similarities(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
         unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)

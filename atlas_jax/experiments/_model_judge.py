@@ -137,9 +137,9 @@ class ModelJudge:
             for row, k, target in targets:
                 at[row, k], ids[row, k] = target.position, target.token
             x = run(self.model, tokens, capture=last, logits=False).acts[last]
-            found = np.asarray(_log_probabilities(self.model.decoder, x, at, ids))
+            log_p = np.asarray(_log_probabilities(self.model.decoder, x, at, ids))
             for row, k, target in targets:
-                nats[target.text, target.label] += found[row, k]
+                nats[target.text, target.label] += log_p[row, k]
         return nats
 
 

@@ -193,9 +193,9 @@ def quickstart(
         residual = [s for s in alignment.subject.sites if s.point.startswith("resid")]
         steered = residual or list(alignment.subject.sites)
         if strengths is None:
-            found, reason = default_strengths(alignment, steered)
+            suggested, reason = default_strengths(alignment, steered)
             _log.info(reason)
-            strengths = [0.0, *found]
+            strengths = [0.0, *suggested]
         options = {"prompts": prompts, "strengths": strengths}
         _log.info("searching, identifying and steering")
         explored, faults = [], []

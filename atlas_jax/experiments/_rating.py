@@ -158,5 +158,5 @@ def ratings_in(answer: str, count: int) -> list[int | None]:
       ([2, None, 0], [None, None], [None, None])
     """
     form = read_form(_Ratings, answer.strip().strip("'"))
-    found = {} if form is None or not set(form.root) <= set(map(str, range(count))) else form.root
-    return [found.get(str(i)) for i in range(count)]
+    ratings = {} if form is None or not set(form.root) <= set(map(str, range(count))) else form.root
+    return [ratings.get(str(i)) for i in range(count)]

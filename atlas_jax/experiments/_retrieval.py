@@ -217,8 +217,8 @@ def retrieval_row(
         among = translation.similarity(some - mean[None, :])[:, jnp.asarray(features)]
         target = jnp.arange(start, start + len(some))
         scores.append([np.asarray(f(among, target)) for f in (reciprocal_rank, predicted_probability)])
-    found = [np.concatenate(parts) for parts in zip(*scores, strict=True)]
-    return RetrievalRow(site, method, *map(bootstrap_mean, found), tuple(float(np.std(x)) for x in found))
+    of_queries = [np.concatenate(parts) for parts in zip(*scores, strict=True)]
+    return RetrievalRow(site, method, *map(bootstrap_mean, of_queries), tuple(float(np.std(x)) for x in of_queries))
 
 
 def ranked(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -18,7 +19,7 @@ from atlas_jax.experiments._identify import check_query
 from atlas_jax.models import Generation, LanguageModel, generate, run
 from atlas_jax.pipeline import encode_batch
 from atlas_jax.steering import Steer
-from atlas_jax.table import Column, Table
+from atlas_jax.table import Column, Shown, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
 
@@ -124,10 +125,11 @@ def steer(
     rows = [ids[p] for p, *_ in grid]
     generation = generate(model, rows, max_new_tokens=max_new_tokens, edits=edits, temperature=temperature, seed=seeds)
     measured = concept_activation(atlas, query, generation.texts), perplexities(model, rows, generation)
-    return [
+    steered = [
         Steered(p, float(s), text, concept, perplexity, along)
         for (p, s, along), text, concept, perplexity in zip(grid, generation.texts, *measured, strict=True)
     ]
+    return Shown(steered, partial(steered_table, "Steered", unit=unit))
 
 
 def _random_like(x: Float[Array, " d"], seed: list[int]) -> Float[Array, " d"]:

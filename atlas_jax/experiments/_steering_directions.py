@@ -86,11 +86,11 @@ def _of_method(
 ) -> dict[tuple[str, Site, str], Float[np.ndarray, " _"]]:
     """The directions of a translator, or of a way of :func:`concept_directions`."""
     if method in HOWS:
-        found = concept_directions(alignment, queries, sites, method, seed=settings.seed, progress=progress)
+        directions = concept_directions(alignment, queries, sites, method, seed=settings.seed, progress=progress)
     else:
-        found = {(site, name): alignment.translation(site, method) for site in sites for name in queries}
-    add = lambda site, name: steering_direction(found[site, name], queries[name], settings.unit)
-    return {(method, site, name): np.asarray(add(site, name)) for site, name in found}
+        directions = {(site, name): alignment.translation(site, method) for site in sites for name in queries}
+    add = lambda site, name: steering_direction(directions[site, name], queries[name], settings.unit)
+    return {(method, site, name): np.asarray(add(site, name)) for site, name in directions}
 
 
 def _of_length(x: Float[np.ndarray, " d"], size: float) -> Float[np.ndarray, " d"]:

@@ -105,18 +105,18 @@ class SteeringEvaluation(NamedTuple):
 
     def warnings(self) -> list[str]:
         """Say in a sentence each where the table is not to be trusted."""
-        found = []
+        sentences = []
         chance = {s.sites: s.faithfulness.mean for s in self.scores if s.method.startswith("random")}
         own = [s for s in self.scores if s.method in self.settings.methods]
         if weak := [f"{s.method} at {s.sites}" for s in own if s.faithfulness.mean <= chance.get(s.sites, -1.0)]:
-            found.append(f"no better than a random direction: {', '.join(weak)}")
+            sentences.append(f"no better than a random direction: {', '.join(weak)}")
         if lost := [f"{s.method} at {s.sites}" for s in own if (s.perplexity or 0.0) > LOST]:
-            found.append(f"best at a strength that more than doubles perplexity: {', '.join(lost)}")
+            sentences.append(f"best at a strength that more than doubles perplexity: {', '.join(lost)}")
         for s in own:
             neutral = {c.strength: c.perplexity for c in self.costs if (c.method, c.sites) == (s.method, s.sites)}
             if said := beyond_sense({0.0: 1.0} | neutral):
-                found.append(f"{s.method} at {s.sites}, on held-out text: {said}")
-        return found
+                sentences.append(f"{s.method} at {s.sites}, on held-out text: {said}")
+        return sentences
 
     def tables(self) -> list[Table]:
         """Return Table 5, and what steering costs."""

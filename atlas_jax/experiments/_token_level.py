@@ -211,13 +211,13 @@ def localisation(
         read = _read_tokens(pairs, list(unit.values()), jnp.asarray(features), sites=tuple(site for site, _ in unit))
         parts.append([np.asarray(x)[paired].T for x in jax.tree.leaves(read)])
     *scores, fires, counts = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
-    found = {}
+    by_key = {}
     for key, part in zip(unit, scores, strict=True):
         ranked = detection(part, fires, counts.astype(np.float32))
-        found[key] = bootstrap_mean(ranked.auroc), bootstrap_mean(ranked.average_precision)
+        by_key[key] = bootstrap_mean(ranked.auroc), bootstrap_mean(ranked.average_precision)
     among = np.where(counts.any(axis=1), counts.sum(axis=1), 1)
     share = (fires & counts).sum(axis=1) / among
-    return found, (fires.shape[1], float(share[counts.any(axis=1)].mean()))
+    return by_key, (fires.shape[1], float(share[counts.any(axis=1)].mean()))
 
 
 @partial(jax.jit, static_argnames="sites")

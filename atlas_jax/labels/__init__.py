@@ -34,6 +34,7 @@ from atlas_jax.labels._retrievers import terms as terms
 from atlas_jax.labels._search import (
     Hit as Hit,
     TextIndex as TextIndex,
+    hits_table as hits_table,
     open_index as open_index,
     write_index as write_index,
 )

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.labels._embedders import Embedder, StaticEmbedding
 from atlas_jax.labels._labels import Labels
 from atlas_jax.labels._retrievers import BM25, LSA, Averaged, Dense, Embedded, count_matrix, terms, unit, vocabulary_of
+from atlas_jax.table import Column, Shown, Table
 
 FEEDBACK = 10
 _VERSION = 2
@@ -42,6 +44,18 @@ class Hit(NamedTuple):
     label: str
     score: float
     weight: float
+
+
+def hits_table(title: str, hits: Sequence[Hit]) -> Table:
+    """Tabulate atlas features with their scores and their weights in the query.
+
+    Example:
+      >>> from atlas_jax.labels import Hit, hits_table
+      >>> hits_table("Atlas features", [Hit(3, "a dog's bark", 9.0, 1.0)]).rows
+      [(3, "a dog's bark", 9.0, 1.0)]
+    """
+    columns = Column("feature", "d"), Column("label"), Column("score", ".3f"), Column("weight", ".3f")
+    return Table(title, columns, [tuple(hit) for hit in hits])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -139,8 +153,9 @@ class TextIndex:
             best = best[scores[best] > 0]
         top = scores[best[0]]
         share = np.clip(scores[best] / top, 0, 1) if top > 0 else np.ones(len(best))
-        hits = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
-        return [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in hits]
+        ranked = zip(best.tolist(), scores[best].tolist(), share.tolist(), strict=True)
+        hits = [Hit(int(self.features[i]), self.texts[i], score, weight) for i, score, weight in ranked]
+        return Shown(hits, partial(hits_table, f"Features for “{text}”"))
 
     def scores(self, text: str, method: str = "hybrid") -> Float[np.ndarray, " n"]:
         """Return the score of every label, in the order of ``features``; all zero where the text has no known word.

@@ -49,6 +49,7 @@ def generate(
     stream: Callable[[Generation], None] | None = None,
     stream_every: int = 1,
     skip_special_tokens: bool = True,
+    prompt_length: int = 0,
 ) -> Generation:
     """Continue prompts, with edits at any sites during prompt and decoding.
 
@@ -66,6 +67,8 @@ def generate(
       stream: called with all that was generated so far, every ``stream_every`` tokens and at the end.
       stream_every: tokens between two calls of ``stream``.
       skip_special_tokens: leave special tokens out of the texts.
+      prompt_length: tokens to which shorter prompts are padded, so that prompts of several lengths share one compiled
+        program; their texts are the same.
 
     Returns:
       :class:`Generation`.
@@ -86,7 +89,7 @@ def generate(
         raise AtlasError(f"max_new_tokens {n} and stream_every {stream_every} must be at least 1")
     prompts, kind = _prompts(prompts)
     ids = _prompt_ids(model, prompts, kind)
-    tokens, prompt_of, embeddings = _prompt_batch(model, prompts, ids, n, kind)
+    tokens, prompt_of, embeddings = _prompt_batch(model, prompts, ids, n, kind, prompt_length)
     edits = check_edits(model.config, edits, len(ids))
     sampling = _sampling(len(ids), temperature, top_k, top_p, seed)
     batch = shard_rows((tokens, prompt_of, embeddings), model.decoder)
@@ -172,13 +175,13 @@ def _prompt_ids(model: LanguageModel, prompts: list, kind: str) -> list[list[int
 
 
 def _prompt_batch(
-    model: LanguageModel, prompts: list, rows: list[list[int]], n: int, kind: str
+    model: LanguageModel, prompts: list, rows: list[list[int]], n: int, kind: str, least: int
 ) -> tuple[Tokens, Int[Array, " b"] | None, Float[Array, "b t d"] | None]:
     """Pad the prompts; return them, the prompt of each row if rows share prompts, and given embeddings."""
     longest, context = max(map(len, rows)), model.config.max_positions
     if longest + n > context:
         raise AtlasError(f"a prompt of {longest} tokens and {n} new ones exceed the model's context of {context}")
-    length = min(-(-longest // 4) * 4, context - n)
+    length = min(-(-max(longest, least) // 4) * 4, context - n)
     embedded = kind == "embeddings"
     rows, prompt_of = (rows, None) if embedded else _shared(rows)
     tokens = model.tokenizer.pad(rows, length, range(len(rows)), side="left")

@@ -32,8 +32,8 @@ def match_tokens(spans_a: Int[np.ndarray, "b t_a 2"], spans_b: Int[np.ndarray, "
     """
     last = spans_b[:, :, None, 1] - 1
     covers = (spans_a[:, None, :, 0] <= last) & (last < spans_a[:, None, :, 1])
-    found = covers.shape[2] - 1 - np.argmax(covers[:, :, ::-1], axis=2)
-    return np.where((spans_b[..., 0] <= last[:, :, 0]) & covers.any(axis=2), found, -1).astype(np.int32)
+    last_covered = covers.shape[2] - 1 - np.argmax(covers[:, :, ::-1], axis=2)
+    return np.where((spans_b[..., 0] <= last[:, :, 0]) & covers.any(axis=2), last_covered, -1).astype(np.int32)
 
 
 def pad_spans(rows: Spans, length: int | None = None) -> Int[np.ndarray, "b t 2"]:

@@ -29,12 +29,13 @@ from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.sharding import is_first
 from atlas_jax.statistics import TopK
 from atlas_jax.subject import Subject
+from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
 from atlas_jax.types import FeatureSpace, Site
 
 PREFERRED = {
-    "detect": ("whitened_detect", "whitened_retrieve", "procrustes"),
-    "retrieve": ("whitened_retrieve", "whitened_detect", "procrustes"),
+    "detect": ("whitened_detect", "procrustes"),
+    "retrieve": ("whitened_retrieve", "procrustes"),
     "steer": ("whitened_steer", "covariance", "procrustes"),
 }
 
@@ -79,6 +80,14 @@ class Alignment:
     steering: Mapping[tuple[Site, str], Translation] = dataclasses.field(default_factory=dict)
     strengths: Mapping[Site, float] = dataclasses.field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        columns = Column("site", group=True), Column("method"), Column("features", "d"), Column("token norm", ".3g")
+        known = [*self.translations.items(), *self.steering.items()]
+        rows = [(str(site), t.described, t.d_s, t.token_norm) for (site, _), t in known]
+        sizes = f"{len(self.corpus.fit)} sentences to fit, {len(self.corpus.eval)} to measure"
+        title = f"Alignment to {self.atlas.width} features of an atlas, {sizes}"
+        return Table(title, columns, sorted(rows, key=lambda row: row[:2]))._repr_html_()
+
     def translation(self, site: str | Site, method: str, pooling: str | None = None) -> Translation:
         """Return the translation of a site by a method.
 
@@ -112,9 +121,10 @@ class Alignment:
     def recommended(self, use: str) -> tuple[str, str]:
         """Return the method and the pooling to use where none is asked for.
 
-        That is the member of the whitened family that was chosen for the use; without one the member chosen for the
-        other of detection and retrieval, and for steering the first method made for it, or covariance; without these
-        Procrustes, and without that the first method of the run.
+        That is the member of the whitened family that was chosen for the use; for steering without one the first method
+        made for it, or covariance; without these Procrustes, and without that the first method of the run. A member
+        chosen for detection does not stand in for retrieval, nor the other way about: each is worse there than
+        Procrustes.
 
         Raises:
           AtlasError: for another use.

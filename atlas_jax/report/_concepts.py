@@ -55,16 +55,16 @@ def of_evaluation(settings: SteeringSettings, rows: Sequence[Row]) -> list[Steer
     """Take those of an evaluation of steering, by its translations at the first prompts."""
     prompts = settings.prompts[:STEERED_PROMPTS]
     shown = [r for r in rows if r.prompt in prompts]
-    found = []
+    steered = []
     for concept in settings.concepts:
         features = dict(zip(concept.features, concept.weights, strict=True))
         own = [r for r in shown if r.cell.concept == concept.name and r.cell.method in settings.methods]
         base = [_steered(r, concept.name) for r in shown if r.cell.method == "unsteered"]
         for method, sites in dict.fromkeys((r.cell.method, r.cell.sites) for r in own):
             texts = base + [_steered(r, concept.name) for r in own if r.cell[1:3] == (method, sites)]
-            found.append(SteeredTexts(concept.name, features, f"{method} at {sites}", settings.unit, texts))
-    kept = STEERED_TEXTS // max(1, len(found[0].rows)) if found else 0
-    return found[:kept]
+            steered.append(SteeredTexts(concept.name, features, f"{method} at {sites}", settings.unit, texts))
+    kept = STEERED_TEXTS // max(1, len(steered[0].rows)) if steered else 0
+    return steered[:kept]
 
 
 def _steered(row: Row, concept: str) -> Steered:
@@ -103,7 +103,7 @@ def concept_data(
 
 def _similar(alignment: Alignment, site: Site, method: str, atlas: Int[np.ndarray, " a"]) -> list[Pairs]:
     """The subject features of each atlas feature, with their similarities."""
-    t, found = alignment.translation(site, method), []
+    t, rows = alignment.translation(site, method), []
     for start in range(0, len(atlas), ROWS):
         part = atlas[start : start + ROWS]
         queries = np.zeros((len(part), t.d_c), np.float32)
@@ -111,8 +111,8 @@ def _similar(alignment: Alignment, site: Site, method: str, atlas: Int[np.ndarra
         ranked = t.top_features(queries, min(SIMILAR, t.d_s))
         for features, scores in zip(np.asarray(ranked.features), np.asarray(ranked.scores), strict=True):
             pairs = zip(features.tolist(), scores.tolist(), strict=True)
-            found.append([[f, round(s, 3)] for f, s in pairs if s > 0])
-    return found
+            rows.append([[f, round(s, 3)] for f, s in pairs if s > 0])
+    return rows
 
 
 def _kept(similar: list[Pairs], most: int) -> list[int]:
@@ -123,13 +123,13 @@ def _kept(similar: list[Pairs], most: int) -> list[int]:
 
 def _names(alignment: Alignment, site: Site, method: str, kept: Sequence[int]) -> dict[int, Pairs]:
     """The atlas features of positive weight in the rows of T of some subject features."""
-    wanted, found = set(kept), {}
+    wanted, named_features = set(kept), {}
     t = alignment.translation(site, method)
     for feature, named in enumerate(t.name_features(min(NAMES, t.d_c))):
         if feature in wanted:
             pairs = zip(named.features.tolist(), named.scores.tolist(), strict=True)
-            found[feature] = [[f, round(s, 3)] for f, s in pairs if s > 0]
-    return found
+            named_features[feature] = [[f, round(s, 3)] for f, s in pairs if s > 0]
+    return named_features
 
 
 def _peaks(
@@ -201,14 +201,14 @@ def _shown(alignment: Alignment, steered: Sequence[SteeredTexts]) -> list[dict[s
     texts = [steered[i].rows[j].text for i, j in places]
     queries = [steered[i].features for i, _ in places]
     traced = dict(zip(places, trace_atlas(alignment.atlas, texts, queries) if texts else [], strict=True))
-    found = []
+    continuations = []
     for i, x in enumerate(steered):
         own = [traced[place] for place in places if place[0] == i]
         largest = max((float(t.values[()].max(initial=0.0)) for t in own), default=0.0)
         rows = [_text(row, traced.get((i, j)), largest) for j, row in enumerate(x.rows)]
         features = [[f, round(float(w), 3)] for f, w in x.features.items()]
-        found.append({"name": x.name, "features": features, "where": x.where, "unit": x.unit, "rows": rows})
-    return found
+        continuations.append({"name": x.name, "features": features, "where": x.where, "unit": x.unit, "rows": rows})
+    return continuations
 
 
 def _text(row: Steered, traced: Traced | None, largest: float) -> list[Any]:

@@ -102,13 +102,13 @@ class Source(NamedTuple):
     ) -> list[Any]:
         """Return the parts that a stored table gives, or a sentence on why there are none."""
         try:
-            found = stored.stored(self.run / name, parts)
+            parts_read = stored.stored(self.run / name, parts)
         except DamagedError as e:
             if str(e) not in self.faults:
                 self.faults.append(str(e))
             return [f"{e}."]
-        if found is not None or command is None:
-            return found or []
+        if parts_read is not None or command is None:
+            return parts_read or []
         return [self.hint(missing, command)]
 
     def hint(self, text: str, command: str) -> Hint:
@@ -124,7 +124,7 @@ def sections(source: Source, *, paper: bool, curves: int) -> list[Section]:
       paper: put the paper's figures beside, where it has some.
       curves: features whose precision-recall and ROC curves are drawn; 0 for none.
     """
-    found = [
+    all_sections = [
         Section("quality", "Translation quality (Table 3)", _quality(source, paper, curves)),
         Section("translations", "Translations: spectra and certificates", _translations(source)),
         Section("curves", "Learning, domain and layer curves", _curves(source)),
@@ -135,7 +135,7 @@ def sections(source: Source, *, paper: bool, curves: int) -> list[Section]:
         Section("other", "Other tables of the run", _other(source)),
         Section("run", "What was aligned", _aligned(source)),
     ]
-    return [section for section in found if section.parts]
+    return [section for section in all_sections if section.parts]
 
 
 def _quality(source: Source, paper: bool, curves: int) -> list[Part]:
@@ -148,8 +148,8 @@ def _quality(source: Source, paper: bool, curves: int) -> list[Part]:
             _, table = quality_beside_paper(quality, str(source.facts.facts["subject"]))
         return [*figures.quality_figures(quality), table]
 
-    found = source.of("tables/quality.json", parts, "evaluate quality {}", "Quality is not measured for this run.")
-    return found + [part for quality in measured for part in _detection(source, quality, curves)]
+    scores = source.of("tables/quality.json", parts, "evaluate quality {}", "Quality is not measured for this run.")
+    return scores + [part for quality in measured for part in _detection(source, quality, curves)]
 
 
 def _detection(source: Source, quality: Quality, count: int) -> list[Part]:
@@ -253,15 +253,15 @@ def _doses(settings: Any, rows: list[Row]) -> list[Part]:
     if not rows:
         return []
     base = {name: [r for r in rows if r.cell.method == name and not r.cell.sites] for name in (UNSTEERED, NATIVE)}
-    found: list[Part] = []
+    figures_of_doses: list[Part] = []
     for sites in dict.fromkeys(r.cell.sites for r in rows if r.cell.sites):
         own = [r for r in rows if r.cell.sites == sites and r.cell.concept]
         points = [(r.cell.method, r.cell.strength, r.activations[r.cell.concept], r.perplexity) for r in own]
         for method in dict.fromkeys(r.cell.method for r in own):
             unsteered = base[NATIVE if method == NATIVE else UNSTEERED]
             points += [(method, 0.0, float(np.mean(list(r.activations.values()))), r.perplexity) for r in unsteered]
-        found += figures.dose_figures(points, MEANING[settings["unit"]], f" at {sites}")
-    return found
+        figures_of_doses += figures.dose_figures(points, MEANING[settings["unit"]], f" at {sites}")
+    return figures_of_doses
 
 
 def _coverage(source: Source) -> list[Part]:
@@ -269,8 +269,8 @@ def _coverage(source: Source) -> list[Part]:
         measured = stored.coverage(d)
         return [f"{note}." for note in [measured.note()] if note] + [facts_table("Coverage", measured.to_dict())]
 
-    found = source.of("tables/coverage.json", parts)
-    return found or (parts(coverage(source.alignment).to_dict()) if source.alignment else [])
+    stored_parts = source.of("tables/coverage.json", parts)
+    return stored_parts or (parts(coverage(source.alignment).to_dict()) if source.alignment else [])
 
 
 def _explored(source: Source) -> list[Part]:
@@ -312,11 +312,11 @@ def _aligned(source: Source) -> list[Part]:
 def steered_texts(source: Source) -> list[SteeredTexts]:
     """Return the continuations that the run holds; what is damaged has been told by a section."""
     sites = [Site.parse(s) for s in dict.fromkeys(r["site"] for r in source.facts.translations)]
-    found = source.of("tables/concepts.json", lambda d: of_concepts(stored.concepts(d), sites))
+    shown = source.of("tables/concepts.json", lambda d: of_concepts(stored.concepts(d), sites))
     evaluated = source.of(
         "steering/settings.json", lambda d: of_evaluation(stored.steering_settings(d), _generations(source))
     )
-    return [x for x in [*found, *evaluated] if isinstance(x, SteeredTexts)]
+    return [x for x in [*shown, *evaluated] if isinstance(x, SteeredTexts)]
 
 
 def aligned_pair(source: Source) -> tuple[str, str]:

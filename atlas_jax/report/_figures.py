@@ -52,11 +52,11 @@ def retrieval_figures(retrieval: Retrieval) -> list[Figure]:
 
 def domain_figures(domains: Domains) -> list[Figure]:
     """Draw AP across domains: a row a fit domain, a column a test domain."""
-    found = []
+    heatmaps = []
     for site, method in dict.fromkeys(r.quality[:2] for r in domains.rows):
         cells = {(r.fit, r.test): r.quality for r in domains.rows if r.quality[:2] == (site, method)}
-        found.append(_matrix(f"AP at {site} by {method}: fit domain by test domain", cells, MEASURES["AP"]))
-    return found
+        heatmaps.append(_matrix(f"AP at {site} by {method}: fit domain by test domain", cells, MEASURES["AP"]))
+    return heatmaps
 
 
 def _matrix(title: str, cells: Mapping[tuple[str, str], Any], of: Callable[[Any], Interval]) -> Figure:
@@ -84,12 +84,12 @@ def learning_figures(curve: Curve) -> list[Figure]:
 
 def layer_figures(layers: Layers) -> list[Figure]:
     """Draw AP by layer, a plot a point of the model."""
-    found = []
+    curves = []
     for point in dict.fromkeys(r.site.point for r in layers.rows):
         rows = [r for r in layers.rows if r.site.point == point]
         series = _grouped((r.method, r.site.layer, r) for r in sorted(rows, key=lambda r: r.site.layer))
-        found.append(_lines(f"AP at {point} by layer", series, x="layer"))
-    return found
+        curves.append(_lines(f"AP at {point} by layer", series, x="layer"))
+    return curves
 
 
 def _grouped(rows: Iterable[tuple[str, float, QualityRow]]) -> dict[str, list[Point]]:
@@ -133,18 +133,18 @@ def dose_figures(rows: Iterable[tuple[str, float, float, float | None]], unit: s
 def causality_figures(causality: Causality) -> list[Figure]:
     """Draw the share of texts that express a concept, and their activation, by condition."""
     rows = causality.rows()
-    found = []
+    plots = []
     for name in ("expression", "activation"):
         values = {r.condition: Point(0.0, *getattr(r, name)[:3]) for r in rows}
         title = f"{name.capitalize()} of the concept at {causality.site} by condition"
         table = Table(title, (Column("condition"), Column(name, ".3f")), [(c, p[1:]) for c, p in values.items()])
-        found.append(Figure(title, bars(values, title=title), table))
-    return found
+        plots.append(Figure(title, bars(values, title=title), table))
+    return plots
 
 
 def spectrum_figures(translations: Mapping[tuple[Site, str], Translation]) -> list[Figure]:
     """Draw the singular values of every translation, relative to the largest; those of very wide ones are left out."""
-    found = []
+    plots = []
     for site in dict.fromkeys(site for site, _ in translations):
         series = {}
         for (at, method), t in translations.items():
@@ -155,8 +155,8 @@ def spectrum_figures(translations: Mapping[tuple[Site, str], Translation]) -> li
         if series:
             title = f"Singular values of T at {site}"
             options = {"x": "number", "y": "share of the largest", "log_x": True, "log_y": True}
-            found.append(_lines(title, series, **options))
-    return found
+            plots.append(_lines(title, series, **options))
+    return plots
 
 
 def singular_values(matrix: Float[np.ndarray, "p q"]) -> Float[np.ndarray, " r"]:

@@ -14,9 +14,9 @@ from atlas_jax.pipeline import Alignment
 from atlas_jax.report._concepts import concept_data
 from atlas_jax.report._content import Hint, Section, Source, aligned_pair, sections, steered_texts
 from atlas_jax.report._figures import Figure
-from atlas_jax.report._tables import table_csv, table_html, table_latex
-from atlas_jax.report._text import clean, embedded
-from atlas_jax.table import Table
+from atlas_jax.report._tables import table_csv, table_latex
+from atlas_jax.report._text import embedded
+from atlas_jax.table import Table, clean, table_html
 
 PAGE = "report.html"  # in a run
 CURVES = 6
@@ -80,17 +80,17 @@ def write_report(
         check_place(out, overwrite=overwrite)
     source = Source.read(run, method, alignment)
     path = run / PAGE if out is None else Path(out)
-    found = sections(source, paper=paper, curves=curves)
+    page_sections = sections(source, paper=paper, curves=curves)
     data = None
     if source.alignment is not None:
         data = concept_data(source.alignment, source.method, steered_texts(source), source.ap)
-    page = render(source, found, data)
+    page = render(source, page_sections, data)
     with new_file(path) as place:
         place.write_text(page, "utf-8")
     return Report(path, len(page.encode()), [s for s in [source.fault, *source.faults] if s])
 
 
-def render(source: Source, found: list[Section], data: dict[str, Any] | None) -> str:
+def render(source: Source, page_sections: list[Section], data: dict[str, Any] | None) -> str:
     """Return the page as HTML."""
     tables: list[dict[str, str]] = []
 
@@ -109,7 +109,7 @@ def render(source: Source, found: list[Section], data: dict[str, Any] | None) ->
     environment.tests |= {name: lambda part, kind=kind: isinstance(part, kind) for name, kind in kinds.items()}
     subject, atlas = aligned_pair(source)
     body = environment.get_template("report.html.j2").render(
-        subject=subject, atlas=atlas, facts=source.facts.facts, sections=found, data=data and embedded(data),
+        subject=subject, atlas=atlas, facts=source.facts.facts, sections=page_sections, data=data and embedded(data),
         fault=source.fault, method=source.method, number=number, tables=lambda: embedded(tables),
         style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
         top=source.alignment is not None and source.alignment.top is not None, run=source.run.resolve().name,

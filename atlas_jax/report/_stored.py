@@ -152,13 +152,13 @@ def rows_of(title: str, d: Any) -> Table | None:
 
 def _flat(row: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     """The values of a row, and those of a row in it by both names; an interval is a value."""
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in row.items():
         if isinstance(value, dict) and "mean" not in value:
-            found |= _flat(value, f"{before}{name} ")
+            flat |= _flat(value, f"{before}{name} ")
         else:
-            found[f"{before}{name}"] = value
-    return found
+            flat[f"{before}{name}"] = value
+    return flat
 
 
 def _cell(value: Any) -> Any:

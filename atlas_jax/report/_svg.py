@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from atlas_jax.report._text import clean
+from atlas_jax.table import clean
 
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 10, 44
@@ -68,10 +68,10 @@ class Axis(NamedTuple):
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1,), (1, 3), (1, 2, 5)):
-                found = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high * 1.0001]
-                if len(found) > 2:
+                ticks = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high * 1.0001]
+                if len(ticks) > 2:
                     break
-            return found[:: -(-len(found) // 6)] if found else [self.low, self.high]
+            return ticks[:: -(-len(ticks) // 6)] if ticks else [self.low, self.high]
         step = 10 ** math.floor(math.log10((self.high - self.low) / 4))
         step *= next(m for m in (1, 2, 5, 10) if (self.high - self.low) / (m * step) <= 5)
         first = math.ceil(self.low / step - 1e-9)

@@ -5,49 +5,10 @@ import io
 import re
 from typing import Any
 
-from markupsafe import Markup, escape
+from atlas_jax.table import Marked, Table, clean
 
-from atlas_jax.report._text import clean
-from atlas_jax.table import Marked, Table
-
-LONG = 80  # characters from which a cell is given room
-_LONG, _RIGHT, _BEST = ' class="long"', ' class="right"', ' class="best"'
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
-
-
-def table_html(table: Table) -> Markup:
-    """Return a ``table`` element, all text of it escaped.
-
-    Example:
-      >>> from atlas_jax.report import table_html
-      >>> from atlas_jax.table import Column, Table
-      >>> table = Table("Words", (Column("id", "d"), Column("word")), [(3, "<b>")])
-      >>> "<td><bdi>&lt;b&gt;</bdi></td>" in table_html(table)
-      True
-    """
-    heads = "".join(f'<th scope="col"{_RIGHT * c.right}>{escape(clean(c.name))}</th>' for c in table.columns)
-    head = f"<thead><tr>{heads}</tr></thead>" if any(c.name for c in table.columns) else ""
-    rows = "\n".join(_row(table, i) for i in range(len(table.rows)))
-    title = escape(clean(table.title))
-    return Markup(f"<table><caption><span>{title}</span></caption>{head}<tbody>\n{rows}\n</tbody></table>")
-
-
-def _row(table: Table, number: int) -> str:
-    again = number > 0 and table.group(number) == table.group(number - 1)
-    cells = []
-    for i, (column, value) in enumerate(zip(table.columns, table.rows[number], strict=True)):
-        text = "" if again and column.group else _cell(*column.parts(value))
-        look = _LONG if len(text) > LONG else _RIGHT * column.right
-        cells.append(f'<th scope="row"{look}>{text}</th>' if i == 0 and text else f"<td{look}>{text}</td>")
-    return f"<tr{_BEST * (number in table.best)}>{''.join(cells)}</tr>"
-
-
-def _cell(*parts: str) -> str:
-    before, marked, after = (str(escape(clean(part))) for part in parts)
-    if not (before or marked or after):
-        return ""
-    return f"<bdi>{before}{marked and f'<mark>{marked}</mark>'}{after}</bdi>"
 
 
 def table_csv(table: Table) -> str:

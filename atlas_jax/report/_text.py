@@ -7,21 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-# Control characters but tab and newline, and the marks that turn the direction of the text around them.
-_REMOVED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff]")
-_UNPAIRED = re.compile(r"[\ud800-\udfff]")
-_SUSPECT = re.compile(rf"{_REMOVED.pattern}|{_UNPAIRED.pattern}|\\u00")  # most JSON has none, and is not walked through
+from atlas_jax.table import REMOVED, UNPAIRED, clean
 
-
-def clean(text: str) -> str:
-    r"""Remove control characters and direction marks, and put U+FFFD for halves of surrogate pairs.
-
-    Example:
-      >>> from atlas_jax.report._text import clean
-      >>> clean("a\x00 \u202edog")
-      'a dog'
-    """
-    return _UNPAIRED.sub("\ufffd", _REMOVED.sub("", text))
+_SUSPECT = re.compile(rf"{REMOVED.pattern}|{UNPAIRED.pattern}|\\u00")  # most JSON has none, and is not walked through
 
 
 def embedded(data: Any) -> Markup:

@@ -77,12 +77,12 @@ def trace_atlas(atlas: ConceptAtlas, texts: Sequence[str], queries: Sequence[Map
 
 def pieces(tokenizer: Tokenizer, text: str, places: Sequence[int]) -> list[str]:
     """Cut a text behind each of some tokens; the pieces, put together, are the text."""
-    spans, found, start = tokenizer.spans([text])[0], [], 0
+    spans, cut, start = tokenizer.spans([text])[0], [], 0
     for place in places:
         end = max(start, spans[place][1])
-        found.append(text[start:end])
+        cut.append(text[start:end])
         start = end
-    return found + [text[start:]] * (start < len(text))
+    return cut + [text[start:]] * (start < len(text))
 
 
 def levels(values: Sequence[float], largest: float) -> str:

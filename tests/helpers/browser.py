@@ -10,8 +10,8 @@ MISSING += ["selenium"] * (importlib.util.find_spec("selenium") is None)
 
 
 @contextlib.contextmanager
-def chromium():
-    """A browser without a network."""
+def chromium(*, offline=True):
+    """A browser, without a network unless it is to reach a server of this machine."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
@@ -22,8 +22,8 @@ def chromium():
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         driver.execute_cdp_cmd("Network.enable", {})
-        offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
-        driver.execute_cdp_cmd("Network.emulateNetworkConditions", offline)
+        conditions = {"offline": offline, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
         yield driver
     finally:
         driver.quit()
