@@ -46,6 +46,12 @@ if TYPE_CHECKING:
     from atlas_jax.translation import Translation as Translation, fit as fit
     from atlas_jax.types import Run as Run, Site as Site, Tokens as Tokens
     from atlas_jax.vectors import export_gguf as export_gguf, load_edits as load_edits, save_edits as save_edits
+    from atlas_jax.verbalizers import (
+        Contract as Contract,
+        Verbalization as Verbalization,
+        load_verbalizer as load_verbalizer,
+        verbalize as verbalize,
+    )
 
 _HOMES = {
     "atlas": ("ConceptAtlas",),
@@ -65,6 +71,7 @@ _HOMES = {
     "translation": ("Translation", "fit"),
     "types": ("Run", "Site", "Tokens"),
     "vectors": ("export_gguf", "load_edits", "save_edits"),
+    "verbalizers": ("Contract", "Verbalization", "load_verbalizer", "verbalize"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = {

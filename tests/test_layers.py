@@ -14,7 +14,7 @@ LAYERS = {
     "statistics": 1,
     "models": 2, "sae": 2, "steering": 2, "translators": 2, "metrics": 2, "labels": 2, "pooling": 2,
     "atlas": 3, "subject": 3, "translation": 3, "corpus": 3,
-    "vectors": 3, "bridge": 4,
+    "vectors": 3, "verbalizers": 3, "bridge": 4,
     "pipeline": 4, "hub": 4,
     "sae_lab": 5,
     "experiments": 6,

@@ -26,7 +26,7 @@ from atlas_jax.sharding import parameter_sharding
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 _PARTS = ("layers", "embed_tokens", "norm", "lm_head")
-_NESTED_PREFIXES = ("language_model.model.", "model.language_model.")
+NESTED_PREFIXES = ("language_model.model.", "model.language_model.")
 _HEADS = {"lm_head.weight", "language_model.lm_head.weight"}
 _BUFFERS = "rotary_emb.inv_freq"
 _OTHER_MODALITIES = ("vision_tower", "multi_modal_projector")
@@ -239,7 +239,7 @@ def _by_name(tensors: Iterable[_Tensor], family: str) -> dict[str, _Tensor]:
     buffers = (_BUFFERS, *row.buffers)
     tensors = [t for t in tensors if not t.name.endswith(buffers) and not any(m in t.name for m in _OTHER_MODALITIES)]
     layers, head = stored_name(family, "layers"), stored_name(family, HEAD)
-    prefixes = (row.prefix, *_NESTED_PREFIXES)
+    prefixes = (row.prefix, *NESTED_PREFIXES)
     prefix = next((p for p in prefixes if any(t.name.startswith(f"{p}{layers}.") for t in tensors)), "")
     stored: dict[str, _Tensor] = {}
     for tensor in tensors:
