@@ -36,3 +36,8 @@ from atlas_jax.sae_lab._train import (
     Trained as Trained,
     train_sae as train_sae,
 )
+from atlas_jax.sae_lab._verbalizer import (
+    TrainedVerbalizer as TrainedVerbalizer,
+    VerbalizerSettings as VerbalizerSettings,
+    train_verbalizer as train_verbalizer,
+)
