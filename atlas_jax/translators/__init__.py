@@ -16,7 +16,9 @@ from atlas_jax.translators._regression import least_squares as least_squares, ri
 from atlas_jax.translators._ridge_path import (
     Path as Path,
     explained_variance as explained_variance,
+    linear_cka as linear_cka,
     ridge_path as ridge_path,
+    ridge_paths as ridge_paths,
 )
 from atlas_jax.translators._solution import Method as Method, Solution as Solution
 from atlas_jax.translators._spectrum import Spectrum as Spectrum
