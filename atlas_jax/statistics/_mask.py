@@ -58,7 +58,9 @@ def without_features(
 
 def _kept(moments: Moments, keep: Bool[Array, " d"]) -> Moments:
     zeroed, square = _zeroed(keep), _zeroed(keep[:, None] & keep[None, :])
-    return Moments(zeroed(moments.mean), zeroed(moments.scatter), None if moments.gram is None else square(moments.gram))
+    return Moments(
+        zeroed(moments.mean), zeroed(moments.scatter), None if moments.gram is None else square(moments.gram)
+    )
 
 
 def _zeroed(keep: Bool[Array, "..."]) -> Callable[[Any], Any]:
