@@ -134,8 +134,8 @@ class Bridge:
         x = jnp.asarray(x, jnp.float32)
         if x.ndim == 0 or x.shape[-1] != self.translation.d_c:
             raise AtlasError(
-                f"this bridge takes vectors of {self.translation.d_c} numbers, those of {self.source} of its source, and "
-                f"not an array of shape {x.shape}"
+                f"this bridge takes vectors of {self.translation.d_c} numbers, those of its source at {self.source}, "
+                f"and not an array of shape {x.shape}"
             )
         return x
 

@@ -73,7 +73,7 @@ class BridgeFit(NamedTuple):
         return [quality, facts_table("The two sides", shown), facts_table("Cost", cost)]
 
     def save(self, directory: Path) -> None:
-        """Write the ridge bridge, that of Procrustes in a directory of its name, and all measures as ``bridge.json``."""
+        """Write the ridge, Procrustes in a directory of its name, and all measures as ``bridge.json``."""
         self.bridges["ridge"].save_pretrained(directory)
         self.bridges["procrustes"].save_pretrained(directory / "procrustes")
         write_json(directory / RECORD, self.to_dict())
@@ -236,9 +236,8 @@ def _check_same_rows(x: Any, y: Any, ids: tuple[Sequence[Any], Sequence[Any]] | 
         raise AtlasError(f"activations are matrices [n, d], not arrays of shape {x.shape} and {y.shape}")
     counts = [len(x), len(y), *map(len, ids or ())]
     if len(set(counts)) > 1:
-        raise AtlasError(
-            f"the two sides have {counts[-2]} and {counts[-1]} rows; give the same sentences on both sides"
-        )
+        sides = " and ".join(map(str, counts[-2:] if counts[0] == counts[1] else counts[:2]))
+        raise AtlasError(f"the two sides have {sides} rows; give the same sentences on both, in the same order")
     for i, (a, b) in enumerate(zip(*(ids or ((), ())), strict=True)):
         if a != b:
             raise AtlasError(f"row {i} is '{a}' in the source and '{b}' in the target; give both sides in one order")
