@@ -7,6 +7,7 @@ from atlas_jax.experiments._bridge import (
     fit_bridge as fit_bridge,
     fit_bridge_to_activations as fit_bridge_to_activations,
 )
+from atlas_jax.experiments._bridge_layers import BridgeLayers as BridgeLayers, bridge_layers as bridge_layers
 from atlas_jax.experiments._bridge_rows import BridgeRow as BridgeRow, shared_tokens as shared_tokens
 from atlas_jax.experiments._causality import (
     CausalCell as CausalCell,

@@ -62,13 +62,13 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
 
 
 def load_subject(
-    name: str | Path, sites: Sequence[Site | str] | Site | str, pooling: str = "mean", dtype: str = "float32"
+    name: str | Path, sites: Sequence[Site | str] | Site | str | None, pooling: str = "mean", dtype: str = "float32"
 ) -> tuple[Subject, dict[str, str]]:
     """Load one model as a feature space; with its path, and a hash of the files there.
 
     Args:
       name: a directory or hub name.
-      sites: where it is read.
+      sites: where it is read; None for the residual stream after every block.
       pooling: over the tokens of a sentence.
       dtype: of the model.
 
@@ -83,5 +83,9 @@ def load_subject(
       (128, ['path', 'sha256'])
     """
     path = resolve(name).absolute()
-    subject = Subject.from_model(LanguageModel.from_pretrained(path, dtype=dtype), sites, pooling)
-    return subject, {"path": str(path), "sha256": directory_hash(path)}
+    model = LanguageModel.from_pretrained(path, dtype=dtype)
+    every = [Site("resid_post", layer) for layer in range(model.config.num_layers)]
+    return Subject.from_model(model, every if sites is None else sites, pooling), {
+        "path": str(path),
+        "sha256": directory_hash(path),
+    }
