@@ -90,7 +90,7 @@ class Bridge:
         t = self.translation
         back = np.linalg.pinv(np.asarray(t.matrix, np.float64), rcond=cut)
         means = {"mean_subject": t.mean_atlas, "mean_atlas": t.mean_subject}
-        metadata = dict(t.metadata) | {SOURCE: str(t.site), "inverse": True}
+        metadata = _of_models(t, t, swap=True) | {SOURCE: str(t.site), "inverse": True}
         new = {"site": self.source, "certificate": {}, "metadata": metadata, "token_norm": None}
         return Bridge(dataclasses.replace(t, matrix=jnp.asarray(back, jnp.float32), **means, **new))
 
@@ -113,7 +113,7 @@ class Bridge:
             ends = f"{self.target} ({t.d_s} wide)", f"{further.source} ({other.d_c} wide)"
             raise AtlasError("the second bridge starts at {1}, and the first ends at {0}".format(*ends))
         matrix = jnp.matmul(other.matrix, t.matrix, precision=lax.Precision.HIGHEST)
-        metadata = dict(other.metadata) | {SOURCE: t.metadata[SOURCE], "composed": True}
+        metadata = _of_models(t, other) | {SOURCE: t.metadata[SOURCE], "composed": True}
         means = {"mean_subject": further(t.mean_subject), "mean_atlas": t.mean_atlas}
         return Bridge(dataclasses.replace(other, matrix=matrix, **means, metadata=metadata, certificate={}))
 
@@ -134,7 +134,14 @@ class Bridge:
         x = jnp.asarray(x, jnp.float32)
         if x.ndim == 0 or x.shape[-1] != self.translation.d_c:
             raise AtlasError(
-                f"this bridge takes vectors of {self.translation.d_c} numbers, those of {self.source}, and not an array "
-                f"of shape {x.shape}"
+                f"this bridge takes vectors of {self.translation.d_c} numbers, those of its source at {self.source}, "
+                f"and not an array of shape {x.shape}"
             )
         return x
+
+
+def _of_models(first: Translation, last: Translation, *, swap: bool = False) -> dict[str, Any]:
+    """What is known of the model that one translation comes from, and of the one that another leads to."""
+    known = {"source": first.metadata.get("source"), "target": last.metadata.get("target")}
+    known = dict(zip(known, reversed(known.values()), strict=True)) if swap else known
+    return {side: about for side, about in known.items() if about is not None}

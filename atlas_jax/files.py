@@ -207,6 +207,7 @@ KINDS = {  # a trained SAE has a run.json too, so it comes first
     "a Concept Atlas": Kind(
         "atlas.json", ("atlas.json", "labels.jsonl", "mean.npy", "sae/*", "index/*.npy", "index/*.json", *_MODEL)
     ),
+    "a bridge": Kind("bridge.json", ("bridge.json", "translation.*", "procrustes/translation.*")),
     "a corpus": Kind("corpus.json", _CORPUS),
 }
 

@@ -112,9 +112,7 @@ def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array,
     return jnp.sum(jnp.where(mask, jnp.linalg.norm(x.astype(jnp.float32), axis=-1), 0.0), axis=1)
 
 
-def without_outliers(
-    x: Float[Array, "b t d"], mask: Bool[Array, "b t"], factor: float | None
-) -> Bool[Array, "b t"]:
+def without_outliers(x: Float[Array, "b t d"], mask: Bool[Array, "b t"], factor: float | None) -> Bool[Array, "b t"]:
     """The positions that count but those whose norm exceeds ``factor`` times the median norm of their sentence's.
 
     Attention sinks (the first tokens, separators) have norms a hundred times those of others, and would outweigh

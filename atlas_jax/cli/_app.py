@@ -8,6 +8,7 @@ import typer
 from atlas_jax.cli import (
     _align,
     _atlas,
+    _bridge,
     _corpus,
     _evaluate,
     _evaluate_steering,
@@ -50,6 +51,7 @@ app.add_typer(_corpus.app, name="corpus")
 app.add_typer(_atlas.app, name="atlas")
 app.add_typer(_sae.app, name="sae")
 app.command()(_align.align)
+app.add_typer(_bridge.app, name="bridge")
 app.command()(_use.info)
 app.command()(_use.identify)
 app.command()(_use.name)

@@ -2,6 +2,13 @@
 
 from typing import Any
 
+from atlas_jax.experiments._bridge import (
+    BridgeFit as BridgeFit,
+    fit_bridge as fit_bridge,
+    fit_bridge_to_activations as fit_bridge_to_activations,
+)
+from atlas_jax.experiments._bridge_layers import BridgeLayers as BridgeLayers, bridge_layers as bridge_layers
+from atlas_jax.experiments._bridge_rows import BridgeRow as BridgeRow, shared_tokens as shared_tokens
 from atlas_jax.experiments._causality import (
     CausalCell as CausalCell,
     Causality as Causality,

@@ -8,6 +8,7 @@ from atlas_jax.metrics._detection import (
     detection as detection,
 )
 from atlas_jax.metrics._faithfulness import faithfulness as faithfulness
+from atlas_jax.metrics._neighbours import mutual_neighbours as mutual_neighbours
 from atlas_jax.metrics._retrieval import (
     predicted_probability as predicted_probability,
     reciprocal_rank as reciprocal_rank,

@@ -26,7 +26,7 @@ from atlas_jax.pipeline._fit import (
     merge_fitted as merge_fitted,
     solve as solve,
 )
-from atlas_jax.pipeline._pair import Pair as Pair, load_pair as load_pair
+from atlas_jax.pipeline._pair import Pair as Pair, load_pair as load_pair, load_subject as load_subject
 from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
 from atlas_jax.pipeline._stream import Cursor as Cursor, SentenceStream as SentenceStream

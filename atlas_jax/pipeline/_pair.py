@@ -1,5 +1,6 @@
 """Both sides of an alignment, loaded and checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from atlas_jax.files import directory_hash
 from atlas_jax.models import LanguageModel, resolve
 from atlas_jax.pipeline._run_files import AlignSettings
 from atlas_jax.subject import Subject
+from atlas_jax.types import Site
 
 
 class Pair(NamedTuple):
@@ -57,3 +59,33 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
     model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
     spaces = Subject.from_model(model, settings.sites, settings.pooling)
     return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
+
+
+def load_subject(
+    name: str | Path, sites: Sequence[Site | str] | Site | str | None, pooling: str = "mean", dtype: str = "float32"
+) -> tuple[Subject, dict[str, str]]:
+    """Load one model as a feature space; with its path, and a hash of the files there.
+
+    Args:
+      name: a directory or hub name.
+      sites: where it is read; None for the residual stream after every block.
+      pooling: over the tokens of a sentence.
+      dtype: of the model.
+
+    Raises:
+      AtlasError: for anything wrong with the path, the model, a site, the pooling or the dtype.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.pipeline import load_subject
+      >>> subject, about = load_subject(SUBJECT, "resid_post.2")
+      >>> subject.width, sorted(about)
+      (128, ['path', 'sha256'])
+    """
+    path = resolve(name).absolute()
+    model = LanguageModel.from_pretrained(path, dtype=dtype)
+    every = [Site("resid_post", layer) for layer in range(model.config.num_layers)]
+    return Subject.from_model(model, every if sites is None else sites, pooling), {
+        "path": str(path),
+        "sha256": directory_hash(path),
+    }

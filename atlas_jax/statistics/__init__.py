@@ -5,6 +5,7 @@ from atlas_jax.statistics._lens import (
     lens_update as lens_update,
     selected_samples as selected_samples,
 )
+from atlas_jax.statistics._mask import outlying_features as outlying_features, without_features as without_features
 from atlas_jax.statistics._norms import (
     NormSums as NormSums,
     TokenNorms as TokenNorms,

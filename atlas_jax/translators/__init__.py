@@ -14,9 +14,12 @@ from atlas_jax.translators._procrustes_exact import procrustes_exact as procrust
 from atlas_jax.translators._registry import METHODS as METHODS, needs_of as needs_of
 from atlas_jax.translators._regression import least_squares as least_squares, ridge as ridge
 from atlas_jax.translators._ridge_path import (
+    PENALTIES as PENALTIES,
     Path as Path,
     explained_variance as explained_variance,
+    linear_cka as linear_cka,
     ridge_path as ridge_path,
+    ridge_paths as ridge_paths,
 )
 from atlas_jax.translators._solution import Method as Method, Solution as Solution
 from atlas_jax.translators._spectrum import Spectrum as Spectrum

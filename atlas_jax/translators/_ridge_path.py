@@ -1,6 +1,6 @@
 """Ridge regression along a path of penalties, from one eigendecomposition, judged on held-out statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,6 +39,15 @@ class Path(NamedTuple):
     def penalty(self) -> float:
         """The best penalty."""
         return self.penalties[self.best]
+
+
+class _Diagonal(NamedTuple):
+    """The centred Gram matrix of the atlas side, diagonalised, in float64 on one device."""
+
+    values: Float[Array, " d_c"]
+    vectors: Float[Array, "d_c d_c"]
+    unit: float
+    dead: int
 
 
 class _HeldOut(NamedTuple):
@@ -82,23 +91,58 @@ def ridge_path(
       >>> solution.matrix.round(4).tolist(), path.penalty
       ([[2.0]], 1e-06)
     """
-    penalties = sorted(as_number(p, "a penalty", least=0) for p in penalties)
-    if not penalties:
-        raise AtlasError("ridge regression needs a penalty; give at least one")
+    penalties = _checked(penalties)
     with jax.enable_x64(True):
-        gram = gram_matrix(gram_moments(stats, "atlas", unit=False), centre=True)
-        values, vectors = eigh(gram)
-        nonzero = int(jnp.count_nonzero(jnp.diagonal(gram)))
-        unit = float(jnp.trace(gram)) / max(nonzero, 1)
-        floor = np.finfo(np.float32).eps * float(values[-1])
-        parts = vectors.T, cross_product(stats, unit=False, centre=True, one_device=True) @ vectors
-        scales = jnp.stack([_scales(values, p * unit, floor) for p in penalties])
-        r2 = [float(x) for x in _explained(*parts, scales, _held_out(stats, held_out))]
-        best = int(np.argmax(r2))
-        matrix = (parts[1] * scales[best]) @ parts[0]
+        return _solved(stats, held_out, penalties, _diagonalised(stats))
+
+
+def ridge_paths(
+    stats: Mapping[Any, Statistics], held_out: Mapping[Any, Statistics], penalties: Sequence[float] = PENALTIES
+) -> dict[Any, Path]:
+    """Return the paths of several subject sites against one atlas side, whose Gram matrix is diagonalised once.
+
+    Raises:
+      AtlasError: as :func:`ridge_path`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import ridge_paths
+      >>> x = jnp.array([[1.0], [3.0], [5.0]])
+      >>> stats = update(Statistics.init(["cross", "atlas_gram"], 1, 1), 2 * x + 1, x)
+      >>> ridge_paths({"a": stats}, {"a": stats}, [1e-6, 1.0])["a"].penalty
+      1e-06
+    """
+    penalties = _checked(penalties)
+    with jax.enable_x64(True):
+        diagonal = _diagonalised(next(iter(stats.values())))
+        return {key: _solved(own, held_out[key], penalties, diagonal)[1] for key, own in stats.items()}
+
+
+def _checked(penalties: Sequence[float]) -> list[float]:
+    if not len(penalties):
+        raise AtlasError("ridge regression needs a penalty; give at least one")
+    return sorted(as_number(p, "a penalty", least=0) for p in penalties)
+
+
+def _diagonalised(stats: Statistics) -> _Diagonal:
+    gram = gram_matrix(gram_moments(stats, "atlas", unit=False), centre=True)
+    nonzero = int(jnp.count_nonzero(jnp.diagonal(gram)))
+    return _Diagonal(*eigh(gram), float(jnp.trace(gram)) / max(nonzero, 1), len(gram) - nonzero)
+
+
+def _solved(
+    stats: Statistics, held_out: Statistics, penalties: list[float], diagonal: _Diagonal
+) -> tuple[Solution, Path]:
+    values, vectors, unit, dead = diagonal
+    floor = float(np.finfo(np.float32).eps) * float(values[-1])
+    parts = vectors.T, cross_product(stats, unit=False, centre=True, one_device=True) @ vectors
+    scales = jnp.stack([_scales(values, p * unit, floor) for p in penalties])
+    r2 = [float(x) for x in _explained(*parts, scales, _held_out(stats, held_out))]
+    best = int(np.argmax(r2))
+    matrix = (parts[1] * scales[best]) @ parts[0]
     path = Path(tuple(penalties), tuple(r2), best)
-    known = {"penalty": path.penalty, "shift": path.penalty * unit, "held_out_r2": r2[best], "dead_columns": len(gram)}
-    known["dead_columns"] -= nonzero
+    known = {"penalty": path.penalty, "shift": path.penalty * unit, "held_out_r2": r2[best], "dead_columns": dead}
     return solution(matrix, solver="eigh", **known), path
 
 
@@ -158,3 +202,31 @@ def _explained(
         return held_out.scatter + fitted + held_out.weight * bias @ bias
 
     return 1 - jax.lax.map(error, scales) / held_out.scatter
+
+
+def linear_cka(stats: Statistics) -> float:
+    """Return the linear centred kernel alignment of both sides, ``|A_s^T A_c|^2 / (|A_s^T A_s| |A_c^T A_c|)``.
+
+    All centred, in the Frobenius norm: 1 where one side is a rotation of the other, scaled. With few rows for the
+    width it is too high.
+
+    Args:
+      stats: with the needs ``"cross"``, ``"atlas_gram"`` and ``"subject_gram"``.
+
+    Raises:
+      AtlasError: if a need is missing, or there are no rows.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.translators import linear_cka
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+      >>> empty = Statistics.init(["cross", "atlas_gram", "subject_gram"], 2, 2)
+      >>> round(linear_cka(update(empty, 3 * x[:, ::-1], x)), 6)
+      1.0
+    """
+    with jax.enable_x64(True):
+        norm = lambda side: jnp.linalg.norm(gram_matrix(gram_moments(stats, side, unit=False), centre=True))
+        cross = jnp.linalg.norm(cross_product(stats, unit=False, centre=True, one_device=True))
+        norms = float(norm("subject") * norm("atlas"))
+        return float(cross) ** 2 / norms if norms > 0 else float("nan")
