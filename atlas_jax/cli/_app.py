@@ -18,6 +18,7 @@ from atlas_jax.cli import (
     _sae,
     _serve,
     _use,
+    _verbalizer,
 )
 from atlas_jax.cli._options import Commands
 
@@ -51,7 +52,9 @@ app.add_typer(_corpus.app, name="corpus")
 app.add_typer(_atlas.app, name="atlas")
 app.add_typer(_sae.app, name="sae")
 app.command()(_align.align)
+_bridge.app.command()(_verbalizer.explain)
 app.add_typer(_bridge.app, name="bridge")
+app.add_typer(_verbalizer.app, name="verbalizer")
 app.command()(_use.info)
 app.command()(_use.identify)
 app.command()(_use.name)

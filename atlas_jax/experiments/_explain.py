@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from atlas_jax.bridge import Bridge
 from atlas_jax.checks import as_number, finite_numbers
 from atlas_jax.errors import AtlasError
+from atlas_jax.experiments._explain_features import ExplainedFeature
 from atlas_jax.experiments._steering_texts import appended, json_lines
 from atlas_jax.files import differences, read_object, write_json
 from atlas_jax.labels import Embedder
@@ -24,27 +25,6 @@ from atlas_jax.verbalizers import Contract, verbalize, verbalize_texts
 OWN, RANDOM, SHUFFLED, NOTHING, TEXT = "bridge", "random direction", "shuffled map", "no injection", "text only"
 WRONG = "wrong feature"
 BLOCK = 1024  # explanations that are kept at a time, and queries that are ranked at a time
-
-
-class ExplainedFeature(NamedTuple):
-    """A feature to explain.
-
-    Attributes:
-      feature: its id.
-      reference: what it means by other means: its label, or what its own model's verbalizer says.
-      tokens: tokens it fires on most, strongest first.
-      texts: sentences it fires on most.
-
-    Example:
-      >>> from atlas_jax.experiments import ExplainedFeature
-      >>> ExplainedFeature(3, "dogs", ["dog"], ["A dog barks."]).reference
-      'dogs'
-    """
-
-    feature: int
-    reference: str
-    tokens: Sequence[str]
-    texts: Sequence[str]
 
 
 class Arm(NamedTuple):
@@ -104,8 +84,8 @@ class Explained:
         rows = [(a.name, three(a.cosine), three(a.lift), three(a.mrr)) for a in self.arms]
         columns = Column("explained from"), Column("cosine", ".3f"), Column("lift", "+.3f"), Column("MRR", ".3f")
         caption = (
-            f"{len(self.features)} features; cosine of explanation and reference; lift of the bridge over the row, with "
-            f"95% intervals over features; MRR of a feature's own top texts, by chance {self.chance:.3f}. Rows with α "
+            f"{len(self.features)} features; cosine of explanation and reference; lift of the bridge over the row, "
+            f"with 95% intervals over features; MRR of a feature's own top texts, by chance {self.chance:.3f}. Rows with α "
             "add α of the background (washout, experimental)."
         )
         some = [
@@ -233,9 +213,7 @@ def _all_said(
     return said
 
 
-def _said(
-    say: Callable[[slice], list[str]], n: int, path: Path | None, report: Callable[[int], None]
-) -> list[str]:
+def _said(say: Callable[[slice], list[str]], n: int, path: Path | None, report: Callable[[int], None]) -> list[str]:
     texts = [] if path is None else [str(text) for text in json_lines(path)][:n]
 
     def rest(add: Callable[[Sequence[str]], None]) -> list[str]:
@@ -252,9 +230,7 @@ def _said(
         return rest(add)
 
 
-def _compared(
-    features: list[ExplainedFeature], said: dict[str, list[str]], embedder: Embedder, seed: int
-) -> Explained:
+def _compared(features: list[ExplainedFeature], said: dict[str, list[str]], embedder: Embedder, seed: int) -> Explained:
     """Measure every arm against the references and the top texts."""
     reference = _embedded(embedder, [f.reference for f in features])
     texts = np.stack([_unit(_embedded(embedder, list(f.texts)).mean(0, keepdims=True))[0] for f in features])
