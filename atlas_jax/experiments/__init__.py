@@ -66,6 +66,18 @@ from atlas_jax.experiments._dose import (
     suggested_strength as suggested_strength,
     with_strengths as with_strengths,
 )
+from atlas_jax.experiments._explain import (
+    Arm as Arm,
+    Explained as Explained,
+    explain_features as explain_features,
+)
+from atlas_jax.experiments._explain_features import (
+    ExplainedFeature as ExplainedFeature,
+    directions_of as directions_of,
+    draw_features as draw_features,
+    features_to_explain as features_to_explain,
+    mean_unit_activation as mean_unit_activation,
+)
 from atlas_jax.experiments._heads import Heads as Heads, quality_by_head as quality_by_head
 from atlas_jax.experiments._identify import (
     ConceptQuery as ConceptQuery,

@@ -85,8 +85,8 @@ class Explained:
         columns = Column("explained from"), Column("cosine", ".3f"), Column("lift", "+.3f"), Column("MRR", ".3f")
         caption = (
             f"{len(self.features)} features; cosine of explanation and reference; lift of the bridge over the row, "
-            f"with 95% intervals over features; MRR of a feature's own top texts, by chance {self.chance:.3f}. Rows with α "
-            "add α of the background (washout, experimental)."
+            f"with 95% intervals over features; MRR of a feature's own top texts, by chance {self.chance:.3f}. Rows "
+            "with α add α of the background (washout, experimental)."
         )
         some = [
             (f.feature, f.reference, self.explanations[OWN][i], " ".join(f.tokens[:4]))
