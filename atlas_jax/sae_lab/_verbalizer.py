@@ -22,6 +22,7 @@ from atlas_jax.steering import Replace, at
 from atlas_jax.types import Site, Tokens
 from atlas_jax.verbalizers import Contract
 
+AnyArray = Array | np.ndarray
 CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
 TEMPLATE = "about <{injection_char}>:"
 PLACEHOLDERS = "㈎㈜㎡¤§~^|"
@@ -85,9 +86,9 @@ class TrainedVerbalizer(NamedTuple):
 
 
 class _Examples(NamedTuple):
-    vectors: Float[np.ndarray, "n d"]
-    ids: Int[np.ndarray, "n t"]
-    counted: Bool[np.ndarray, "n t"]
+    vectors: Float[AnyArray, "n d"]
+    ids: Int[AnyArray, "n t"]
+    counted: Bool[AnyArray, "n t"]
 
 
 def train_verbalizer(
@@ -247,8 +248,8 @@ def _fit(
 
 @partial(jax.jit, static_argnames=("graph", "optimizer", "place"), donate_argnames=("params", "state"))
 def _step(
-    graph: Any, optimizer: Any, params: Any, state: Any, batch: _Examples, key: Array, *, place: int, scale: float,
-    noise: float,
+    graph: Any, optimizer: Any, params: Any, state: Any, batch: _Examples, key: Array, *, place: int,
+    scale: Float[Array, ""], noise: Float[Array, ""],
 ) -> tuple[Any, Any, Array]:  # fmt: skip
     vectors = batch.vectors + noise * jax.random.normal(key, batch.vectors.shape) / batch.vectors.shape[1] ** 0.5
     vectors = scale * vectors / jnp.linalg.norm(vectors, axis=1, keepdims=True)
