@@ -30,8 +30,10 @@ def trained(tmp_path_factory):
     """A verbalizer of a few steps in a directory of its own."""
     directory = tmp_path_factory.mktemp("verbalizer")
     text = directory / "text.txt"
-    text.write_text("\n".join(f"Return the {word} of the long array number {i}." for i in range(200)
-                              for word in ("value", "name")))  # fmt: skip
+    nouns = ["value", "file", "array", "list", "name", "table", "string", "key", "number", "model", "test", "error"]
+    kinds = ["new", "long", "empty", "sorted", "given", "first", "last", "whole", "small", "large", "short", "next"]
+    text.write_text(" ".join(f"Return the {kind} {noun} of the {other}." for kind in kinds for noun in nouns
+                             for other in ("object", "function")))  # fmt: skip
     options = ["--steps", 3, "--batch", 8, "--sentences", 100, "--text", text, "--json"]
     done = command_line("verbalizer", "train", "--atlas", ATLAS, "--out", directory / "av", *options)
     assert done.returncode == 0, done.stderr

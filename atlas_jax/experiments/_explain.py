@@ -15,7 +15,7 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._explain_features import ExplainedFeature
 from atlas_jax.experiments._steering_texts import appended, json_lines
 from atlas_jax.files import differences, read_object, write_json
-from atlas_jax.labels import Embedder
+from atlas_jax.labels import Embedder, StaticEmbedding
 from atlas_jax.metrics import Interval, bootstrap_mean, reciprocal_rank
 from atlas_jax.models import LanguageModel
 from atlas_jax.progress import Progress, unreported
@@ -101,7 +101,7 @@ def explain_features(
     directions: Float[Array | np.ndarray, "n d"],
     model: LanguageModel,
     contract: Contract,
-    embedder: Embedder,
+    embedder: Embedder | StaticEmbedding,
     *,
     bridge: Bridge | None = None,
     background: Float[Array | np.ndarray, " e"] | None = None,
@@ -230,7 +230,9 @@ def _said(say: Callable[[slice], list[str]], n: int, path: Path | None, report: 
         return rest(add)
 
 
-def _compared(features: list[ExplainedFeature], said: dict[str, list[str]], embedder: Embedder, seed: int) -> Explained:
+def _compared(
+    features: list[ExplainedFeature], said: dict[str, list[str]], embedder: Embedder | StaticEmbedding, seed: int
+) -> Explained:
     """Measure every arm against the references and the top texts."""
     reference = _embedded(embedder, [f.reference for f in features])
     texts = np.stack([_unit(_embedded(embedder, list(f.texts)).mean(0, keepdims=True))[0] for f in features])
@@ -254,7 +256,7 @@ def _ranks(queries: Float[np.ndarray, "n w"], texts: Float[np.ndarray, "n w"]) -
     return np.concatenate([np.asarray(r) for r in ranks])
 
 
-def _embedded(embedder: Embedder, texts: Sequence[str]) -> Float[np.ndarray, "n w"]:
+def _embedded(embedder: Embedder | StaticEmbedding, texts: Sequence[str]) -> Float[np.ndarray, "n w"]:
     return _unit(np.asarray(embedder.encode(list(texts)), np.float32))
 
 

@@ -260,7 +260,7 @@ def _step(
         edits = {Site("resid_pre", 0): at(Replace(vectors), [place])}
         logits = forward(nnx.merge(graph, params), tokens, edits=edits).logits
         nats = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], batch.ids[:, 1:])
-        return jnp.sum(nats * batch.counted[:, 1:]) / jnp.sum(batch.counted)
+        return jnp.mean(nats, where=batch.counted[:, 1:])
 
     value, gradients = jax.value_and_grad(loss)(params)
     updates, state = optimizer.update(gradients, state, params)
