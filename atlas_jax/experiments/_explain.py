@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,7 +215,7 @@ def _all_said(
 
 
 def _said(say: Callable[[slice], list[str]], n: int, path: Path | None, report: Callable[[int], None]) -> list[str]:
-    texts = [] if path is None else [str(text) for text in json_lines(path)][:n]
+    texts = [] if path is None else list(takewhile(lambda text: isinstance(text, str), json_lines(path)))[:n]
 
     def rest(add: Callable[[Sequence[str]], None]) -> list[str]:
         while len(texts) < n:

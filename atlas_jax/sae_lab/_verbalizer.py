@@ -263,7 +263,8 @@ def _step(
         return jnp.mean(nats, where=batch.counted[:, 1:])
 
     value, gradients = jax.value_and_grad(loss)(params)
-    updates, state = optimizer.update(gradients, state, params)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
+        updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, value
 
 
