@@ -458,6 +458,8 @@ def test_an_adapter_with_a_sidecar_loads_as_a_verbalizer(tmp_path, vectors):
     assert gap(load_verbalizer(tmp_path, base=saved("qwen2"))[0], with_deltas("qwen2", deltas)) < 1e-5
     with pytest.raises(AtlasError, match="does not fit this model"):
         load_verbalizer(tmp_path, base=saved("pythia"))
+    with pytest.raises(AtlasError, match=r"is for .*, not for owner/other; give its own base model"):
+        load_verbalizer(tmp_path, base="owner/other")
 
 
 def test_a_whole_model_with_a_sidecar_loads_as_a_verbalizer(tmp_path, rng):

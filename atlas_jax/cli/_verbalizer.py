@@ -28,8 +28,8 @@ def train(
     atlas: Annotated[Path, typer.Option(help="Concept Atlas on the residual stream that is to be explained.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the verbalizer is written.")],
     text: Text = None,
-    sentences: Sentences = 4000,
-    steps: Annotated[int, typer.Option(min=1)] = 400,
+    sentences: Sentences = 6000,
+    steps: Annotated[int, typer.Option(min=1)] = 600,
     batch: Annotated[int, typer.Option(help="Vectors of a step.", min=2)] = 48,
     held_out: Annotated[
         float, typer.Option(help="Share of the labelled features that are not trained on.", min=0, max=0.9)
@@ -71,14 +71,14 @@ def train(
 
 def explain(
     source: Annotated[Path, typer.Option(help="Concept Atlas whose features are explained: model, SAE and labels.")],
-    verbalizer: Annotated[Path, typer.Option(help="Verbalizer: a directory or hub name with nla_meta.yaml.")],
+    verbalizer: Annotated[str, typer.Option(help="Verbalizer: a directory or hub name with nla_meta.yaml.")],
     bridge: Annotated[
         Path | None,
         typer.Option(help="Bridge from the source's stream to the verbalizer's; none where it is the same."),
     ] = None,
-    base: Annotated[Path | None, typer.Option(help="Base model of a verbalizer that is a LoRA adapter.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model of a verbalizer that is a LoRA adapter.")] = None,
     own_verbalizer: Annotated[
-        Path | None, typer.Option(help="Verbalizer of the source, to compare with in place of labels.")
+        str | None, typer.Option(help="Verbalizer of the source, to compare with in place of labels.")
     ] = None,
     feature: Annotated[list[int] | None, typer.Option("--feature", help="Only this one; may be repeated.")] = None,
     count: Annotated[int, typer.Option(help="Labelled features drawn at random, where none is given.", min=2)] = 45,
@@ -86,13 +86,13 @@ def explain(
         str | None, typer.Option(help="Draw among held_out or new_words of a verbalizer trained on the source.")
     ] = None,
     text: Text = None,
-    sentences: Sentences = 4000,
+    sentences: Sentences = 6000,
     alpha: Annotated[
         list[float] | None,
         typer.Option(help="Washout, experimental: unit(d + α b); may be repeated.", callback=finite()),
     ] = None,
     target: Annotated[
-        Path | None, typer.Option(help="Model of the stream that the verbalizer explains, for --alpha.")
+        str | None, typer.Option(help="Model of the stream that the verbalizer explains, for --alpha.")
     ] = None,
     embedder: Annotated[
         str, typer.Option(help="Of texts: static, sentence-transformers:NAME or endpoint:MODEL.")
@@ -115,14 +115,14 @@ def explain(
     from atlas_jax import experiments
     from atlas_jax.atlas import ConceptAtlas
     from atlas_jax.bridge import Bridge
-    from atlas_jax.files import write_json
+    from atlas_jax.files import local_or_hub, write_json
     from atlas_jax.verbalizers import load_verbalizer, verbalize
 
     atlas, over = ConceptAtlas.from_pretrained(source), None if bridge is None else Bridge.from_pretrained(bridge)
     if over is not None and (over.source != atlas.site or over.translation.d_c != atlas.model.config.width(atlas.site)):
         raise AtlasError(f"the bridge starts at {over.source}, and the features of {source} are at {atlas.site}")
-    model, contract = load_verbalizer(verbalizer, base=base)
-    wanted = feature or experiments.draw_features(atlas, count, seed, among=_split(verbalizer, split))
+    model, contract = load_verbalizer(home := local_or_hub(verbalizer), base=base)
+    wanted = feature or experiments.draw_features(atlas, count, seed, among=_split(home, split))
     note("reading text")
     corpus = read_corpus(text, n_fit=sentences, seed=seed)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
@@ -130,12 +130,13 @@ def explain(
         found = experiments.features_to_explain(atlas, corpus, wanted, contexts=CONTEXTS, progress=progress)
         directions = experiments.directions_of(atlas, found)
         if own_verbalizer is not None:
-            own = verbalize(*(lambda m, c: (m, directions, c))(*load_verbalizer(own_verbalizer)), **options)
+            speaker, terms = load_verbalizer(own_verbalizer)
+            own = verbalize(speaker, directions, terms, **options)
             found = [f._replace(reference=said) for f, said in zip(found, own.explanations, strict=True)]
         result = experiments.explain_features(
             found, directions, model, contract, _embedder(embedder), bridge=over,
             background=_background(atlas, over, target, corpus.fit) if alpha else None, alphas=alpha or (),
-            directory=out_dir, settings=_about(source, verbalizer, bridge, corpus.hash), progress=progress, **options,
+            directory=out_dir, settings=_about(source, home, bridge, corpus.hash), progress=progress, **options,
         )  # fmt: skip
     if out_dir is not None:
         write_json(out_dir / "explained.json", result.to_dict())
@@ -169,7 +170,7 @@ def _embedder(spec: str) -> "Embedder":
     return StaticEmbedding.default() if spec == "static" else open_embedder(spec)
 
 
-def _background(atlas: "ConceptAtlas", bridge: Any, target: Path | None, texts: Any) -> Any:
+def _background(atlas: "ConceptAtlas", bridge: Any, target: str | None, texts: Any) -> Any:
     from atlas_jax import experiments
     from atlas_jax.models import LanguageModel
 

@@ -52,7 +52,7 @@ class VerbalizerSettings:
       48
     """
 
-    steps: int = 400
+    steps: int = 600
     batch: int = 48
     activations: float = 0.5
     held_out: float = 0.15

@@ -93,6 +93,8 @@ def load_verbalizer(
     named = adapter.get("base_model_name_or_path")
     if (base or named) is None:
         raise AtlasError(f"the adapter {directory} names no base model; give its directory or hub name as base")
+    if base is not None and named and not Path(base).is_dir() and Path(base).name != Path(named).name:
+        raise AtlasError(f"the adapter {directory} is for {named}, not for {base}; give its own base model")
     model = merge_adapter(LanguageModel.from_pretrained(base or named, dtype=dtype), directory)
     if not (directory / "tokenizer.json").is_file():
         return model, contract
