@@ -1,5 +1,6 @@
 """Bridges between the bundled models: fitted by the pass of an alignment, by command, and steered across."""
 
+import dataclasses
 import json
 import re
 
@@ -29,6 +30,7 @@ from atlas_jax.pipeline import Alignment
 
 PLACES = {"source": SUBJECT, "target": ATLAS / "model"}
 SITES = {"source": Site("z", 1, 2), "target": Site("resid_post", 2)}  # a head is narrow, so few sentences are enough
+CUT = 16  # tokens, so that few shapes are compiled
 OUTLIER = 1.4  # so low that some tokens and some dimensions are left out
 
 
@@ -49,11 +51,12 @@ def sides():
 
 @pytest.fixture(scope="module")
 def fits(sides, texts):
-    return {level: fit_bridge(*sides, *texts, level=level, outlier=OUTLIER) for level in ("sentence", "token")}
+    known = {"outlier": OUTLIER, "max_length": CUT}
+    return {level: fit_bridge(*sides, *texts, level=level, **known) for level in ("sentence", "token")}
 
 
 def _read(side, text):
-    tokens = side.model.tokenize([text], max_length=128, length=128)
+    tokens = side.model.tokenize([text], max_length=CUT, length=CUT)
     acts = run(side.model, tokens, capture=side.sites, logits=False).acts
     return tokens, np.asarray(acts[side.site][0], np.float64)
 
@@ -68,7 +71,7 @@ def _rows(sides, texts, level):
             mask, norm = np.asarray(tokens.mask[0]), np.linalg.norm(x, axis=1)
             found.append(x)
             kept.append(mask & (norm <= OUTLIER * np.median(norm[mask])))
-            spans.append(pad_spans(side.model.tokenizer.spans([text], 128), 128))
+            spans.append(pad_spans(side.model.tokenizer.spans([text], CUT), CUT))
         if level == "sentence":
             rows.append((*(x[k].mean(0) for x, k in zip(found, kept, strict=True)), 1.0))
             continue
@@ -132,10 +135,10 @@ def test_a_map_of_layers_is_that_of_single_fits(texts):
     sites = {"source": ["z.1.2", "z.0.0"], "target": ["resid_post.2", "z.1.0"]}
     load = lambda side: Subject.from_model(LanguageModel.from_pretrained(PLACES[side]), sites[side], "mean")
     source, target = load("source"), load("target")
-    result = bridge_layers(source, target, *texts, outlier=OUTLIER)
-    for i, j in ((1, 0),):
-        one = [Subject(s.model, (s.sites[k],), "mean") for s, k in ((source, i), (target, j))]
-        assert result.r2[i, j] == pytest.approx(max(fit_bridge(*one, *texts, outlier=OUTLIER).path.r2), abs=1e-5)
+    result = bridge_layers(source, target, *texts, outlier=OUTLIER, max_length=CUT)
+    one = [Subject(s.model, (s.sites[k],), "mean") for s, k in ((source, 1), (target, 0))]
+    fit = fit_bridge(*one, *texts, outlier=OUTLIER, max_length=CUT)
+    assert result.r2[1, 0] == pytest.approx(max(fit.path.r2), abs=1e-5)
     assert result.r2.shape == (2, 2)
     assert result.r2.max() == result.r2[tuple(s.index(x) for s, x in zip(result[:2], result.best, strict=True))]
     with pytest.raises(AtlasError, match=r"statistics of 2 x 2 sites take 0\.\d GB, and at most 0\.0 GB are allowed"):
@@ -150,7 +153,8 @@ def _invoke(*words):
 
 @pytest.fixture(scope="module")
 def command(bundled_run):
-    return [SUBJECT, ATLAS / "model", "--text", bundled_run / "corpus", "--sentences", 60, "--json"]
+    cut = ["--sentences", 60, "--max-length", CUT]
+    return [SUBJECT, ATLAS / "model", "--text", bundled_run / "corpus", *cut, "--json"]
 
 
 def test_the_command_writes_a_bridge(command, tmp_path, as_for_users):
@@ -192,12 +196,13 @@ def across(fits, tmp_path_factory, sides, texts):
         Subject.from_model(side.model, site, "mean")
         for side, site in zip(sides[::-1], ("z.1.0", "resid_post.2"), strict=True)
     )
-    fit_bridge(source, target, *texts, models=models).save(home)
+    fit_bridge(source, target, *texts, models=models, max_length=CUT).save(home)
     return home
 
 
 def test_a_difference_of_means_is_carried_over(bundled_run, across, sides):
-    alignment, bridge = Alignment.load(bundled_run), Bridge.from_pretrained(across)
+    whole, bridge = Alignment.load(bundled_run), Bridge.from_pretrained(across)
+    alignment = dataclasses.replace(whole, corpus=whole.corpus.head(40, 10))
     queries = single_features(alignment, 2)
     carried = bridged_difference_of_means(alignment, across, queries, [Site("resid_post", 2)])
     made = difference_of_means(alignment, queries, [Site("z", 1, 0)], model=alignment.atlas.model)
