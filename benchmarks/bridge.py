@@ -8,7 +8,7 @@ The stream in torch adds up float32 products in float64, as one would write it: 
 predictions of the held-out rows by each. scikit-learn keeps all rows in float64 (about 100 KB each with its work
 arrays, so 1M do not fit) and chooses by leaving one out; it runs on the rows given by ``RIDGE_CV``, against ours there.
 
-    python benchmarks/bridge.py [--quick] [--out bridge.json]
+    python benchmarks/bridge.py [--quick] [--rows N] [--out bridge.json]
 """
 
 import json
@@ -26,7 +26,7 @@ import atlas_jax as aj
 from atlas_jax.translators import PENALTIES, ridge, ridge_path
 
 SIZES, QUICK = {"rows": 1_000_000, "source": 2048, "target": 2304}, {"rows": 40_000, "source": 256, "target": 288}
-RIDGE_CV, QUICK_CV = 24_576, 8192
+RIDGE_CV, QUICK_CV = 16_384, 8192
 BLOCK, LATENT = 8192, 256
 NEEDS = "cross", "atlas_gram"
 
@@ -140,8 +140,11 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def main() -> None:
-    arguments = arguments_of(__doc__).parse_args()
+    parser = arguments_of(__doc__)
+    parser.add_argument("--rows", type=int, help="token pairs to fit on")
+    arguments = parser.parse_args()
     sizes, cv_rows = (QUICK, QUICK_CV) if arguments.quick else (SIZES, RIDGE_CV)
+    sizes = sizes | ({"rows": arguments.rows} if arguments.rows else {})
     rows = Rows(**sizes)
     with_atlas_jax(rows, BLOCK)  # compiles
     few, _, alpha, fit = with_atlas_jax(rows, cv_rows)
