@@ -31,7 +31,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # need the bundled run come when it is there.
 SLOWEST = ["resume", "generate", "sae_command", "distributed", "sae_label", "sae_check", "quickstart", "pipeline"]
 SLOWEST += ["choose", "report", "steering_evaluation", "evaluate_more", "use", "retrieval", "notebooks", "accelerator"]
-SLOWEST += ["run_files", "doctests", "diagnosis", "atlas", "atlas_build", "interrupts", "procrustes", "translators"]
+SLOWEST += ["explorer", "run_files", "doctests", "diagnosis", "atlas", "atlas_build", "interrupts", "procrustes"]
+SLOWEST += ["translators"]
 
 
 def pytest_collection_modifyitems(config, items):
