@@ -18,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inheri
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # two workers on two cores: further threads only wait for each other
 
 import jax  # noqa: E402
 from helpers.commands import QUICKSTART, command_line  # noqa: E402
