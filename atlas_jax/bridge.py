@@ -63,7 +63,9 @@ class Bridge:
           AtlasError: if their width is not that of the source.
         """
         t = self.translation
-        return jnp.asarray(t.mean_subject) + self.direction(self._checked(x) - jnp.asarray(t.mean_atlas))
+        x = self._checked(x)
+        y = self.direction(x - jnp.broadcast_to(jnp.asarray(t.mean_atlas), x.shape))
+        return y + jnp.broadcast_to(jnp.asarray(t.mean_subject), y.shape)
 
     def direction(self, v: Any) -> Float[Array, "*n d_target"]:
         """Map directions ``[*n, d_source]`` of the source: the linear part alone, not normalised.

@@ -1,4 +1,4 @@
-"""Translations, atlases and steering vectors on the Hugging Face hub, with a model card."""
+"""Translations, bridges, atlases and steering vectors on the Hugging Face hub, with a model card."""
 
 import json
 import tempfile
@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.bridge import Bridge
 from atlas_jax.files import asking_hub
 from atlas_jax.translation import Translation
 from atlas_jax.vectors import VECTORS, save_edits
 
 _KINDS = {  # tag, heading, how it is read
     Translation: ("translation", "A translation", "aj.Translation.from_pretrained"),
+    Bridge: ("bridge", "A bridge", "aj.Bridge.from_pretrained"),
     ConceptAtlas: ("concept-atlas", "A concept atlas", "aj.ConceptAtlas.from_pretrained"),
 }
 
 
 def push_to_hub(
-    thing: Translation | ConceptAtlas | Mapping[Any, Any],
+    thing: Translation | Bridge | ConceptAtlas | Mapping[Any, Any],
     repository: str,
     *,
     base_models: Sequence[str] = (),
@@ -27,9 +29,9 @@ def push_to_hub(
     private: bool = False,
     token: str | None = None,
 ) -> str:
-    """Put a translation, an atlas or steering edits into a repository of the hub; return its address.
+    """Put a translation, a bridge, an atlas or steering edits into a repository of the hub; return its address.
 
-    ``Translation.from_pretrained``, ``ConceptAtlas.from_pretrained`` and ``load_edits`` read it back by its name.
+    ``from_pretrained`` of the same class, and ``load_edits``, read it back by its name.
 
     Args:
       thing: what to publish; edits by site, as for :func:`atlas_jax.save_edits`.
@@ -79,6 +81,9 @@ def _card(thing: Any, base_models: Sequence[str], corpus: str | None, license: s
     lines = [f"---\n{yaml}\n---\n", f"# {title}", f"Read it with `{read}(NAME)`, after `import atlas_jax as aj`.\n"]
     if corpus:
         lines.append(f"Corpus: {corpus}\n")
+    if isinstance(thing, Bridge):
+        lines.append(f"From {thing.source} to {thing.target}.\n")
+        thing = thing.translation
     if isinstance(thing, Translation):
         lines += [f"Method: {thing.described}; site: {thing.site}; {thing.d_s} x {thing.d_c}\n", "## Certificate\n"]
         lines.append(f"```json\n{json.dumps(thing.certificate, indent=1, default=str)}\n```")

@@ -18,6 +18,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inheri
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 QUICKLY = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()
+os.environ["OPENBLAS_NUM_THREADS"] = "1"  # two workers on two cores: further threads only wait for each other
 
 import jax  # noqa: E402
 from helpers.commands import QUICKSTART, command_line  # noqa: E402
@@ -31,7 +32,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # need the bundled run come when it is there.
 SLOWEST = ["resume", "generate", "sae_command", "distributed", "sae_label", "sae_check", "quickstart", "pipeline"]
 SLOWEST += ["choose", "report", "steering_evaluation", "evaluate_more", "use", "retrieval", "notebooks", "accelerator"]
-SLOWEST += ["run_files", "doctests", "diagnosis", "atlas", "atlas_build", "interrupts", "procrustes", "translators"]
+SLOWEST += ["explorer", "run_files", "doctests", "diagnosis", "atlas", "atlas_build", "interrupts", "procrustes"]
+SLOWEST += ["translators"]
 
 
 def pytest_collection_modifyitems(config, items):

@@ -1,5 +1,6 @@
 """What is put on the hub comes back the same, with a card; a fake hub keeps the files."""
 
+import dataclasses
 import shutil
 
 import jax.numpy as jnp
@@ -49,6 +50,16 @@ def test_a_translation_comes_back(hub):
     tags = ["atlas-alignment", "interpretability", "translation"]
     assert yaml.safe_load(head) == {"library_name": "atlas-jax", "tags": tags, "base_model": ["a/b"], "license": "mit"}
     assert all(part in text for part in ("covariance", '"residual": 0.5', "Corpus: docs"))
+
+
+def test_a_bridge_comes_back(hub):
+    bridge = aj.Bridge(dataclasses.replace(T, site=aj.Site("resid_post", 1), metadata={"source_site": "resid_post.3"}))
+    aj.push_to_hub(bridge, "me/bridge")
+    back = aj.Bridge.from_pretrained("me/bridge")
+    assert (str(back.source), str(back.target)) == ("resid_post.3", "resid_post.1")
+    np.testing.assert_array_equal(back.direction(np.eye(3)), np.asarray(T.matrix).T)
+    card = (hub / "me/bridge/README.md").read_text()
+    assert all(part in card for part in ("bridge", "aj.Bridge.from_pretrained", "From resid_post.3 to resid_post.1"))
 
 
 def test_vectors_come_back(hub):

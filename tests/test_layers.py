@@ -15,8 +15,8 @@ LAYERS = {
     "models": 2, "sae": 2, "steering": 2, "translators": 2, "metrics": 2, "labels": 2, "pooling": 2,
     "atlas": 3, "subject": 3, "translation": 3, "corpus": 3,
     "vectors": 3, "verbalizers": 3, "bridge": 4,
-    "pipeline": 4, "hub": 4,
-    "sae_lab": 5,
+    "pipeline": 4,
+    "sae_lab": 5, "hub": 5,
     "experiments": 6,
     "bundled": 7, "report": 7, "explorer": 7, "cli": 8,
 }  # fmt: skip

@@ -68,6 +68,10 @@ def steering(
         Path | None,
         typer.Option("--labelled", help="JSON lines with concept, text and label (1 or 0), for a difference of means."),
     ] = None,
+    bridge: Annotated[
+        Path | None,
+        typer.Option(help="Bridge from another model to the subject, for a difference of means made there."),
+    ] = None,
     neutral: Annotated[int, typer.Option(help="Held-out sentences for the cost of steering; 0: none.", min=0)] = 32,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count texts and requests.")] = False,
     price: Annotated[
@@ -99,6 +103,7 @@ def steering(
         controls=tuple(experiments.CONTROLS if not control else () if control == ["none"] else control),
         max_new_tokens=tokens, temperature=temperature, seed=seed, chat=chat,
         labelled=experiments.read_labelled_texts(labelled, chosen) if labelled else (),
+        bridge=None if bridge is None else str(bridge),
     )  # fmt: skip
     diagnosis = experiments.diagnose_steering(alignment, settings, ap=stored_ap(run))
     if overwrite and not dry_run:

@@ -140,6 +140,7 @@ from atlas_jax.experiments._steering import (
 )
 from atlas_jax.experiments._steering_cost import Cost as Cost, steering_cost as steering_cost
 from atlas_jax.experiments._steering_directions import (
+    bridged_difference_of_means as bridged_difference_of_means,
     difference_of_means as difference_of_means,
     directions as directions,
     labelled_difference_of_means as labelled_difference_of_means,

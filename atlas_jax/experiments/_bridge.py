@@ -68,7 +68,8 @@ class BridgeFit(NamedTuple):
         )
         columns = Column("bridge"), *(Column(name, ".3f") for name in measures)
         quality = Table("Bridges on held-out text", columns, self.rows, caption)
-        shown = {name.replace("_", " "): value for name, value in self.facts.items() if value not in (None, [])}
+        known = {name.replace("_", " "): value for name, value in self.facts.items() if value not in (None, [])}
+        shown = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
         cost = {f"{what}, {part}": value for what, own in self.cost.items() for part, value in own.items()}
         return [quality, facts_table("The two sides", shown), facts_table("Cost", cost)]
 
@@ -153,7 +154,7 @@ def fit_bridge(
     known = {"token_norm": fit.fitted.token_norm(target.site), "pooling": None if level == "token" else target.pooling}
     bridges = solved.bridges(stats, site=target.site, metadata=metadata, **known)
     rows = held_out_rows(stream(held_out), level, sample, progress)
-    facts = {"rows": fit.rows, "held_out_rows": other.rows, "matched": fit.matched}
+    facts = {"rows": fit.rows, "held_out_rows": other.rows, "matched_tokens": fit.matched}
     facts["shared_tokens"] = shared_tokens(source.model.tokenizer, target.model.tokenizer)
     shapes = rows, read.count, (fit.rows, other.rows), [half.fitted.statistics for half in (fit, other)]
     cost = {"seconds": clock.seconds} | bridge_cost(source, target, *shapes, len(penalties))

@@ -68,7 +68,7 @@ class HeldOutRows(NamedTuple):
         cosines = _cosine(predicted, true), _cosine(predicted - mean, true - mean)
         return BridgeRow(method, r2, *cosines, float(size[0] / size[1]) if size[1] > 0 else float("nan"))
 
-    def facts(self, source: Bool[np.ndarray, " d"], target: Bool[np.ndarray, " d"]) -> dict[str, Any]:
+    def facts(self, source: Bool[np.ndarray, " d"], target: Bool[np.ndarray, " e"]) -> dict[str, Any]:
         """Return the agreement of both sides on neighbours, in the dimensions kept, and outlying tokens."""
         known: dict[str, Any] = {"mutual_neighbours": None}
         if len(self.source) > NEIGHBOURS + 1:

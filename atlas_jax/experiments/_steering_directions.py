@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,13 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.bridge import Bridge
+from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._concept_directions import HOWS, concept_directions, token_norm
 from atlas_jax.experiments._steering import steering_direction
-from atlas_jax.experiments._steering_plan import LABELLED, NATIVE, SteeringSettings, concept_queries
-from atlas_jax.pipeline import Alignment, SentenceStream, pooled_activations
+from atlas_jax.experiments._steering_plan import BRIDGED, LABELLED, NATIVE, SteeringSettings, concept_queries
+from atlas_jax.models import LanguageModel
+from atlas_jax.pipeline import Alignment, SentenceStream, load_subject, pooled_activations
 from atlas_jax.progress import Progress
 from atlas_jax.subject import Subject
 from atlas_jax.types import FeatureSpace, Site, Tokens
@@ -56,6 +60,8 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     means: dict[str, dict[tuple[Site, str], np.ndarray]] = {}
     if "diffmean" in settings.controls:
         means["diffmean"] = difference_of_means(alignment, queries, sites, progress=progress)
+    if settings.bridge:
+        means[BRIDGED] = bridged_difference_of_means(alignment, settings.bridge, queries, sites, progress=progress)
     if settings.labelled:
         means[LABELLED] = labelled_difference_of_means(alignment, settings, sites)
     for method in settings.methods:
@@ -129,6 +135,7 @@ def difference_of_means(
     queries: Mapping[str, Float[np.ndarray, " d_c"]],
     sites: Sequence[Site],
     *,
+    model: LanguageModel | None = None,
     sentences: int = SENTENCES,
     progress: Progress | None = None,
 ) -> dict[tuple[Site, str], Float[np.ndarray, " _"]]:
@@ -141,6 +148,7 @@ def difference_of_means(
       alignment: the run.
       queries: atlas queries by concept.
       sites: where.
+      model: another one to read in the place of the subject.
       sentences: how many at most, evenly spread over the fit half.
       progress: called after every batch.
 
@@ -153,7 +161,7 @@ def difference_of_means(
       >>> difference_of_means(alignment, {"dogs": query}, [site])[site, "dogs"].shape       # doctest: +SKIP
       (128,)
     """
-    subject = Subject.from_model(alignment.subject.model, sites, "mean")
+    subject = Subject.from_model(model or alignment.subject.model, sites, "mean")
     atlas, options = alignment.atlas, alignment.settings
     fit = alignment.corpus.fit
     texts = [fit[i] for i in np.unique(np.linspace(0, len(fit) - 1, sentences).astype(int)).tolist()]
@@ -173,6 +181,50 @@ def difference_of_means(
         for site in sites
         for i, name in enumerate(queries)
     }
+
+
+def bridged_difference_of_means(
+    alignment: Alignment,
+    bridge: str | Path,
+    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    sites: Sequence[Site],
+    *,
+    progress: Progress | None = None,
+) -> dict[tuple[Site, str], Float[np.ndarray, " _"]]:
+    """Make a difference of means in the source of a bridge, and carry it over the bridge into the subject.
+
+    Args:
+      alignment: the run.
+      bridge: the directory of a bridge that ends in the run's subject.
+      queries: atlas queries by concept, as in :func:`difference_of_means`.
+      sites: where; that where the bridge ends.
+      progress: called after every batch.
+
+    Raises:
+      AtlasError: if the bridge ends in another model or at another site, or its source is not where it was.
+
+    Example:
+      >>> from atlas_jax.experiments import bridged_difference_of_means
+      >>> site = Site("resid_post", 2)                                                      # doctest: +SKIP
+      >>> bridged_difference_of_means(alignment, "bridge", {"dogs": query}, [site])         # doctest: +SKIP
+    """
+    across = Bridge.from_pretrained(bridge)
+    models = {side: across.translation.metadata.get(side, {}) for side in ("source", "target")}
+    if models["target"].get("sha256") != alignment.sources["subject"]["sha256"]:
+        there = models["target"].get("path", "a model it does not name")
+        raise AtlasError(f"the bridge in '{bridge}' ends in {there}, which is not the subject of this run")
+    if others := [str(site) for site in sites if site != across.target]:
+        raise AtlasError(
+            f"the bridge in '{bridge}' ends at {across.target}, and {others[0]} is to be steered at; "
+            f"give --site {across.target} alone"
+        )
+    source, about = load_subject(models["source"].get("path", ""), across.source)
+    if about["sha256"] != models["source"]["sha256"]:
+        raise AtlasError(
+            f"the bridge in '{bridge}' was fitted with another model than is at {about['path']}; fit again"
+        )
+    made = difference_of_means(alignment, queries, [across.source], model=source.model, progress=progress)
+    return {(across.target, name): np.asarray(across.direction(vector)) for (_, name), vector in made.items()}
 
 
 def labelled_difference_of_means(

@@ -14,8 +14,10 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments._steering import Unit, check_unit
+from atlas_jax.files import directory_hash, local_or_hub
 
 UNSTEERED, PROMPTED, NATIVE, LABELLED = "unsteered", "prompt", "native", "labelled diffmean"
+BRIDGED = "bridged diffmean"
 CONTROLS = ("random", "other concept", "diffmean", PROMPTED, NATIVE)
 
 
@@ -76,6 +78,8 @@ class SteeringSettings:
       seed: of sampling and of the random directions.
       chat: prompts are messages in the model's chat template.
       labelled: texts with and without each concept, where a difference of their means is to be compared too.
+      bridge: directory of a bridge from another model to the subject, over which a difference of means made in that
+        model is carried, where that is to be compared too.
 
     Example:
       >>> from atlas_jax.experiments import SteeringConcept, SteeringSettings
@@ -97,6 +101,7 @@ class SteeringSettings:
     seed: int = 0
     chat: bool = False
     labelled: tuple[LabelledText, ...] = ()
+    bridge: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("concepts", "prompts", "strengths", "sites", "methods"):
@@ -117,10 +122,12 @@ class SteeringSettings:
             raise AtlasError(f"concept '{lacking[0]}' needs labelled texts of both kinds, with it and without it")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values; of labelled texts a hash."""
+        """Return plain values; of labelled texts and the bridge a hash."""
         plain = dataclasses.asdict(self) | {"concepts": [c._asdict() for c in self.concepts]}
         if texts := plain.pop("labelled"):
             plain["labelled"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        if bridge := plain.pop("bridge"):
+            plain["bridge"] = directory_hash(local_or_hub(bridge))
         return plain
 
 
@@ -261,6 +268,7 @@ def plan(settings: SteeringSettings) -> list[Cell]:
     steered += [f"random {i}" for i in range(settings.random)] if "random" in settings.controls else []
     steered += [c for c in ("other concept", "diffmean") if c in settings.controls]
     steered += [LABELLED] if settings.labelled else []
+    steered += [BRIDGED] if settings.bridge else []
     cells = [Cell(None, UNSTEERED, "", 0.0)]
     for concept in settings.concepts:
         cells += [Cell(concept.name, m, g, s) for m in steered for g in groups for s in settings.strengths]

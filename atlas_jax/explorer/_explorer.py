@@ -145,8 +145,8 @@ class Explorer:
         tokenizer = alignment.subject.model.tokenizer
         top, k = (alignment.top or {}).get(site), min(SIMILAR, translation.d_s)
         sentence = alignment.corpus.sentence
-        found = experiments.identify(translation, vector, top, sentence, tokenizer, k=k, sentences=SENTENCES)
-        rows = [one.to_dict() | {"names": self._names(translation, one.feature)} for one in found]
+        similar = experiments.identify(translation, vector, top, sentence, tokenizer, k=k, sentences=SENTENCES)
+        rows = [one.to_dict() | {"names": self._names(translation, one.feature)} for one in similar]
         return {"site": str(site), "method": translation.described, "features": rows}
 
     def _names(self, translation: Translation, feature: int) -> list[str]:
@@ -181,12 +181,12 @@ class Explorer:
     def _directions(self, asked: Steering) -> dict[Site, tuple[Any, float]]:
         """Direction and strength at every site of the run, zeros where it is not steered."""
         vector, strengths = self._query(asked).vector, {Site.parse(s): x for s, x in asked.strengths.items()}
-        found = {}
+        directions = {}
         for site in dict.fromkeys([*self.alignment.subject.sites, *strengths]):
             translation, strength = self._translation("steer", site), strengths.get(site, 0.0)
             along = translation.direction(vector) if strength else jnp.zeros(translation.d_s)
-            found[site] = along, strength
-        return found
+            directions[site] = along, strength
+        return directions
 
     def place(self, asked: Place) -> dict[str, Any]:
         """Return the concepts that are active at a character of a text: those of the atlas, and of every site."""
@@ -194,7 +194,7 @@ class Explorer:
         atlas = alignment.atlas
         seen = experiments.token_features(atlas, text, range(atlas.width))
         here = _token_at(atlas.model, text, asked.at)
-        found = {"token": seen.tokens[here], "atlas": self._strongest(seen.values[here])}
+        place = {"token": seen.tokens[here], "atlas": self._strongest(seen.values[here])}
         here, sites = _token_at(model, text, asked.at), []
         translations = {site: self._translation("steer", site) for site in alignment.subject.sites}
         along = self._along(translations, asked)
@@ -202,7 +202,7 @@ class Explorer:
             seen = experiments.token_concepts(model, translation, text)
             own = {"site": str(site), "token": seen.tokens[here], "concepts": self._strongest(seen.values[here])}
             sites.append(own | {"along": None if along is None else float(along[here, i])})
-        return found | {"sites": sites}
+        return place | {"sites": sites}
 
     def _along(self, translations: dict[Site, Translation], asked: Place) -> np.ndarray | None:
         if not asked.features:

@@ -140,7 +140,7 @@ def _solved(
     scales = jnp.stack([_scales(values, p * unit, floor) for p in penalties])
     r2 = [float(x) for x in _explained(*parts, scales, _held_out(stats, held_out))]
     best = int(np.argmax(r2))
-    matrix = (parts[1] * scales[best]) @ parts[0]
+    matrix = (parts[1] * scales[best][None, :]) @ parts[0]
     path = Path(tuple(penalties), tuple(r2), best)
     known = {"penalty": path.penalty, "shift": path.penalty * unit, "held_out_r2": r2[best], "dead_columns": dead}
     return solution(matrix, solver="eigh", **known), path
