@@ -116,7 +116,7 @@ def train_verbalizer(
       >>> atlas, settings = ConceptAtlas.from_pretrained(ATLAS), VerbalizerSettings(steps=1, batch=4)
       >>> trained = train_verbalizer(atlas, ["Return the value.", "Raise an error."], settings)
       >>> len(trained.held_out), trained.contract.d_model
-      (217, 160)
+      (216, 160)
     """
     rng = np.random.default_rng(settings.seed)
     features, directions = np.array(atlas.labels.described()), np.asarray(atlas.sae.W_dec, np.float32)

@@ -138,8 +138,7 @@ def verbalize(
       >>> from atlas_jax.verbalizers import Contract
       >>> lm = LanguageModel.from_pretrained(SUBJECT)
       >>> lm.tokenizer.hf.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
-      >>> placeholder = lm.tokenizer.backend.token_to_id("~")
-      >>> contract = Contract("It (~) is:".replace("~", "{injection_char}"), "~", placeholder, None, 5.0, 128)
+      >>> contract = Contract("It ({injection_char}) is:", "~", 95, None, 5.0, 128)
       >>> len(verbalize(lm, np.eye(128)[:3], contract, max_new_tokens=4).explanations)
       3
     """
