@@ -84,7 +84,7 @@ def test_the_command_explains_and_goes_on(trained, tmp_path):
     assert json.loads(again.stdout) == result
     assert (tmp_path / "kept" / f"{OWN}.jsonl").read_text() == kept
     other = command_line("bridge", "explain", *options, "--seed", 1)
-    assert other.returncode == 1
+    assert other.returncode == 2
     assert "holds explanations of another kind" in " ".join(other.stderr.split())
 
 

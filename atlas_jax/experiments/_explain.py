@@ -1,7 +1,8 @@
 """Features of one model in the words of another: decoder directions over a bridge into a verbalizer, with controls."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -162,7 +163,7 @@ def explain_features(
         for name, v in vectors.items()
     }
     speak[TEXT] = lambda s: verbalize_texts(model, tokens[s], contract, seed=seed + s.start, **options).explanations
-    about = dict(settings or {}) | options | {"seed": seed, "features": [f.feature for f in features]}
+    about = dict(settings or {}) | options | {"seed": seed, "features": _digest(f.feature for f in features)}
     said = _all_said(speak, len(features), directory, about, progress or unreported)
     none = verbalize_texts(model, [contract.placeholder], contract, seed=seed, **options).explanations
     said[NOTHING] = none * len(features)
@@ -190,6 +191,10 @@ def _check(
         raise AtlasError("washout needs the background, the mean of unit activations of the target")
     for alpha in alphas:
         as_number(alpha, "α of washout")
+
+
+def _digest(ids: Iterable[int]) -> str:
+    return hashlib.sha256(" ".join(map(str, ids)).encode()).hexdigest()[:8]
 
 
 def _washed(alpha: float) -> str:
