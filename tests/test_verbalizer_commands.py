@@ -5,10 +5,11 @@ import json
 
 import numpy as np
 import pytest
-from helpers.commands import command_line
+from typer.testing import CliRunner
 
 from atlas_jax import AtlasError, Bridge, ConceptAtlas, Site, Translation
 from atlas_jax.bundled import ATLAS
+from atlas_jax.cli._app import app
 from atlas_jax.experiments import Explained, ExplainedFeature, draw_features, explain_features, mean_unit_activation
 from atlas_jax.experiments._explain import NOTHING, OWN, RANDOM, SHUFFLED, TEXT, WRONG, _compared
 from atlas_jax.labels import StaticEmbedding
@@ -18,6 +19,11 @@ from atlas_jax.verbalizers import Contract, load_verbalizer, verbalize
 
 TEXTS = [f"Return the {noun} of the {other}." for noun in ("value", "file", "array") for other in ("list", "name")]
 SMALL = VerbalizerSettings(steps=3, batch=8, activations=0.5)
+
+
+def command(*arguments):
+    """A command in this process, which shares its compiled programs."""
+    return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +41,8 @@ def trained(tmp_path_factory):
     text.write_text(" ".join(f"Return the {kind} {noun} of the {other}." for kind in kinds for noun in nouns
                              for other in ("object", "function")))  # fmt: skip
     options = ["--steps", 3, "--batch", 8, "--sentences", 100, "--text", text, "--json"]
-    done = command_line("verbalizer", "train", "--atlas", ATLAS, "--out", directory / "av", *options)
-    assert done.returncode == 0, done.stderr
+    done = command("verbalizer", "train", "--atlas", ATLAS, "--out", directory / "av", *options)
+    assert done.exit_code == 0, done.output
     return directory / "av", text, json.loads(done.stdout)
 
 
@@ -72,20 +78,20 @@ def test_the_command_explains_and_goes_on(trained, tmp_path):
     directory, text, _ = trained
     options = ["--source", ATLAS, "--verbalizer", directory, "--split", "held_out", "--count", 40, "--text", text]
     options += ["--max-new-tokens", 4, "--alpha", 0.5, "--out", tmp_path / "kept", "--json"]
-    done = command_line("bridge", "explain", *options)
-    assert done.returncode == 0, done.stderr
+    done = command("bridge", "explain", *options)
+    assert done.exit_code == 0, done.output
     result = json.loads(done.stdout)
     assert [arm["name"] for arm in result["arms"]] == [
         OWN, WRONG, RANDOM, SHUFFLED, "bridge, α +0.5", TEXT, NOTHING]  # fmt: skip
     kept = (tmp_path / "kept" / f"{OWN}.jsonl").read_text()
     (tmp_path / "kept" / f"{OWN}.jsonl").write_text("".join(kept.splitlines(keepends=True)[:1]) + '"torn')
     (tmp_path / "kept" / f"{TEXT}.jsonl").unlink()
-    again = command_line("bridge", "explain", *options)
+    again = command("bridge", "explain", *options)
     assert json.loads(again.stdout) == result
     assert (tmp_path / "kept" / f"{OWN}.jsonl").read_text() == kept
-    other = command_line("bridge", "explain", *options, "--seed", 1)
-    assert other.returncode == 2
-    assert "holds explanations of another kind" in " ".join(other.stderr.split())
+    other = command("bridge", "explain", *options, "--seed", 1)
+    assert isinstance(other.exception, AtlasError)
+    assert "holds explanations of another kind (seed was 0 and is 1)" in str(other.exception)
 
 
 # The measures, with explanations that are known.
