@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from atlas_jax.checks import as_number
+from atlas_jax.checks import as_number, finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.translation import Translation
 from atlas_jax.types import Site
@@ -60,7 +60,7 @@ class Bridge:
         """Map activations ``[*n, d_source]`` of the source, the means included.
 
         Raises:
-          AtlasError: if their width is not that of the source.
+          AtlasError: if their width is not that of the source, or (outside ``jit``) a value is not finite.
         """
         t = self.translation
         x = self._checked(x)
@@ -71,7 +71,7 @@ class Bridge:
         """Map directions ``[*n, d_source]`` of the source: the linear part alone, not normalised.
 
         Raises:
-          AtlasError: if their width is not that of the source.
+          AtlasError: as :meth:`__call__`.
         """
         return jnp.matmul(self._checked(v), jnp.asarray(self.translation.matrix).T, precision=lax.Precision.HIGHEST)
 
@@ -100,7 +100,7 @@ class Bridge:
         """Return the bridge from this one's source to the target of another that starts where this one ends.
 
         Raises:
-          AtlasError: if it does not start there.
+          AtlasError: if it starts at another site or, where both name the model there, in another model.
 
         Example:
           >>> import jax.numpy as jnp
@@ -114,6 +114,9 @@ class Bridge:
         if further.source != self.target or other.d_c != t.d_s:
             ends = f"{self.target} ({t.d_s} wide)", f"{further.source} ({other.d_c} wide)"
             raise AtlasError("the second bridge starts at {1}, and the first ends at {0}".format(*ends))
+        models = [side.get("sha256") for side in (t.metadata.get("target", {}), other.metadata.get("source", {}))]
+        if None not in models and models[0] != models[1]:
+            raise AtlasError("the second bridge starts in another model than the first ends in; fit it from that one")
         matrix = jnp.matmul(other.matrix, t.matrix, precision=lax.Precision.HIGHEST)
         metadata = _of_models(t, other) | {SOURCE: t.metadata[SOURCE], "composed": True}
         means = {"mean_subject": further(t.mean_subject), "mean_atlas": t.mean_atlas}
@@ -133,7 +136,7 @@ class Bridge:
         return cls(Translation.from_pretrained(directory))
 
     def _checked(self, x: Any) -> Float[Array, "*n d_source"]:
-        x = jnp.asarray(x, jnp.float32)
+        x = jnp.asarray(finite_numbers(x, "what goes over a bridge"), jnp.float32)
         if x.ndim == 0 or x.shape[-1] != self.translation.d_c:
             raise AtlasError(
                 f"this bridge takes vectors of {self.translation.d_c} numbers, those of its source at {self.source}, "

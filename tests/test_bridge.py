@@ -166,6 +166,11 @@ def test_there_and_back_and_one_after_the_other(rng):
         out.direction(np.ones(7))
     with pytest.raises(AtlasError, match="not an array of shape"):
         out(3.0)
+    with pytest.raises(AtlasError, match="what goes over a bridge"):
+        out.direction([1.0, np.nan, 0.0, 0.0])
+    out.translation.metadata["target"]["sha256"], home.translation.metadata["source"]["sha256"] = "1", "2"
+    with pytest.raises(AtlasError, match="the second bridge starts in another model than the first ends in"):
+        out.then(home)
 
 
 def test_a_bridge_is_saved_as_a_translation(tmp_path):

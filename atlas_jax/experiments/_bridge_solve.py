@@ -69,9 +69,8 @@ class Solved(NamedTuple):
         ridge, path = ridge_path(halves.fit, halves.held_out, penalties)
         rotation = scaled_procrustes(halves.fit)
         r2 = explained_variance(rotation.matrix, halves.fit, halves.held_out)
-        return cls(
-            {"ridge": ridge, "procrustes": rotation}, {"ridge": path.r2[path.best], "procrustes": r2}, path, halves
-        )
+        solutions = {"ridge": ridge, "procrustes": rotation}
+        return cls(solutions, {"ridge": path.r2[path.best], "procrustes": r2}, path, halves)
 
     def bridges(self, fit: Statistics, **known: Any) -> dict[str, Bridge]:
         """Return the bridges between the means of all dimensions, ``fit``, those left out among them."""

@@ -58,10 +58,10 @@ def directions(alignment: Alignment, settings: SteeringSettings, *, progress: Pr
     rng, names = np.random.default_rng(settings.seed), list(queries)
     along: dict[tuple[str, Site, str], np.ndarray] = {}
     means: dict[str, dict[tuple[Site, str], np.ndarray]] = {}
-    if "diffmean" in settings.controls:
-        means["diffmean"] = difference_of_means(alignment, queries, sites, progress=progress)
     if settings.bridge:
         means[BRIDGED] = bridged_difference_of_means(alignment, settings.bridge, queries, sites, progress=progress)
+    if "diffmean" in settings.controls:
+        means["diffmean"] = difference_of_means(alignment, queries, sites, progress=progress)
     if settings.labelled:
         means[LABELLED] = labelled_difference_of_means(alignment, settings, sites)
     for method in settings.methods:
