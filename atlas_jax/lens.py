@@ -1,11 +1,11 @@
-"""The Jacobian lens: directions named in the model's own vocabulary, by the average Jacobian of its final residual.
+r"""The Jacobian lens: directions named in the model's own vocabulary, by the average Jacobian of its final residual.
 
-At a site with activations :math:`a_t` and for the residual stream :math:`h_t` after the last block, before the final norm,
+For a site with activations :math:`a_t`, and the residual stream :math:`h_t` between the last block and the final norm,
 
-.. math:: J = \\operatorname{mean}_{text} \\frac{1}{|V|} \\sum_{t \\in V} \\sum_{t' \\in V} \\partial h_{t'} / \\partial a_t ,
+.. math:: J = \operatorname{mean}_{texts} |V|^{-1} \sum_{t, u \in V} \partial h_u / \partial a_t ,
 
-where V are the tokens of a text that count: a mean over the tokens that are moved, a sum over those that this moves. That
-is the estimator of Gurnee et al. 2026, and of the lenses published with it; there V leaves out 16 tokens, here one.
+where V are the tokens of a text that count: a mean over the tokens that are moved, a sum over those that this moves.
+It is the estimator of Gurnee et al. 2026 and of the lenses published with it; there V leaves out 16 tokens, here one.
 """
 
 import dataclasses
@@ -134,13 +134,13 @@ class JacobianLens:
             state = _add(state, model.decoder, tokens, skip)
         count = int(state[1])
         if not count:
-            raise AtlasError(f"no text has a token that counts behind the first {skip}; give longer texts, or skip fewer")
+            raise AtlasError(
+                f"no text has a token that counts behind the first {skip}; give longer texts, or skip fewer"
+            )
         facts = {"skip": skip, "max_length": stream.max_length, "fingerprint": numerical_fingerprint(subject)}
         return cls(model, {site: to_host(x) / count for site, x in state[0].items()}, count, facts)
 
-    def name(
-        self, directions: Any, site: Site | str, k: int = 10
-    ) -> "list[LensToken] | list[list[LensToken]]":
+    def name(self, directions: Any, site: Site | str, k: int = 10) -> "list[LensToken] | list[list[LensToken]]":
         """Return the k tokens whose logits a direction raises most, best first.
 
         Args:
@@ -164,9 +164,7 @@ class JacobianLens:
         found = [[LensToken(i, text(i), score) for score, i in row] for row in named]
         return found if x.ndim == 2 else found[0]
 
-    def name_features(
-        self, features: Sequence[int], site: Site | str, k: int = 10
-    ) -> list[list[LensToken]]:
+    def name_features(self, features: Sequence[int], site: Site | str, k: int = 10) -> list[list[LensToken]]:
         """Return the tokens of some features of a site, each of which is a direction: a neuron, say.
 
         Raises:
@@ -256,7 +254,9 @@ class JacobianLens:
         ids = [i for i in tokenizer.encode([token])[0] if i not in tokenizer.special_ids]
         if len(ids) != 1:
             parts = " + ".join(repr(tokenizer.decode([i])) for i in ids) or "nothing"
-            raise AtlasError(f"{token!r} is {parts} to this model's tokenizer; give one token, such as ' the', or its id")
+            raise AtlasError(
+                f"{token!r} is {parts} to this model's tokenizer; give one token, such as ' the', or its id"
+            )
         return ids[0]
 
 
