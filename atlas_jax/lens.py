@@ -42,7 +42,7 @@ from atlas_jax.subject import Subject
 from atlas_jax.types import Site, Tokens, Where, sites_of
 
 FILE = "lens.safetensors"
-ROWS = 16  # of the Jacobian at a time: more take more memory and, on a CPU, no less time
+ROWS = 8  # of the Jacobian at a time: more take more memory and, on a CPU, more time
 BLOCK = 256  # directions that are named at a time
 
 
