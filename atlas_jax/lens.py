@@ -42,7 +42,6 @@ from atlas_jax.subject import Subject
 from atlas_jax.types import Site, Tokens, Where, sites_of
 
 FILE = "lens.safetensors"
-ROWS = 8  # of the Jacobian at a time: more take more memory and, on a CPU, more time
 BLOCK = 256  # directions that are named at a time
 
 
@@ -292,7 +291,7 @@ def _add(state: _State, decoder: Decoder, tokens: Tokens, skip: int) -> _State:
         return jnp.einsum("btd,bt->d", h.astype(jnp.float32), counts, precision=jax.lax.Precision.HIGHEST)
 
     _, pull = jax.vjp(moved, {site: jnp.zeros(x.shape[1], jnp.float32) for site, x in sums.items()})
-    (jacobians,) = jax.lax.map(pull, jnp.eye(decoder.config.hidden_size), batch_size=ROWS)
+    (jacobians,) = jax.lax.map(pull, jnp.eye(decoder.config.hidden_size))  # XLA for CPUs gets several at once wrong
     return jax.tree.map(jnp.add, sums, jacobians), count + jnp.sum(jnp.any(counts > 0, axis=1))
 
 
