@@ -11,6 +11,7 @@ It is the estimator of Gurnee et al. 2026 and of the lenses published with it; t
 import dataclasses
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -219,23 +220,20 @@ class JacobianLens:
         """Read what :meth:`save_pretrained` wrote, from a directory or a repository of the hub (``owner/name``).
 
         Args:
-          directory: where it is.
-          model: the model that it was fitted on.
+          directory: where it is; or a published lens, a file ``.pt``, in which layer k is ``resid_post.k``.
+          model: the model that it was fitted on. A published lens has no fingerprint to tell it from others as wide.
 
         Raises:
           AtlasError: if the file is missing or damaged, or was fitted on another model, or on this one by other code.
         """
-        path = local_or_hub(directory) / FILE
-        with reading(path, "fit the lens again"), safe_open(path, "numpy") as file:
-            facts = json.loads((file.metadata() or {})["lens"])
-            matrices = {Site.parse(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            sentences = int(facts.pop("sentences"))
-            fingerprint = facts["fingerprint"]
+        path = local_or_hub(directory)
+        matrices, sentences, facts = _read_published(path) if path.suffix == ".pt" else _read(path / FILE)
         config, other = model.config, f"the lens in '{directory}' was fitted on another model"
         for site, matrix in matrices.items():
             if matrix.shape != (config.hidden_size, config.width(check_site(config, site))):
                 raise AtlasError(f"{other}: {site} has a matrix of {matrix.shape} there; give that model")
-        if changed := fingerprint_difference(fingerprint, Subject.from_model(model, list(matrices))):
+        fingerprint = facts.get("fingerprint")
+        if fingerprint and (changed := fingerprint_difference(fingerprint, Subject.from_model(model, list(matrices)))):
             raise AtlasError(f"{other}, or its forward pass has changed: {changed}; fit the lens again")
         return cls(model, matrices, sentences, facts)
 
@@ -257,6 +255,31 @@ class JacobianLens:
                 f"{token!r} is {parts} to this model's tokenizer; give one token, such as ' the', or its id"
             )
         return ids[0]
+
+
+_Stored = tuple[dict[Site, Float[np.ndarray, "d w"]], int, dict[str, Any]]
+
+
+def _read(path: Path) -> _Stored:
+    with reading(path, "fit the lens again"), safe_open(path, "numpy") as file:
+        facts = json.loads((file.metadata() or {})["lens"])
+        matrices = {Site.parse(name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        return matrices, int(facts.pop("sentences")), facts
+
+
+def _read_published(path: Path) -> _Stored:
+    """The layout of ``neuronpedia/jacobian-lens``: matrices by layer in half precision, and the number of prompts."""
+    try:
+        import torch
+    except ImportError:
+        raise AtlasError(f"'{path}' is a torch file: install torch to read it (pip install torch)") from None
+    with reading(path, "fetch it again"):
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as e:
+            raise ValueError(str(e).splitlines()[0]) from e
+        matrices = {Site("resid_post", int(layer)): x.float().numpy() for layer, x in stored["J"].items()}
+        return matrices, int(stored["n_prompts"]), {}
 
 
 class _Move(NamedTuple):
