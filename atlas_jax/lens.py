@@ -138,7 +138,7 @@ class JacobianLens:
                 f"no text has a token that counts behind the first {skip}; give longer texts, or skip fewer"
             )
         facts = {"skip": skip, "max_length": stream.max_length, "fingerprint": numerical_fingerprint(subject)}
-        return cls(model, {site: to_host(x) / count for site, x in state[0].items()}, count, facts)
+        return cls(model, {site: to_host(state[0][site]) / count for site in subject.sites}, count, facts)
 
     def name(self, directions: Any, site: Site | str, k: int = 10) -> "list[LensToken] | list[list[LensToken]]":
         """Return the k tokens whose logits a direction raises most, best first.
@@ -327,7 +327,7 @@ def _top(decoder: Decoder, x: Float[Array, "n d"], k: int) -> tuple[Float[Array,
     """The k largest changes of logits by final residuals, and their tokens."""
     dtype, size = decoder.norm.weight[...].dtype, jnp.sqrt(jnp.float32(decoder.config.norm_eps))
     x = x.astype(dtype)
-    return jax.lax.top_k(size * jax.jvp(decoder.logits, (jnp.zeros_like(x),), (x,))[1], k)
+    return tuple(jax.lax.top_k(size * jax.jvp(decoder.logits, (jnp.zeros_like(x),), (x,))[1], k))
 
 
 @jax.jit
