@@ -84,6 +84,11 @@ class JacobianLens:
       (128, 128)
       >>> [named.text for named in lens.name(lens.direction(" file", "resid_post.2"), "resid_post.2", k=1)]
       [' file']
+      >>> [len(tokens) for tokens in lens.name_features([17, 40], "resid_post.2", k=3)]
+      [3, 3]
+      >>> import tempfile
+      >>> aj.JacobianLens.from_pretrained(lens.save_pretrained(tempfile.mkdtemp()), lm).sentences
+      2
     """
 
     model: LanguageModel
@@ -169,14 +174,6 @@ class JacobianLens:
 
         Raises:
           AtlasError: as :meth:`name`, or for a feature that the site does not have.
-
-        Example:
-          >>> import atlas_jax as aj
-          >>> from atlas_jax.bundled import SUBJECT
-          >>> lm = aj.LanguageModel.from_pretrained(SUBJECT)
-          >>> lens = aj.JacobianLens.fit(lm, ["Return the value of the key."], "mlp_act.2")
-          >>> [len(tokens) for tokens in lens.name_features([17, 40], "mlp_act.2", k=3)]
-          [3, 3]
         """
         width = self._matrix(site).shape[1]
         chosen = [as_count(i, f"a feature of {site}", least=0, most=width - 1) for i in features]
@@ -200,15 +197,6 @@ class JacobianLens:
 
         Raises:
           AtlasError: if the directory cannot be written.
-
-        Example:
-          >>> import tempfile
-          >>> import atlas_jax as aj
-          >>> from atlas_jax.bundled import SUBJECT
-          >>> lm = aj.LanguageModel.from_pretrained(SUBJECT)
-          >>> lens = aj.JacobianLens.fit(lm, ["Return the value of the key."], "resid_post.1")
-          >>> aj.JacobianLens.from_pretrained(lens.save_pretrained(tempfile.mkdtemp()), lm).sentences
-          1
         """
         record = json.dumps({"sentences": self.sentences, **self.facts})
         with new_file(Path(directory) / FILE) as file:

@@ -75,6 +75,11 @@ def test_matrices_are_the_mean_of_the_jacobians_of_transformers(name):
     assert distance(own, by_torch(name, site, 3)) > 1e-2  # a token more
 
 
+def alike(a, b):
+    """The same tokens, with scores that differ by rounding."""
+    return [t[:2] for t in a] == [t[:2] for t in b] and np.allclose([t[2] for t in a], [t[2] for t in b], rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", ["llama31", "gemma2", "gpt2"])
 def test_names_and_pull_backs_are_derivatives_of_the_logits(name):
     """At a final residual of root mean square 1, along what does not change it."""
@@ -96,8 +101,9 @@ def test_names_and_pull_backs_are_derivatives_of_the_logits(name):
         assert distance(lens.direction(17, site), unembed[17] @ lens.matrices[site]) < 1e-5
         assert np.array_equal(lens.direction("w17", site), lens.direction(17, site))
     several = lens.name(np.stack([v, -v]), site, k=2)
-    assert several[0] == lens.name(v, site, k=2) != several[1]
-    assert lens.name_features([3], site, k=4)[0] == lens.name(np.eye(len(v))[3], site, k=4)
+    assert alike(several[0], lens.name(v, site, k=2))
+    assert not alike(several[1], lens.name(v, site, k=2))
+    assert alike(lens.name_features([3], site, k=4)[0], lens.name(np.eye(len(v))[3], site, k=4))
 
 
 def test_the_last_layer_is_the_identity():
@@ -229,9 +235,13 @@ def fitted(bundled_run, tmp_path_factory):
     return place
 
 
+@pytest.fixture(scope="module")
+def alignment(bundled_run):
+    return Alignment.load(bundled_run)
+
+
 @pytest.fixture
-def command(bundled_run, monkeypatch):
-    alignment = Alignment.load(bundled_run)
+def command(alignment, monkeypatch):
     monkeypatch.setattr(Alignment, "load", lambda directory: alignment)
 
     def run(*arguments, refused=False):
@@ -245,21 +255,23 @@ def command(bundled_run, monkeypatch):
     return run
 
 
-def test_commands_show_tokens_and_steer_towards_one(command, fitted, bundled_run, tmp_path):
-    lens = JacobianLens.from_pretrained(fitted, Alignment.load(bundled_run).subject.model)
-    by_lens = lambda site, feature, k: [t._asdict() for t in lens.name_features([feature], site, k)[0]]
+def test_commands_show_tokens_and_steer_towards_one(command, fitted, alignment, bundled_run, tmp_path):
+    lens = JacobianLens.from_pretrained(fitted, alignment.subject.model)
+    by_lens = lambda site, feature, k: lens.name_features([feature], site, k)[0]
+    read = lambda tokens: [tuple(t.values()) for t in tokens]
     named = command("lens", "name", fitted, "--model", SUBJECT, "--site", SITE, "--feature", 5, "--k", 3)
-    assert named == [{"feature": 5, "tokens": by_lens(SITE, 5, 3)}]
+    assert named[0]["feature"] == 5
+    assert alike(read(named[0]["tokens"]), by_lens(SITE, 5, 3))
     both = command("name", bundled_run, "--site", SITE, "--feature", 5, "--lens", fitted, "--k", 3)
-    assert both["tokens"] == by_lens(SITE, 5, 3)
+    assert alike(read(both["tokens"]), by_lens(SITE, 5, 3))
     assert both["atlas_features"] == command("name", bundled_run, "--site", SITE, "--feature", 5, "--k", 3)
     found = command("identify", bundled_run, "--site", SITE, "--concept", "file", "--lens", fitted)["identified"]
-    assert [i["tokens"] for i in found] == [[t["text"] for t in by_lens(SITE, i["feature"], 5)] for i in found]
+    assert [i["tokens"] for i in found] == [[t.text for t in by_lens(SITE, i["feature"], 5)] for i in found]
     every = tmp_path / "names.jsonl"
     CliRunner().invoke(
         app, ["name", str(bundled_run), "--site", SITE, "--all", "--out", str(every), "--lens", str(fitted)]
     )
-    assert json.loads(every.read_text().splitlines()[5])["tokens"] == by_lens(SITE, 5, 5)
+    assert alike(read(json.loads(every.read_text().splitlines()[5])["tokens"]), by_lens(SITE, 5, 5))
     towards = ["--lens", fitted, "--token", " file", "--prompt", "This", "--max-new-tokens", 8, "--strength", 0.5]
     steered = command("steer", bundled_run, "--site", SITE, *towards, "--temperature", 0, "--save", tmp_path / "kept")
     assert steered["method"] == "lens"
