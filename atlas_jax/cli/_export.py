@@ -62,6 +62,6 @@ def export(
     else:
         export_gguf(edits, out_file, family=alignment.subject.model.config.family, additive=additive)
     facts = {"written to": str(out_file), "sites": ", ".join(map(str, edits)), "strength": strength}
-    facts["method"] = translations[0].described
+    facts["method"] = method
     facts["concept"] = ", ".join(h.label or str(h.index) for h in query.features)
     emit(as_json, facts, facts_table("Steering vectors", facts))
