@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     arguments = parser.parse_args()
     run = aj.Alignment.load(arguments.run)
-    features, held_out, fitted = (8, 200, 20) if arguments.quick else (48, 1500, 200)
+    features, held_out, fitted = (8, 200, 20) if arguments.quick else (48, 1500, 100)
     lm, sites = run.subject.model, [s for s in run.subject.sites if s.point in ("resid_post", "mlp_act")]
     took, lens = seconds_of(lambda: JacobianLens.fit(lm, list(run.corpus.fit[:fitted]), sites))
     texts = list(run.corpus.eval[:held_out])
