@@ -130,7 +130,7 @@ def test_batches_do_not_matter_and_shapes_are_traced_once(monkeypatch):
 
 
 def test_several_sites_and_a_real_width_agree_with_forward_mode():
-    """Several rows of the Jacobian at once came out wrong from this width on, by XLA for CPUs."""
+    """Many rows of the Jacobian at once came out wrong at this width, by XLA for CPUs."""
     import jax
 
     lm = aj.LanguageModel.from_pretrained(SUBJECT)
