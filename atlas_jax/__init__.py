@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from atlas_jax.hub import push_to_hub as push_to_hub
     from atlas_jax.labels import Labels as Labels
+    from atlas_jax.lens import JacobianLens as JacobianLens
     from atlas_jax.models import LanguageModel as LanguageModel, generate as generate, run as run
     from atlas_jax.pipeline import (
         Alignment as Alignment,
@@ -61,6 +62,7 @@ _HOMES = {
     "experiments": ("Direction", "concept_direction", "concept_directions"),
     "hub": ("push_to_hub",),
     "labels": ("Labels",),
+    "lens": ("JacobianLens",),
     "sharding": ("make_mesh",),
     "models": ("LanguageModel", "generate", "run"),
     "pipeline": ("Alignment", "AlignSettings", "align", "load_pair"),

@@ -16,7 +16,7 @@ LAYERS = {
     "atlas": 3, "subject": 3, "translation": 3, "corpus": 3,
     "vectors": 3, "verbalizers": 3, "bridge": 4,
     "pipeline": 4,
-    "sae_lab": 5, "hub": 5,
+    "sae_lab": 5, "lens": 5, "hub": 5,
     "experiments": 6,
     "bundled": 7, "report": 7, "explorer": 7, "cli": 8,
 }  # fmt: skip

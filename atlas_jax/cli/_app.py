@@ -13,6 +13,7 @@ from atlas_jax.cli import (
     _evaluate,
     _evaluate_steering,
     _export,
+    _lens,
     _quickstart,
     _report,
     _sae,
@@ -61,6 +62,7 @@ app.command()(_use.name)
 app.command()(_use.steer)
 app.command()(_use.inspect)
 app.command()(_export.export)
+app.add_typer(_lens.app, name="lens")
 app.command()(_report.report)
 app.command()(_serve.serve)
 _evaluate.app.command("steering")(_evaluate_steering.steering)

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from atlas_jax.cli._console import emit
+from atlas_jax.cli._directions import How, found_directions
 from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Unlike, asked_query, finite
-from atlas_jax.cli._use import How, Method, RunArgument, found_directions, load_run, translation_for
+from atlas_jax.cli._use import Method, RunArgument, load_run, translation_for
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import check_place
 from atlas_jax.table import facts_table
@@ -61,6 +62,6 @@ def export(
     else:
         export_gguf(edits, out_file, family=alignment.subject.model.config.family, additive=additive)
     facts = {"written to": str(out_file), "sites": ", ".join(map(str, edits)), "strength": strength}
-    facts["method"] = translations[0].described
+    facts["method"] = method
     facts["concept"] = ", ".join(h.label or str(h.index) for h in query.features)
     emit(as_json, facts, facts_table("Steering vectors", facts))

@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from atlas_jax.cli._console import emit, err, note, notes, out, progress_bars
+from atlas_jax.cli._console import emit, err, note, notes, out
+from atlas_jax.cli._directions import How, Lens, found_directions, kept, opened
+from atlas_jax.cli._lens import tokens_table
 from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import check_place, new_file
 from atlas_jax.table import Column, Table
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from jax import Array
 
     from atlas_jax.experiments import Direction
     from atlas_jax.labels import Hit
+    from atlas_jax.lens import LensToken
     from atlas_jax.pipeline import Alignment
     from atlas_jax.translation import Named, Translation
     from atlas_jax.types import Site
@@ -29,10 +34,6 @@ Method = Annotated[
         help="Translator, as METHOD or METHOD:POOLING; atlas-jax info RUN lists those of a run.",
         show_default="what suits the use best, as measured",
     ),
-]
-How = Annotated[
-    str | None,
-    typer.Option(help="Instead of --method: translate, ahead, gradient or optimise, or where steer --save kept some."),
 ]
 
 
@@ -59,6 +60,7 @@ def identify(
     like: Like = None,
     unlike: Unlike = None,
     method: Method = None,
+    lens: Lens = None,
     k: Annotated[int, typer.Option(help="Subject features to show.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
@@ -76,8 +78,8 @@ def identify(
     top = (alignment.top or {}).get(translation.site)
     if top is None:
         note("this run was saved without the strongest held-out sentences of its features, so none are shown")
-    tokenizer = alignment.subject.model.tokenizer
-    identified = experiments.identify(translation, query.vector, top, alignment.corpus.sentence, tokenizer, k=k)
+    of, sentence, named = alignment.subject.model, alignment.corpus.sentence, opened(lens, alignment)
+    identified = experiments.identify(translation, query.vector, top, sentence, of.tokenizer, k=k, lens=named)
     data = {"atlas_features": [h._asdict() for h in query.features], "identified": [i.to_dict() for i in identified]}
     title = f"Subject features at {translation.site} by {translation.described}"
     emit(as_json, data, query.table(), experiments.identified_table(title, identified))
@@ -91,7 +93,8 @@ def name(
     out_file: Annotated[Path | None, typer.Option("--out", help="JSON lines, with --all.")] = None,
     overwrite: Overwrite = False,
     method: Method = None,
-    k: Annotated[int, typer.Option(help="Atlas features to show.", min=1)] = 5,
+    lens: Lens = None,
+    k: Annotated[int, typer.Option(help="Atlas features, and tokens, to show.", min=1)] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Name a subject feature by the atlas features that weigh most in its row of T, or all of them into a file.
@@ -106,8 +109,11 @@ def name(
         check_place(out_file, overwrite=overwrite)
     alignment = load_run(run)
     translation, labels = translation_for("retrieve", alignment, site, method), alignment.atlas.labels
+    own = opened(lens, alignment)
+    tokens = own and own.name_features(range(translation.d_s) if every else [feature], translation.site, k)
     if out_file is not None:
-        count = _write_names(out_file, translation, [_hits(named) for named in translation.name_features(k, labels)])
+        hits = [_hits(named) for named in translation.name_features(k, labels)]
+        count = _write_names(out_file, translation, hits, tokens)
         err.print(f"{count} names written to {out_file}", highlight=False)
         return
     hits = _hits(translation.name_feature(feature, k, labels))
@@ -115,7 +121,11 @@ def name(
         note(f"subject feature {feature} has nothing in its row of T, as features that never fired, so it has no name")
     title = f"Subject feature {feature} at {translation.site} by {translation.described}"
     columns = Column("feature", "d"), Column("label"), Column("weight in T", ".3f")
-    emit(as_json, [h._asdict() for h in hits], Table(title, columns, [tuple(h[:3]) for h in hits]))
+    data, tables = [h._asdict() for h in hits], [Table(title, columns, [tuple(h[:3]) for h in hits])]
+    if tokens:
+        data = {"atlas_features": data, "tokens": [t._asdict() for t in tokens[0]]}
+        tables.append(tokens_table("Its tokens by the Jacobian lens", [({}, tokens[0])]))
+    emit(as_json, data, *tables)
 
 
 def steer(
@@ -142,7 +152,14 @@ def steer(
     ] = None,
     method: Method = None,
     how: How = None,
-    save: Annotated[Path | None, typer.Option(help="With --how: keep the direction of every site here.")] = None,
+    lens: Annotated[Path | None, typer.Option("--lens", help="A lens of the subject, which --token is of.")] = None,
+    token: Annotated[
+        str | None,
+        typer.Option(help="Steer towards this token by --lens, such as ' dog'; its concept is --concept's by default."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="With --how or --token: keep the direction of every site here.")
+    ] = None,
     tokens: Annotated[int, typer.Option("--max-new-tokens", "--tokens", help="Tokens to generate.", min=1)] = 40,
     temperature: Annotated[float, typer.Option(help="Of sampling; 0 is greedy.", min=0, callback=finite())] = 0.5,
     seed: Seed = 0,
@@ -161,17 +178,16 @@ def steer(
     texts = [*(prompt or ()), *(read_lines(prompts) if prompts else ())]
     if not texts:
         raise AtlasError("there is no prompt; give --prompt TEXT, or --prompts FILE with a prompt a line")
+    if (lens is None) != (token is None) or None not in (token, how or method):
+        raise AtlasError("give --lens and --token together, and neither --method nor --how with them")
     alignment = load_run(run)
+    if token is not None and not (concept or feature or like):
+        concept = token.strip()
     query = asked_query(alignment, concept, feature, like, unlike)
-    if how is None:
-        translations = {t.site: t for t in (translation_for("steer", alignment, s, method) for s in site)}
-        first = next(iter(translations.values()))
-        method, described = _measured_as(alignment, first), first.described
-    else:
-        translations, method, described = found_directions(alignment, query.vector, site, how, save), how, how
+    translations, method, described = _along(alignment, query.vector, site, method, how, (lens, token), save)
     asked = raw_strength or strength
     if not asked:
-        own = None if how is None else {s: t.vector[None] for s, t in translations.items()}
+        own = None if token is None and how is None else {s: t.vector[None] for s, t in translations.items()}
         asked, reason = experiments.default_strengths(alignment, list(translations), own)
         note(reason)
     strengths = list(dict.fromkeys([0.0, *asked]))
@@ -238,23 +254,28 @@ def _measured_as(alignment: "Alignment", translation: "Translation") -> str:
     return translation.method if own else translation.described
 
 
-def found_directions(
-    alignment: "Alignment", query: "Array", sites: list[str], how: str, save: Path | None = None
-) -> "dict[Site, Direction]":
-    """Find the direction of a concept at every site, or read those kept in a directory."""
-    from atlas_jax.experiments import HOWS, Direction, concept_directions
+def _along(
+    alignment: "Alignment",
+    query: "Array",
+    sites: list[str],
+    method: str | None,
+    how: str | None,
+    pull_back: tuple[Path | None, str | None],
+    save: Path | None,
+) -> "tuple[Mapping[Site, Translation | Direction], str, str]":
+    """Return what is steered along at every site, the method as the table of quality names it, and in words."""
+    from atlas_jax.experiments import token_direction
 
-    if how not in HOWS and Path(how).is_dir():
-        kept = [Direction.from_pretrained(Path(how) / site) for site in sites]
-        if any(along.query.tolist() != query.tolist() for along in kept):
-            raise AtlasError(f"the directions in '{how}' are of another concept; name the one they were found for")
-        return {along.site: along for along in kept}
-    with progress_bars() as progress:
-        directions = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
-    for (site, _), along in directions.items():
-        if save is not None:
-            along.save_pretrained(save / str(site))
-    return {site: along for (site, _), along in directions.items()}
+    lens, token = pull_back
+    if lens is not None and token is not None:
+        own = opened(lens, alignment)
+        directions = [token_direction(alignment, own, token, query, s) for s in sites]
+        return kept({along.site: along for along in directions}, save), "lens", "the Jacobian lens"
+    if how is not None:
+        return found_directions(alignment, query, sites, how, save), how, how
+    translations = {t.site: t for t in (translation_for("steer", alignment, s, method) for s in sites)}
+    first = next(iter(translations.values()))
+    return translations, _measured_as(alignment, first), first.described
 
 
 def stored_ap(run: Path) -> dict[tuple[str, str], float]:
@@ -276,12 +297,16 @@ def _hits(named: "Named") -> "list[Hit]":
     return [Hit(i, label, score, score) for i, label, score in rows if score > 0]
 
 
-def _write_names(path: Path, translation: "Translation", names: "list[list[Hit]]") -> int:
+def _write_names(
+    path: Path, translation: "Translation", names: "list[list[Hit]]", tokens: "list[list[LensToken]] | None"
+) -> int:
     """Write one JSON object a subject feature; the file appears when it is complete."""
     with new_file(path) as place, place.open("w", encoding="utf-8", newline="\n") as file:
         for i, hits in enumerate(names):
             row = {"feature": i, "site": str(translation.site), "method": translation.method}
             row["atlas_features"] = [{"index": h.index, "label": h.label, "score": h.score} for h in hits]
+            if tokens:
+                row["tokens"] = [t._asdict() for t in tokens[i]]
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     return len(names)
 

@@ -29,6 +29,7 @@ from atlas_jax.experiments._concept_directions import (
     Recipe as Recipe,
     concept_direction as concept_direction,
     concept_directions as concept_directions,
+    token_direction as token_direction,
 )
 from atlas_jax.experiments._concept_retrieval import concept_retrieval as concept_retrieval
 from atlas_jax.experiments._concepts import (

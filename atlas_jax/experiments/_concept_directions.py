@@ -14,6 +14,7 @@ from atlas_jax.experiments._direction import Direction
 from atlas_jax.experiments._firing_tokens import Firing, ahead, evenly, firing
 from atlas_jax.experiments._gradient_directions import examples, gradients, optimise
 from atlas_jax.experiments._identify import check_query
+from atlas_jax.lens import JacobianLens
 from atlas_jax.pipeline import Alignment
 from atlas_jax.progress import Progress
 from atlas_jax.translation import Translation
@@ -144,6 +145,38 @@ def concept_directions(
             own = {key: value[site][i] for key, value in facts.items()}
             directions[site, name] = Direction(unit, stacked[i], site, how, cost | own)
     return directions
+
+
+def token_direction(
+    alignment: Alignment, lens: JacobianLens, token: str | int, query: Any, site: Site | str
+) -> Direction:
+    """Return the pull-back of a token by a lens, as a direction one mean token norm of its site long.
+
+    Args:
+      alignment: the run.
+      lens: of the run's subject, see :meth:`JacobianLens.direction`.
+      token: that the direction makes more likely.
+      query: the concept ``[d_c]`` that the atlas is to find in steered text.
+      site: of the run and of the lens.
+
+    Raises:
+      AtlasError: as :meth:`JacobianLens.direction`, for a site that the run lacks, or a query as in
+        :func:`concept_directions`.
+
+    Example:
+      >>> import atlas_jax as aj
+      >>> from atlas_jax.experiments import token_direction
+      >>> run = aj.Alignment.load("runs/quickstart")                                        # doctest: +SKIP
+      >>> lens = aj.JacobianLens.from_pretrained("my-lens", run.subject.model)              # doctest: +SKIP
+      >>> query = run.atlas.query_text("file")                                              # doctest: +SKIP
+      >>> token_direction(run, lens, " file", query, "resid_post.2").how                    # doctest: +SKIP
+      'lens'
+    """
+    site, start = Site.parse(site), time.perf_counter()
+    norm, query = token_norm(alignment, site), _checked(alignment, repr(token), query)
+    vector = lens.direction(token, site)
+    vector = (vector * (norm / np.linalg.norm(vector))).astype(np.float32)
+    return Direction(vector, query, site, "lens", {"seconds": time.perf_counter() - start, "tokens": 0, "token": token})
 
 
 def steering_translation(alignment: Alignment, site: Site | str) -> Translation:

@@ -11,6 +11,7 @@ from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.checks import finite_numbers
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels import Hit, hits_table, terms
+from atlas_jax.lens import JacobianLens
 from atlas_jax.models import Tokenizer
 from atlas_jax.statistics import TopK
 from atlas_jax.table import Column, Marked, Shown, Table
@@ -154,6 +155,12 @@ class Peak(NamedTuple):
 class Identified(NamedTuple):
     """A subject feature similar to a concept query (Eq. 3), with its maximally activating sentences where known.
 
+    Attributes:
+      feature: of the subject's site.
+      similarity: to the query.
+      peaks: its maximally activating sentences.
+      tokens: whose logits it raises most, where a lens was given.
+
     Example:
       >>> from atlas_jax.experiments import Identified, Peak
       >>> Identified(7, 0.9, [Peak(4, 2.5, "the", " font", " family")]).to_dict()["peaks"][0]["token"]
@@ -163,6 +170,7 @@ class Identified(NamedTuple):
     feature: int
     similarity: float
     peaks: list[Peak]
+    tokens: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -180,6 +188,7 @@ def identify(
     *,
     k: int = 3,
     sentences: int = 3,
+    lens: JacobianLens | None = None,
 ) -> list[Identified]:
     """Return the k subject features most similar to a concept query, with evidence.
 
@@ -191,9 +200,11 @@ def identify(
       tokenizer: the subject's.
       k: features to return.
       sentences: sentences a feature.
+      lens: of the subject, to name the features by five tokens as well.
 
     Raises:
-      AtlasError: for a query of the wrong width, one that is zero or not finite, or more features than there are.
+      AtlasError: for a query of the wrong width, one that is zero or not finite, more features than there are, or a
+        lens that lacks the site.
 
     Example:
       >>> import jax.numpy as jnp
@@ -209,11 +220,11 @@ def identify(
       (1, 1.0, 'the')
     """
     check_query(query)
-    ranked = translation.top_features(query, k)
-    identified = [
-        Identified(int(f), float(s), [] if top is None else top_peaks(top, int(f), sentence, tokenizer, sentences))
-        for f, s in zip(np.asarray(ranked.features), np.asarray(ranked.scores), strict=True)
-    ]
+    features, scores = (np.asarray(x).tolist() for x in translation.top_features(query, k))
+    peaks = [[] if top is None else top_peaks(top, f, sentence, tokenizer, sentences) for f in features]
+    named = [()] * k if lens is None else lens.name_features(features, translation.site, 5)
+    tokens = [[token.text for token in row] for row in named]
+    identified = [Identified(*parts) for parts in zip(features, scores, peaks, tokens, strict=True)]
     return Shown(identified, partial(identified_table, f"Subject features at {translation.site}"))
 
 
@@ -226,16 +237,19 @@ def identified_table(title: str, identified: Sequence[Identified]) -> Table:
       >>> table.rows[0][:3]
       (7, 0.9, 2.5)
     """
+    by_lens = any(item.tokens for item in identified)
     columns = (
         Column("feature", "d", group=True),
         Column("similarity", ".3f", group=True),
+        *[Column("tokens by the lens", group=True)] * by_lens,
         Column("activation", ".2f"),
         Column("maximally activating held-out sentences"),
     )
     rows = []
     for item in identified:
         shown = [(p.activation, Marked(p.token, p.before, p.after)) for p in item.peaks] or [(None, "none known")]
-        rows += [(item.feature, item.similarity, *cells) for cells in shown]
+        tokens = [", ".join(map(repr, item.tokens))] * by_lens
+        rows += [(item.feature, item.similarity, *tokens, *cells) for cells in shown]
     return Table(title, columns, rows)
 
 
