@@ -208,6 +208,7 @@ KINDS = {  # a trained SAE has a run.json too, so it comes first
         "atlas.json", ("atlas.json", "labels.jsonl", "mean.npy", "sae/*", "index/*.npy", "index/*.json", *_MODEL)
     ),
     "a corpus": Kind("corpus.json", _CORPUS),
+    "stored activations": Kind("activations.json", ("activations.json", "*.safetensors")),
 }
 
 

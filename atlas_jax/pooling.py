@@ -112,6 +112,18 @@ def norm_sum(x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Float[Array,
     return jnp.sum(jnp.where(mask, jnp.linalg.norm(x.astype(jnp.float32), axis=-1), 0.0), axis=1)
 
 
+def without_place(pooled: Pooled) -> Pooled:
+    """Pooled features of which it is not known where they were read.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import Pooled, without_place
+      >>> without_place(Pooled(jnp.ones((1, 1)), jnp.zeros((1, 1), jnp.int32))).argmax_position.tolist()
+      [[-1]]
+    """
+    return pooled._replace(argmax_position=jnp.full_like(pooled.argmax_position, -1))
+
+
 def propagate_nonfinite(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
 

@@ -56,7 +56,7 @@ def is_small(model: LanguageModel) -> bool:
       >>> is_small(LanguageModel.from_pretrained(SUBJECT))
       True
     """
-    return sum(x.size for x in jax.tree.leaves(model)) <= SMALL
+    return 0 < sum(x.size for x in jax.tree.leaves(model)) <= SMALL
 
 
 def fingerprint_difference(recorded: Mapping[str, Any], space: FeatureSpace) -> str | None:

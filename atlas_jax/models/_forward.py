@@ -106,6 +106,8 @@ def forward(
       >>> last_logits(lm.decoder, lm.tokenize(["some text"])).shape
       (1, 3072)
     """
+    if tokens.acts is not None and not edits and not logits:
+        return Run(None, {site: pool(tokens.acts[site]) if pool else tokens.acts[site] for site in capture})
     position = positions(tokens)
     where = Where(position, jnp.max(position, axis=1) + 1)
     taps = Taps(where, capture, edits or {}, pool)
@@ -165,6 +167,8 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
       atlas_jax.errors.AtlasError: site mlp_act.9 is past the last layer: the model has 4, so 0 to 3
     """
     site = Site.parse(site)
+    if not isinstance(config, ModelConfig):  # of stored activations
+        return config.check_site(site)
     if reason := config.absent(site.point):
         raise AtlasError(f"there is no site {site} in this model: {reason}")
     if site.layer >= config.num_layers:

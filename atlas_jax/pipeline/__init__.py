@@ -19,6 +19,7 @@ from atlas_jax.pipeline._evaluate import (
     token_activations as token_activations,
     top_sentences as top_sentences,
 )
+from atlas_jax.pipeline._extract import extract_activations as extract_activations
 from atlas_jax.pipeline._fit import (
     Fitted as Fitted,
     fit_lenses as fit_lenses,
