@@ -77,8 +77,7 @@ class ConceptAtlas:
           dtype: of the model's parameters and activations.
           mesh: a mesh with an axis "model" to shard the parameters over.
           verify: compute the forward pass on a fixed text, and warn if it is not the one the atlas was built with.
-          stored: activations to read in place of the model: features of sentences as pooled rows, or what the SAE
-            reads as token rows. The model is then not loaded.
+          stored: read in place of the model: pooled rows are features of sentences, token rows what the SAE reads.
 
         Raises:
           AtlasError: for a missing, damaged or exchanged part, or parts that do not fit each other.
@@ -121,8 +120,8 @@ class ConceptAtlas:
             model.check_poolings((pooling,))
         site = check_site(model.config, site)
         width = model.config.width(site)
-        if (wanted := sae.config.d_sae if _holds_features(model) else sae.config.d_in) != width:
-            what = "has" if _holds_features(model) else "reads"
+        what, wanted = ("has", sae.config.d_sae) if _holds_features(model) else ("reads", sae.config.d_in)
+        if wanted != width:
             raise AtlasError(f"the SAE {what} {wanted} features, and {site} of the model has {width}")
         if labels.n_features != sae.config.d_sae:
             raise AtlasError(f"the labels are for {labels.n_features} features, and the SAE has {sae.config.d_sae}")

@@ -21,10 +21,16 @@ if TYPE_CHECKING:
 
 
 def align(
-    subject: Annotated[str, typer.Option(help="Subject model: a directory or hub name.")],
     atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
     site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}, {HEADS}; may be repeated.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
+    subject: Annotated[str | None, typer.Option(help="Subject model: a directory or hub name.")] = None,
+    subject_activations: Annotated[
+        Path | None, typer.Option(help="Stored activations in its place, see atlas-jax activations.")
+    ] = None,
+    atlas_activations: Annotated[
+        Path | None, typer.Option(help="Stored activations in the place of the atlas's model.")
+    ] = None,
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
     method: Methods = None,
     choose: Choose = None,
@@ -34,8 +40,12 @@ def align(
     ] = None,
     pooling: Annotated[str, typer.Option(help=f"Over the tokens of a sentence, {POOLINGS}.")] = "max",
     steer_pooling: Annotated[
-        str, typer.Option(help="For the covariance that steering uses, one of the same, or none for no other pooling.")
-    ] = "mean",
+        str | None,
+        typer.Option(
+            help="For the covariance that steering uses, one of the same, or none for no other pooling.",
+            show_default="mean, none where stored rows are pooled already",
+        ),
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
     top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
@@ -72,6 +82,7 @@ def align(
     check_place(out_dir, "a run", overwrite=True)
     sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
     _speak_once()
+    subject, steer_pooling = _subject(subject, subject_activations, steer_pooling)
     site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
         tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
@@ -81,7 +92,8 @@ def align(
     saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every)
     with resumable(saved):
         note("loading both models")
-        pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
+        mesh = mesh_of_all(model_parallel)
+        pair = pipeline.load_pair(subject, atlas, settings, mesh, atlas_activations=atlas_activations)
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
@@ -99,6 +111,24 @@ def align(
         _show(measured, as_json=as_json)
     err.print(f"written to {out_dir}")
     measured.raise_fault()
+
+
+def _subject(model: str | None, activations: Path | None, steer_pooling: str | None) -> tuple[str, str]:
+    """Return what the subject is read from, and the pooling for steering.
+
+    Raises:
+      AtlasError: unless the subject is given in exactly one way.
+    """
+    from atlas_jax.stored import Manifest
+
+    if (model is None) == (activations is None):
+        raise AtlasError("give the subject in one way: --subject MODEL, or --subject-activations DIR")
+    if activations is None:
+        return str(model), steer_pooling or "mean"
+    pooled = Manifest.read(activations).pooling
+    if pooled and steer_pooling is None:
+        note(f"the stored activations are {pooled}-pooled, so no translation is made for steering; token rows would do")
+    return str(activations), steer_pooling or ("none" if pooled else "mean")
 
 
 def _speak_once() -> None:

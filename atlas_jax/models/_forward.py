@@ -87,7 +87,7 @@ def _run(
 
 
 def forward(
-    decoder: Decoder,
+    decoder: Any,
     tokens: Tokens,
     *,
     capture: Collection[Site] = (),
@@ -96,6 +96,8 @@ def forward(
     pool: Pool | None = None,
 ) -> Run:
     """Run the forward pass of :func:`run` without its checks and its jit, inside a jitted function of your own.
+
+    Tokens that bring activations are not run: the decoder is not asked.
 
     Example:
       >>> import jax
@@ -153,7 +155,7 @@ def positions(tokens: Tokens) -> Int[Array, "b t"]:
     return jnp.where(tokens.attention_mask, jnp.cumsum(real, axis=1) - 1, -1)
 
 
-def check_site(config: ModelConfig, site: Site | str) -> Site:
+def check_site(config: Any, site: Site | str) -> Site:
     """Parse a site and check that the model has its layer.
 
     Raises:

@@ -17,6 +17,8 @@ from atlas_jax.sharding import to_host
 from atlas_jax.stored import SHARD_BYTES, ActivationWriter, Manifest, writing_activations
 from atlas_jax.types import FeatureSpace, Tokens
 
+HALVES = ("fit", "eval")
+
 
 def extract_activations(
     space: FeatureSpace,
@@ -82,8 +84,7 @@ def extract_activations(
         for half, after, tokens in _batches(space, corpus, options, writer.position):
             _add(writer, space, corpus, tokens, rows)
             writer.save([half, *after], least=shard_bytes)
-            done = after.sentences + (len(corpus.fit) if half else 0)
-            report("extract", done, len(corpus), after.tokens)
+            report(f"{HALVES[half]} half", after.sentences, len((corpus.fit, corpus.eval)[half]), after.tokens)
 
 
 def _batches(

@@ -102,7 +102,9 @@ class Manifest:
             if missing := [name for name in ("model", "rows", "layers", "dtype", "sites", "shards") if name not in raw]:
                 raise ValueError(f"it does not state {', '.join(missing)}")
             sites = {str(name): int(width) for name, width in raw["sites"].items()}
-            shards = [{"file": str(s["file"]), "rows": int(s["rows"]), "sha256": str(s["sha256"])} for s in raw["shards"]]
+            shards = [
+                {"file": str(s["file"]), "rows": int(s["rows"]), "sha256": str(s["sha256"])} for s in raw["shards"]
+            ]
         return cls(**raw | {"sites": sites, "shards": shards})
 
     def write(self, directory: Path) -> None:

@@ -28,7 +28,9 @@ class _Config:
 
     def check_site(self, site: Site) -> Site:
         if site not in self.widths:
-            raise AtlasError(f"'{self.directory}' has no activations of {site}; it has {', '.join(map(str, self.widths))}")
+            raise AtlasError(
+                f"'{self.directory}' has no activations of {site}; it has {', '.join(map(str, self.widths))}"
+            )
         return site
 
 
@@ -120,8 +122,8 @@ class StoredModel:
             raise AtlasError(f"'{rows.directory}' holds activations of another corpus, and of no sentence of this one")
         if missing.size:
             raise AtlasError(
-                f"'{rows.directory}' has no activations of {missing.size} of the {size} sentences, the first is sentence "
-                f"{missing[0]}; extract them too"
+                f"'{rows.directory}' has no activations of {missing.size} of the {size} sentences, the first is "
+                f"sentence {missing[0]}; extract them too"
             )
         if rows.manifest.corpus == corpus and (wrong := np.flatnonzero(rows.sentence[place] != np.arange(size))).size:
             i = wrong[0]

@@ -73,7 +73,9 @@ class ActivationWriter:
         lengths = np.ones(n, np.int64) if lengths is None else np.asarray(lengths, np.int64)
         rows = int(lengths.sum())
         if values.keys() != self._manifest.sites.keys():
-            raise AtlasError(f"rows of {', '.join(values)} were given, and the sites are {', '.join(self._manifest.sites)}")
+            raise AtlasError(
+                f"rows of {', '.join(values)} were given, and the sites are {', '.join(self._manifest.sites)}"
+            )
         if wrong := [(k, v) for k, v in values.items() if v.shape != (rows, self._manifest.sites[k])]:
             name, x = wrong[0]
             raise AtlasError(f"{name} is {list(x.shape)}, where {[rows, self._manifest.sites[name]]} is needed")
@@ -150,5 +152,7 @@ def _link(path: Path, new: Path) -> None:
 def _continued(path: Path, asked: dict[str, Any]) -> dict[str, Any]:
     state = read_object(path, remedy=f"remove {path.parent}")
     if changed := differences(state["asked"], asked["asked"]):
-        raise AtlasError(f"an unfinished extraction at {path.parent} is another one ({changed}); remove it to begin anew")
+        raise AtlasError(
+            f"an unfinished extraction at {path.parent} is another one ({changed}); remove it to begin anew"
+        )
     return state
