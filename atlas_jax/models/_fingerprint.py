@@ -47,7 +47,7 @@ def numerical_fingerprint(space: FeatureSpace) -> dict[str, Any]:
     return {"dtype": str(jax.tree.leaves(nnx.state(space.model.decoder))[0].dtype), "values": values}
 
 
-def is_small(model: LanguageModel) -> bool:
+def is_small(model: Any) -> bool:
     """True if the model is small enough for its fingerprint to be checked whenever artifacts made by it are loaded.
 
     Example:

@@ -15,6 +15,13 @@ from atlas_jax.types import Site, Tokens
 BLOCK = 32768  # sentences looked up at once
 
 
+def _missing(directory: Path, name: str) -> Any:
+    """Refuse what only a model has; names of protocols are simply not there."""
+    if name.startswith("_"):
+        raise AttributeError(name)
+    raise AtlasError(f"'{directory}' {NEEDS_MODEL}")
+
+
 @dataclasses.dataclass(frozen=True)
 class _Config:
     """What streams ask of a model's config."""
@@ -22,6 +29,9 @@ class _Config:
     widths: dict[Site, int]
     directory: Path
     max_positions: int = 2**31 - 1
+
+    def __getattr__(self, name: str) -> Any:
+        return _missing(self.directory, name)
 
     def width(self, site: Site) -> int:
         return self.widths[site]
@@ -42,9 +52,7 @@ class _NoDecoder:
         self._directory = directory
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        raise AtlasError(f"'{self._directory}' {NEEDS_MODEL}")
+        return _missing(self._directory, name)
 
 
 @jax.tree_util.register_static

@@ -1,0 +1,54 @@
+"""Subjects and atlases without weights: shapes and dtypes alone, laid out over devices that need not be there."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec as P
+
+from atlas_jax.atlas import ConceptAtlas
+from atlas_jax.models import Decoder, LanguageModel, ModelConfig
+from atlas_jax.sae import AXES, SAEConfig, SparseAutoencoder
+from atlas_jax.sharding import parameter_sharding, sharding_for
+from atlas_jax.types import Site, Tokens
+
+AnyMesh = Mesh | AbstractMesh | None
+
+
+def abstract_model(config: ModelConfig, dtype: str, mesh: AnyMesh) -> LanguageModel:
+    """Make a language model of shapes, each with the sharding that the parameter would have."""
+
+    def place(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [str(getattr(key, "name", getattr(key, "idx", key))) for key in path[:-1]]
+        sharding = None if mesh is None else parameter_sharding(".".join(names), x.shape, mesh)
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding)
+
+    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    return LanguageModel(config, None, jax.tree_util.tree_map_with_path(place, decoder), {})
+
+
+def abstract_atlas(
+    model: LanguageModel, sae: SAEConfig, site: Site, mesh: AnyMesh, *, pooling: str = "max"
+) -> ConceptAtlas:
+    """Make an atlas of shapes, without labels."""
+    shapes = {"W_enc": (sae.d_in, sae.d_sae), "b_enc": (sae.d_sae,), "W_dec": (sae.d_sae, sae.width_out)}
+    shapes |= {"b_dec": (sae.width_out,), "threshold": (sae.d_sae,)}
+    place = lambda name: sharding_for(shapes[name], mesh, *AXES.get(name, ())) if mesh is not None else None
+    arrays = {name: jax.ShapeDtypeStruct(shapes[name], jnp.float32, sharding=place(name)) for name in shapes}
+    return ConceptAtlas(model, SparseAutoencoder(sae, **arrays), site, None, pooling)
+
+
+def abstract_tokens(rows: int, length: int, mesh: AnyMesh) -> Tokens:
+    """Make a batch of shapes, its rows over "data"."""
+    sharding = None if mesh is None else NamedSharding(mesh, P("data"))
+    make = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    wide = rows, length
+    return Tokens(make(jnp.int32, *wide), make(bool, *wide), make(jnp.int32, rows), make(bool, *wide))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a pytree of shapes on each device."""
+    here = lambda x: x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return sum(int(jnp.dtype(x.dtype).itemsize * math.prod(here(x))) for x in jax.tree.leaves(tree))
