@@ -10,6 +10,7 @@ import typer
 from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
+from atlas_jax.cli._plan import note_plan, show_plan
 from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 def align(
     atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
     site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}, {HEADS}; may be repeated.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the run is written.")] = None,
     subject: Annotated[str | None, typer.Option(help="Subject model: a directory or hub name.")] = None,
     subject_activations: Annotated[
         Path | None, typer.Option(help="Stored activations in its place, see atlas-jax activations.")
@@ -60,6 +61,13 @@ def align(
     processes: Annotated[int | None, typer.Option(help="How many there are, without a launcher.", min=1)] = None,
     process_id: Annotated[int | None, typer.Option(help="Which this is, without a launcher.", min=0)] = None,
     seed: Seed = 0,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would hold and take, from configs alone.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Of --plan: cpu, h100, h200, a100-80gb, v5e or v5p.", show_default="that here")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="How many of them, with --plan.", min=1, show_default="those here, or 1")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Stream text through a subject and an atlas, solve every translation, and measure them on held-out text.
@@ -79,13 +87,21 @@ def align(
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
+    methods = tuple(method or experiments.METHODS)
+    if plan:
+        kwargs = {"pooling": pooling, "steer_pooling": steer_pooling or "mean", "max_length": max_length}
+        kwargs |= {"token_budget": token_budget, "top_k": top_k, "dtype": dtype}
+        show_plan(subject, atlas, site, methods, kwargs, sentences, device, devices, model_parallel, as_json=as_json)
+        return
+    if out_dir is None:
+        raise AtlasError("give --out, where the run is to be written")
     check_place(out_dir, "a run", overwrite=True)
     sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
     _speak_once()
     subject, steer_pooling = _subject(subject, subject_activations, steer_pooling)
     site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
-        tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
+        tuple(site), methods, pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype, steer_pooling=steer_pooling,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
@@ -99,6 +115,7 @@ def align(
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return
+        note_plan(pair, settings, corpus, model_parallel)
         run = new_directory(out_dir, overwrite=overwrite) if sharding.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, progress_bars() as progress:
             if restart and sharding.is_first():

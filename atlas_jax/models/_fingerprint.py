@@ -10,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from atlas_jax.models._forward import forward
-from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.sharding import to_host
 from atlas_jax.types import FeatureSpace, Tokens
 

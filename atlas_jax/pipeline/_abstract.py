@@ -1,5 +1,6 @@
 """Subjects and atlases without weights: shapes and dtypes alone, laid out over devices that need not be there."""
 
+import functools
 import math
 from typing import Any
 
@@ -25,19 +26,26 @@ def abstract_model(config: ModelConfig, dtype: str, mesh: AnyMesh) -> LanguageMo
         sharding = None if mesh is None else parameter_sharding(".".join(names), x.shape, mesh)
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding)
 
-    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
-    return LanguageModel(config, None, jax.tree_util.tree_map_with_path(place, decoder), {})
+    return LanguageModel(config, None, jax.tree_util.tree_map_with_path(place, _decoder(config)), {})
 
 
-def abstract_atlas(
-    model: LanguageModel, sae: SAEConfig, site: Site, mesh: AnyMesh, *, pooling: str = "max"
-) -> ConceptAtlas:
-    """Make an atlas of shapes, without labels."""
+@functools.cache
+def _decoder(config: ModelConfig) -> Decoder:
+    return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+
+
+def abstract_sae(sae: SAEConfig, mesh: AnyMesh) -> SparseAutoencoder:
+    """Make an SAE of shapes."""
     shapes = {"W_enc": (sae.d_in, sae.d_sae), "b_enc": (sae.d_sae,), "W_dec": (sae.d_sae, sae.width_out)}
     shapes |= {"b_dec": (sae.width_out,), "threshold": (sae.d_sae,)}
     place = lambda name: sharding_for(shapes[name], mesh, *AXES.get(name, ())) if mesh is not None else None
     arrays = {name: jax.ShapeDtypeStruct(shapes[name], jnp.float32, sharding=place(name)) for name in shapes}
-    return ConceptAtlas(model, SparseAutoencoder(sae, **arrays), site, None, pooling)
+    return SparseAutoencoder(sae, **arrays)
+
+
+def abstract_atlas(model: LanguageModel, sae: SAEConfig, site: Site, mesh: AnyMesh) -> ConceptAtlas:
+    """Make an atlas of shapes, without labels."""
+    return ConceptAtlas(model, abstract_sae(sae, mesh), site, None)
 
 
 def abstract_tokens(rows: int, length: int, mesh: AnyMesh) -> Tokens:

@@ -1,6 +1,7 @@
 """The plan of an alignment: bytes, operations and seconds of every stage, from configs alone."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Mapping
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from atlas_jax.models import ModelConfig
-from atlas_jax.pipeline._abstract import abstract_atlas, abstract_model, device_bytes
+from atlas_jax.pipeline._abstract import abstract_model, abstract_sae, device_bytes
 from atlas_jax.pipeline._devices import REACHED, USABLE, Device
 from atlas_jax.pipeline._run_files import AlignSettings
 from atlas_jax.sae import SAEConfig
@@ -201,29 +202,32 @@ def _plan(setup: Setup) -> Plan:
 def _held(setup: Setup) -> tuple[dict[str, int], int]:
     """Bytes of parameters and statistics on each device, and of the matrices that a batch adds."""
     settings, mesh = setup.settings, setup.mesh
-    subject = abstract_model(setup.subject, settings.dtype, mesh)
-    atlas = abstract_atlas(abstract_model(setup.foundation, settings.dtype, mesh), setup.sae, setup.site, mesh)
-    held = {"subject's parameters": device_bytes(subject), "parameters of the atlas's model": device_bytes(atlas.model)}
-    held["SAE's parameters"] = device_bytes(atlas.sae)
+    models = {"subject's parameters": setup.subject, "parameters of the atlas's model": setup.foundation}
+    held = {name: _parameter_bytes(config, settings.dtype, mesh) for name, config in models.items()}
+    held["SAE's parameters"] = device_bytes(abstract_sae(setup.sae, mesh))
     further = {settings.steer_pooling: settings.steer_methods} if settings.steer_pooling else {}
     for pooling, methods in {settings.pooling: settings.methods, **further}.items():
         for site, width in _widths(setup).items():
-            state = _state(setup, {site: width}, needs_of(methods))
-            held[f"statistics of {site}, {pooling}-pooled"] = (
-                device_bytes((state.sums.subjects, state.sums.crosses)) * 2
-            )
-        held[f"statistics of the atlas beside {pooling}"] = device_bytes(state.sums.atlas) * 2
-    added = device_bytes(_state(setup, _widths(setup), needs_of(settings.methods)).sums)
-    return held, added
+            of_site, of_atlas = _state_bytes(width, setup.sae.d_sae, needs_of(methods), mesh)
+            held[f"statistics of {site}, {pooling}-pooled"] = 2 * of_site  # the sums, and their rounding errors
+        held[f"statistics of the atlas beside {pooling}"] = 2 * of_atlas
+    sizes = [_state_bytes(d, setup.sae.d_sae, needs_of(settings.methods), mesh) for d in _widths(setup).values()]
+    return held, sum(of_site for of_site, _ in sizes) + sizes[0][1]
 
 
-def _state(setup: Setup, widths: Mapping[Site, int], needs: frozenset[str]) -> PassStatistics:
-    make = lambda: PassStatistics.init(needs, widths, setup.sae.d_sae, top_k=setup.settings.top_k)
-    state = jax.eval_shape(make)
-    if setup.mesh is None:
-        return state
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(place, state, layout(state, setup.mesh))
+@functools.cache
+def _parameter_bytes(config: ModelConfig, dtype: str, mesh: AbstractMesh | None) -> int:
+    return device_bytes(abstract_model(config, dtype, mesh))
+
+
+@functools.cache
+def _state_bytes(d_s: int, d_c: int, needs: frozenset[str], mesh: AbstractMesh | None) -> tuple[int, int]:
+    """Bytes of the sums of a site, and of the atlas's own."""
+    state = jax.eval_shape(lambda: PassStatistics.init(needs, {"": d_s}, d_c))
+    if mesh is not None:
+        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+        state = jax.tree.map(place, state, layout(state, mesh))
+    return device_bytes((state.sums.subjects, state.sums.crosses)), device_bytes(state.sums.atlas)
 
 
 def _widths(setup: Setup) -> dict[Site, int]:
