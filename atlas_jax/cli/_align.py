@@ -10,8 +10,8 @@ import typer
 from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
-from atlas_jax.cli._plan import note_plan, show_plan
 from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
+from atlas_jax.cli._plan import note_plan, show_plan
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:

@@ -1,6 +1,7 @@
 """Sparse autoencoders: one class, a loader per on-disk layout, quality measures, and training."""
 
 from atlas_jax.sae._config import SAEConfig as SAEConfig
+from atlas_jax.sae._formats._native import read_sae_config as read_sae_config
 from atlas_jax.sae._mixer import Cursor as Cursor, mixed_batches as mixed_batches
 from atlas_jax.sae._quality import (
     Quality as Quality,
@@ -11,7 +12,6 @@ from atlas_jax.sae._quality import (
     quality as quality,
     update_quality as update_quality,
 )
-from atlas_jax.sae._formats._native import read_sae_config as read_sae_config
 from atlas_jax.sae._sae import AXES as AXES, SparseAutoencoder as SparseAutoencoder
 from atlas_jax.sae._train import TrainingLog as TrainingLog, to_sae as to_sae, train as train
 from atlas_jax.sae._train_step import (
