@@ -5,11 +5,12 @@ from pathlib import Path
 from atlas_jax.atlas import Manifest
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import from_hub
+from atlas_jax.labels import Labels
 from atlas_jax.models import ModelConfig, check_site, load_config
 from atlas_jax.pipeline._devices import Device
 from atlas_jax.pipeline._plan import Setup
 from atlas_jax.pipeline._run_files import AlignSettings
-from atlas_jax.sae import read_sae_config
+from atlas_jax.sae import SAEConfig
 from atlas_jax.types import Site
 
 
@@ -74,6 +75,7 @@ def read_setup(
     manifest = Manifest.read(directory)
     inside = directory / manifest.model
     foundation = model_config(inside if inside.exists() else manifest.model)
-    sae = read_sae_config(directory / manifest.sae)
     site = Site.parse(manifest.site)
+    width = Labels.load(manifest.location(directory, "labels")).n_features
+    sae = SAEConfig("jumprelu", d_in=foundation.width(site), d_sae=width)  # of any kind: only its sizes matter
     return Setup(config, foundation, sae, site, settings, sentences, device, devices, model_parallel)

@@ -1,7 +1,6 @@
 """Sparse autoencoders: one class, a loader per on-disk layout, quality measures, and training."""
 
 from atlas_jax.sae._config import SAEConfig as SAEConfig
-from atlas_jax.sae._formats._native import read_sae_config as read_sae_config
 from atlas_jax.sae._mixer import Cursor as Cursor, mixed_batches as mixed_batches
 from atlas_jax.sae._quality import (
     Quality as Quality,

@@ -33,23 +33,9 @@ def detect(path: Path) -> bool:
 def load(path: Path, norm_scaling_factor: float | None = None) -> tuple[SAEConfig, Arrays]:
     """Read parameters and description."""
     del norm_scaling_factor
-    return read_sae_config(path), read_safetensors(path / "sae.safetensors")
-
-
-def read_sae_config(directory: Path) -> SAEConfig:
-    """Read the description of an SAE in this layout, as every atlas directory has it, without its parameters.
-
-    Raises:
-      AtlasError: if the file is missing, damaged, or states what is not known.
-
-    Example:
-      >>> from atlas_jax.bundled import ATLAS
-      >>> from atlas_jax.sae import read_sae_config
-      >>> read_sae_config(ATLAS / "sae").d_sae
-      1536
-    """
-    file = directory / "sae.json"
-    return SAEConfig(**read_fields(read_object(file), _FIELDS, file, needed=("kind", "d_in", "d_sae")))
+    file = path / "sae.json"
+    facts = read_fields(read_object(file), _FIELDS, file, needed=("kind", "d_in", "d_sae"))
+    return SAEConfig(**facts), read_safetensors(path / "sae.safetensors")
 
 
 def save(config: SAEConfig, parameters: Arrays, directory: Path) -> None:
