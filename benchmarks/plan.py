@@ -30,7 +30,7 @@ from atlas_jax.corpus import installed_documentation  # noqa: E402
 from atlas_jax.labels import Labels  # noqa: E402
 from atlas_jax.models import Decoder, ModelConfig, Tokenizer  # noqa: E402
 from atlas_jax.pipeline import Pair, Setup, align, encode_batch, known_device, plan_alignment  # noqa: E402
-from atlas_jax.pipeline._abstract import abstract_atlas, abstract_model, abstract_tokens, device_bytes  # noqa: E402
+from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes  # noqa: E402
 from atlas_jax.pipeline._fit import LEFT_OUT, Fitted, _fit_step  # noqa: E402
 from atlas_jax.pipeline._plan import SHORTEST, _batch_bytes, _columns, _held, _rows  # noqa: E402
 from atlas_jax.pipeline._run import encode_poolings  # noqa: E402
@@ -38,7 +38,7 @@ from atlas_jax.sae import SAEConfig  # noqa: E402
 from atlas_jax.sharding import make_mesh  # noqa: E402
 from atlas_jax.statistics import NormSums, PassStatistics, TokenNorms, layout  # noqa: E402
 from atlas_jax.translators import needs_of  # noqa: E402
-from atlas_jax.types import Site  # noqa: E402
+from atlas_jax.types import Site, Tokens  # noqa: E402
 
 PAPER = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
 # hidden size, MLP, layers, atlas features, sites, methods, token budget, dtype
@@ -107,7 +107,7 @@ def worker(number: int) -> None:
     zeros = lambda d: jnp.zeros(d, jnp.float32)
     parts = {"W_enc": sae, "W_dec": sae.T, "b_enc": zeros(setup.sae.d_sae), "b_dec": zeros(setup.sae.d_in)}
     own = SparseAutoencoder(setup.sae, **parts, threshold=zeros(setup.sae.d_sae) + 1)
-    atlas = ConceptAtlas.from_parts(models[1], own, setup.site, Labels.from_mapping({}, setup.sae.d_sae))
+    atlas = ConceptAtlas.from_parts(models[1], own, setup.site, Labels.empty(setup.sae.d_sae))
     subject = Subject.from_model(models[0], setup.settings.sites)
     sources = {name: {"sha256": "", "path": ""} for name in ("subject", "atlas")}
     run = align(Pair(subject, atlas, sources), corpus, setup.settings)
@@ -174,6 +174,24 @@ def analysed(width: int, model_parallel: int | None, dtype: str) -> dict[str, An
         "atlas features": width, "devices": devices, "model_parallel": setup.model_parallel, "dtype": dtype,
         "predicted": predicted, "xla": xla, "ratio": predicted / xla, "parts, predicted and by XLA": parts,
     }  # fmt: skip
+
+
+def abstract_model(config: ModelConfig, dtype: str, mesh: Any) -> LanguageModel:
+    """A language model of shapes."""
+    return LanguageModel(config, None, abstract_decoder(config, dtype, mesh), {})
+
+
+def abstract_atlas(model: LanguageModel, sae: SAEConfig, site: Site, mesh: Any) -> ConceptAtlas:
+    """Make an atlas of shapes, without labels."""
+    return ConceptAtlas(model, abstract_sae(sae, mesh), site, None)
+
+
+def abstract_tokens(rows: int, length: int, mesh: Any) -> Tokens:
+    """Make a batch of shapes, its rows over "data"."""
+    sharding = None if mesh is None else NamedSharding(mesh, P("data"))
+    make = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+    wide = rows, length
+    return Tokens(make(jnp.int32, *wide), make(bool, *wide), make(jnp.int32, rows), make(bool, *wide))
 
 
 def _state(setup: Setup, mesh: Any) -> Fitted:

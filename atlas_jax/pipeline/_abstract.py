@@ -1,4 +1,4 @@
-"""Subjects and atlases without weights: shapes and dtypes alone, laid out over devices that need not be there."""
+"""Models and SAEs without weights: shapes and dtypes alone, laid out over devices that need not be there."""
 
 import functools
 import math
@@ -7,26 +7,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, Mesh
 
-from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.models import Decoder, LanguageModel, ModelConfig
+from atlas_jax.models import Decoder, ModelConfig
 from atlas_jax.sae import AXES, SAEConfig, SparseAutoencoder
 from atlas_jax.sharding import parameter_sharding, sharding_for
-from atlas_jax.types import Site, Tokens
 
 AnyMesh = Mesh | AbstractMesh | None
 
 
-def abstract_model(config: ModelConfig, dtype: str, mesh: AnyMesh) -> LanguageModel:
-    """Make a language model of shapes, each with the sharding that the parameter would have."""
+def abstract_decoder(config: ModelConfig, dtype: str, mesh: AnyMesh) -> Decoder:
+    """Make a decoder of shapes, each with the sharding that the parameter would have."""
 
     def place(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         names = [str(getattr(key, "name", getattr(key, "idx", key))) for key in path[:-1]]
         sharding = None if mesh is None else parameter_sharding(".".join(names), x.shape, mesh)
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding)
 
-    return LanguageModel(config, None, jax.tree_util.tree_map_with_path(place, _decoder(config)), {})
+    return jax.tree_util.tree_map_with_path(place, _decoder(config))
 
 
 @functools.cache
@@ -41,19 +39,6 @@ def abstract_sae(sae: SAEConfig, mesh: AnyMesh) -> SparseAutoencoder:
     place = lambda name: sharding_for(shapes[name], mesh, *AXES.get(name, ())) if mesh is not None else None
     arrays = {name: jax.ShapeDtypeStruct(shapes[name], jnp.float32, sharding=place(name)) for name in shapes}
     return SparseAutoencoder(sae, **arrays)
-
-
-def abstract_atlas(model: LanguageModel, sae: SAEConfig, site: Site, mesh: AnyMesh) -> ConceptAtlas:
-    """Make an atlas of shapes, without labels."""
-    return ConceptAtlas(model, abstract_sae(sae, mesh), site, None)
-
-
-def abstract_tokens(rows: int, length: int, mesh: AnyMesh) -> Tokens:
-    """Make a batch of shapes, its rows over "data"."""
-    sharding = None if mesh is None else NamedSharding(mesh, P("data"))
-    make = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    wide = rows, length
-    return Tokens(make(jnp.int32, *wide), make(bool, *wide), make(jnp.int32, rows), make(bool, *wide))
 
 
 def device_bytes(tree: Any) -> int:

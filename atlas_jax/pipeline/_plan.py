@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from atlas_jax.models import ModelConfig
-from atlas_jax.pipeline._abstract import abstract_model, abstract_sae, device_bytes
+from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes
 from atlas_jax.pipeline._devices import REACHED, USABLE, Device
 from atlas_jax.pipeline._run_files import AlignSettings
 from atlas_jax.sae import SAEConfig
@@ -206,18 +206,20 @@ def _held(setup: Setup) -> tuple[dict[str, int], int]:
     held = {name: _parameter_bytes(config, settings.dtype, mesh) for name, config in models.items()}
     held["SAE's parameters"] = device_bytes(abstract_sae(setup.sae, mesh))
     further = {settings.steer_pooling: settings.steer_methods} if settings.steer_pooling else {}
+    added = 0
     for pooling, methods in {settings.pooling: settings.methods, **further}.items():
         for site, width in _widths(setup).items():
             of_site, of_atlas = _state_bytes(width, setup.sae.d_sae, needs_of(methods), mesh)
             held[f"statistics of {site}, {pooling}-pooled"] = 2 * of_site  # the sums, and their rounding errors
+            added += of_site
         held[f"statistics of the atlas beside {pooling}"] = 2 * of_atlas
-    sizes = [_state_bytes(d, setup.sae.d_sae, needs_of(settings.methods), mesh) for d in _widths(setup).values()]
-    return held, sum(of_site for of_site, _ in sizes) + sizes[0][1]
+        added += of_atlas
+    return held, added
 
 
 @functools.cache
 def _parameter_bytes(config: ModelConfig, dtype: str, mesh: AbstractMesh | None) -> int:
-    return device_bytes(abstract_model(config, dtype, mesh))
+    return device_bytes(abstract_decoder(config, dtype, mesh))
 
 
 @functools.cache
@@ -236,7 +238,8 @@ def _widths(setup: Setup) -> dict[Site, int]:
 
 def _columns(setup: Setup) -> int:
     """Features of a sentence on both sides, of one device."""
-    return setup.sae.d_sae // setup.model_parallel + sum(_widths(setup).values())
+    data = setup.devices // setup.model_parallel
+    return setup.sae.d_sae // setup.model_parallel + sum(_widths(setup).values()) // data
 
 
 def _rows(setup: Setup) -> int:
