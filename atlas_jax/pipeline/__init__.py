@@ -29,7 +29,8 @@ from atlas_jax.pipeline._fit import (
     solve as solve,
 )
 from atlas_jax.pipeline._pair import Pair as Pair, load_pair as load_pair
-from atlas_jax.pipeline._plan import Plan as Plan, Setup as Setup, Stage as Stage, plan_alignment as plan_alignment
+from atlas_jax.pipeline._plan import Plan as Plan, plan_alignment as plan_alignment
+from atlas_jax.pipeline._plan_costs import Setup as Setup, Stage as Stage
 from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
 from atlas_jax.pipeline._setup import model_config as model_config, read_setup as read_setup

@@ -7,13 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import AbstractMesh, Mesh
 
 from atlas_jax.models import Decoder, ModelConfig
 from atlas_jax.sae import AXES, SAEConfig, SparseAutoencoder
-from atlas_jax.sharding import parameter_sharding, sharding_for
-
-AnyMesh = Mesh | AbstractMesh | None
+from atlas_jax.sharding import AnyMesh, parameter_sharding, sharding_for
 
 
 def abstract_decoder(config: ModelConfig, dtype: str, mesh: AnyMesh) -> Decoder:
