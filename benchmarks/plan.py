@@ -82,7 +82,7 @@ def _setup_of(setting: tuple[Any, ...]) -> Setup:
     names = tuple(f"mlp_act.{i}" for i in sites)
     settings = AlignSettings(names, tuple(methods), token_budget=budget, dtype=dtype, max_length=64)
     config, sae = llama(hidden, mlp, layers), SAEConfig("jumprelu", hidden, width)
-    return Setup(config, config, sae, Site("resid_post", layers - 1), settings, (2000, 1000), known_device("cpu"))
+    return Setup(config, config, sae, Site("resid_post", layers - 1), settings, (600, 100), known_device("cpu"))
 
 
 def _memory(name: str) -> int:
@@ -93,7 +93,7 @@ def _memory(name: str) -> int:
 def worker(number: int) -> None:
     """Align random models of a setting, and print the most memory that took."""
     setup = _setup_of(SETTINGS[number])
-    corpus = build_corpus(installed_documentation(max_bytes=1_000_000), n_fit=2000, n_eval=1000)
+    corpus = build_corpus(installed_documentation(max_bytes=1_000_000), n_fit=600, n_eval=100)
     tokenizers = [Tokenizer.load(SUBJECT), Tokenizer.load(SUBJECT)]
     jnp.ones(3).block_until_ready()
     Path("/proc/self/clear_refs").write_text("5")
