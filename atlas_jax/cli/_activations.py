@@ -42,10 +42,11 @@ def extract(
 
     Example: atlas-jax activations extract --model my-llama --site mlp_act.19 --text corpus --out activations
     """
-    from atlas_jax import ConceptAtlas, LanguageModel, Subject
+    from atlas_jax.atlas import ConceptAtlas
     from atlas_jax.files import check_place, directory_hash
-    from atlas_jax.models import resolve
+    from atlas_jax.models import LanguageModel, resolve
     from atlas_jax.pipeline import extract_activations
+    from atlas_jax.subject import Subject
 
     if (model is None) == (atlas is None) or (model is None) != (not site):
         raise AtlasError("give --model with at least one --site, or --atlas alone")
