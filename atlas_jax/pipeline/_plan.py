@@ -116,7 +116,13 @@ def plan_alignment(setup: Setup) -> Plan:
     to need. Times are operations and traffic over the rates of the device.
 
     Example:
-      See :class:`Plan`.
+      >>> from atlas_jax import AlignSettings
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import known_device, plan_alignment, read_setup
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
+      >>> plan = plan_alignment(read_setup(SUBJECT, ATLAS, settings, (200, 100), known_device("v5e")))
+      >>> [stage.name for stage in plan.stages]
+      ['read the fit half', 'solve', 'measure on the eval half']
     """
     plan = _plan(setup)
     return plan if plan.fits else plan._replace(change=_change(setup))

@@ -39,6 +39,14 @@ class Setup:
       devices: how many there are.
       model_parallel: how many of them share each model.
       at_once: sites of one pass, all where None.
+
+    Example:
+      >>> from atlas_jax import AlignSettings
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import known_device, read_setup
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
+      >>> read_setup(SUBJECT, ATLAS, settings, (200, 100), known_device("h100"), devices=8).mesh.shape["data"]
+      8
     """
 
     subject: ModelConfig
@@ -71,7 +79,19 @@ class Setup:
 
 
 class Stage(NamedTuple):
-    """A stage: what it holds on each device at most, what it computes, and for how long."""
+    """A stage: what it holds on each device at most, what it computes, and for how long.
+
+    Attributes:
+      name: of the stage.
+      peak: bytes on each device at most.
+      operations: of all devices, in those of float32.
+      seconds: it takes.
+
+    Example:
+      >>> from atlas_jax.pipeline import Stage
+      >>> Stage("solve", 2**30, 1e12, 0.5).peak // 2**20
+      1024
+    """
 
     name: str
     peak: int

@@ -123,7 +123,14 @@ def writing_activations(
         asked for otherwise.
 
     Example:
-      See :class:`ActivationWriter`.
+      >>> import tempfile
+      >>> import numpy as np
+      >>> from atlas_jax.stored import Manifest, writing_activations
+      >>> place = f"{tempfile.mkdtemp()}/activations"
+      >>> manifest = Manifest("closed", "sentence", "block", "float16", {"resid_post.0": 2}, (), pooling="mean")
+      >>> with writing_activations(place, manifest) as writer:
+      ...     writer.add(["a text"], {"resid_post.0": np.ones((1, 2))})
+      ...     writer.save()
     """
     shards = partial_directory(directory) / "shards"
     with new_directory(directory, "stored activations", overwrite=overwrite) as new:
