@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
 from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, propagate_nonfinite, without_place
-from atlas_jax.stored import StoredModel
+from atlas_jax.stored import StoredModel, pooled_rows
 from atlas_jax.types import Site, Tokens, sites_of
 
 
@@ -100,7 +100,7 @@ class Subject:
         """The same by every pooling, from one pass through the model."""
         pool = lambda x: (
             {name: self._pool(x, tokens.mask, name).values for name in self.poolings},
-            jnp.full(len(x), jnp.nan) if self._pooled_rows else norm_sum(x, tokens.mask),
+            jnp.full(len(x), jnp.nan) if pooled_rows(self.model) else norm_sum(x, tokens.mask),
         )
         acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
         by_pooling = {name: {site: values[name] for site, (values, _) in acts.items()} for name in self.poolings}
@@ -108,9 +108,4 @@ class Subject:
 
     def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], pooling: str) -> Pooled:
         pooled = propagate_nonfinite(POOLINGS[pooling](x, mask), x, mask)
-        return without_place(pooled) if self._pooled_rows else pooled
-
-    @property
-    def _pooled_rows(self) -> bool:
-        """Whether the rows that are read were pooled when they were stored."""
-        return isinstance(self.model, StoredModel) and self.model.pooling is not None
+        return without_place(pooled) if pooled_rows(self.model) else pooled

@@ -21,7 +21,7 @@ from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
 from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, numerical_fingerprint, resolve
 from atlas_jax.pooling import POOLINGS, Pooled, propagate_nonfinite, without_place
 from atlas_jax.sae import SparseAutoencoder
-from atlas_jax.stored import StoredModel
+from atlas_jax.stored import StoredModel, pooled_rows
 from atlas_jax.types import Site, Tokens
 
 
@@ -120,7 +120,7 @@ class ConceptAtlas:
             model.check_poolings((pooling,))
         site = check_site(model.config, site)
         width = model.config.width(site)
-        what, wanted = ("has", sae.config.d_sae) if _holds_features(model) else ("reads", sae.config.d_in)
+        what, wanted = ("has", sae.config.d_sae) if pooled_rows(model) else ("reads", sae.config.d_in)
         if wanted != width:
             raise AtlasError(f"the SAE {what} {wanted} features, and {site} of the model has {width}")
         if labels.n_features != sae.config.d_sae:
@@ -150,10 +150,10 @@ class ConceptAtlas:
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled SAE activations ``[b, d_c]``, with the position of each peak; nan where the model's are not finite."""
-        features = (lambda x: x) if _holds_features(self.model) else self.sae.encode
+        features = (lambda x: x) if pooled_rows(self.model) else self.sae.encode
         pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](features(x), tokens.mask), x, tokens.mask)
         acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
-        return {site: without_place(x) for site, x in acts.items()} if _holds_features(self.model) else acts
+        return {site: without_place(x) for site, x in acts.items()} if pooled_rows(self.model) else acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d_c"]]:
         """Pooled SAE activations, by site as of every feature space."""
@@ -297,11 +297,6 @@ class ConceptAtlas:
             return self
         rounded = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype), self.model)
         return dataclasses.replace(self, model=rounded)
-
-
-def _holds_features(model: Any) -> bool:
-    """Whether stored rows are the features of sentences, and not what the SAE reads."""
-    return isinstance(model, StoredModel) and model.pooling is not None
 
 
 @jax.jit

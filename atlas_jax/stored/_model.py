@@ -147,3 +147,16 @@ class StoredModel:
           AtlasError: always.
         """
         raise AtlasError(f"'{self.tokenizer.directory}' {NEEDS_MODEL}")
+
+
+def pooled_rows(model: Any) -> bool:
+    """Whether what takes the place of a model is rows that were pooled when they were stored.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import LanguageModel
+      >>> from atlas_jax.stored import pooled_rows
+      >>> pooled_rows(LanguageModel.from_pretrained(SUBJECT))
+      False
+    """
+    return isinstance(model, StoredModel) and model.pooling is not None
