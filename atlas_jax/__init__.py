@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         Steer as Steer,
         at as at,
     )
+    from atlas_jax.stored import StoredModel as StoredModel
     from atlas_jax.subject import Subject as Subject
     from atlas_jax.translation import Translation as Translation, fit as fit
     from atlas_jax.types import Run as Run, Site as Site, Tokens as Tokens
@@ -69,6 +70,7 @@ _HOMES = {
     "sae": ("SparseAutoencoder",),
     "statistics": ("PassStatistics", "Statistics", "merge", "update"),
     "steering": ("Ablate", "Add", "ProjectOut", "Replace", "Steer", "at"),
+    "stored": ("StoredModel",),
     "subject": ("Subject",),
     "translation": ("Translation", "fit"),
     "types": ("Run", "Site", "Tokens"),

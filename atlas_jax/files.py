@@ -210,6 +210,7 @@ KINDS = {  # a trained SAE has a run.json too, so it comes first
     "a bridge": Kind("bridge.json", ("bridge.json", "translation.*", "procrustes/translation.*")),
     "a corpus": Kind("corpus.json", _CORPUS),
     "a verbalizer": Kind("nla_meta.yaml", ("nla_meta.yaml", "*.json", "*.safetensors", "*.jinja")),
+    "stored activations": Kind("activations.json", ("activations.json", "*.safetensors")),
 }
 
 

@@ -132,6 +132,18 @@ def without_outliers(x: Float[Array, "b t d"], mask: Bool[Array, "b t"], factor:
     return mask & ~(norm > factor * median)
 
 
+def without_place(pooled: Pooled) -> Pooled:
+    """Pooled features of which it is not known where they were read.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax.pooling import Pooled, without_place
+      >>> without_place(Pooled(jnp.ones((1, 1)), jnp.zeros((1, 1), jnp.int32))).argmax_position.tolist()
+      [[-1]]
+    """
+    return pooled._replace(argmax_position=jnp.full_like(pooled.argmax_position, -1))
+
+
 def propagate_nonfinite(pooled: Pooled, x: Float[Array, "b t d"], mask: Bool[Array, "b t"]) -> Pooled:
     """Pooled features, nan in the rows where the model's activations are not finite at a position that counts.
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, Int, Num, Shaped
 
 from atlas_jax.errors import AtlasError
 
+AnyMesh = Mesh | AbstractMesh | None  # of devices that need not be there, where nothing is computed
 BLOCK_BYTES = 64 * 2**20
 _TASKS = {  # the number of processes that a launcher sets, and variables beside it
     "SLURM_NTASKS": ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID"),
@@ -71,7 +72,7 @@ def mesh_of(tree: Any) -> Mesh | None:
     return next((s.mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
-def sharding_for(shape: tuple[int, ...], mesh: Mesh | None, *axes: str | None) -> NamedSharding | None:
+def sharding_for(shape: tuple[int, ...], mesh: AnyMesh, *axes: str | None) -> NamedSharding | None:
     """The sharding of an array whose dimensions go over these mesh axes; None without a mesh.
 
     A dimension that its axis does not divide evenly, or past the last axis, is kept whole.
@@ -311,7 +312,7 @@ def global_rows(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), tree)
 
 
-def parameter_sharding(path: str, shape: tuple[int, ...], mesh: Mesh | None) -> jax.sharding.Sharding:
+def parameter_sharding(path: str, shape: tuple[int, ...], mesh: AnyMesh) -> jax.sharding.Sharding:
     """The sharding of one parameter; axes that do not divide evenly are kept whole.
 
     Example:

@@ -5,11 +5,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import LanguageModel, check_site, forward
-from atlas_jax.pooling import POOLINGS, Pooled, norm_sum, propagate_nonfinite, without_outliers
+from atlas_jax.pooling import (
+    POOLINGS,
+    Pooled,
+    norm_sum,
+    propagate_nonfinite,
+    without_outliers,
+    without_place,
+)
+from atlas_jax.stored import StoredModel, pooled_rows
 from atlas_jax.types import Site, Tokens, sites_of
 
 
@@ -21,7 +30,7 @@ class Subject:
     A pytree whose leaves are the model's parameters; ``encode`` may be called inside a jitted function.
 
     Attributes:
-      model: the language model.
+      model: the language model, or stored activations in its place.
       sites: where features are read.
       pooling: a key of :data:`atlas_jax.pooling.POOLINGS`.
       further: other poolings that one pass can read beside it, see :meth:`encode_poolings`.
@@ -44,7 +53,7 @@ class Subject:
     @classmethod
     def from_model(
         cls,
-        model: LanguageModel,
+        model: LanguageModel | StoredModel,
         sites: Sequence[Site | str] | Site | str,
         pooling: str = "max",
         further: Sequence[str] = (),
@@ -52,7 +61,7 @@ class Subject:
         """Make a subject of a model, checking the sites and the poolings.
 
         Raises:
-          AtlasError: for no site, one the model does not have, or an unknown pooling.
+          AtlasError: for no site, one the model does not have, an unknown pooling, or one that stored rows do not have.
         """
         sites = sites_of(sites)
         if not sites:
@@ -60,6 +69,8 @@ class Subject:
         for name in (pooling, *further):
             if not isinstance(name, str) or name not in POOLINGS:
                 raise AtlasError(f"unknown pooling '{name}'; known are {', '.join(POOLINGS)}")
+        if isinstance(model, StoredModel):
+            model.check_poolings((pooling, *further))
         return cls(model, tuple(check_site(model.config, s) for s in sites), pooling, tuple(further))
 
     of = from_model  # its name until 0.1
@@ -122,11 +133,12 @@ class Subject:
         """The same by every pooling, from one pass through the model."""
         pool = lambda x: (
             {name: self._pool(x, tokens.mask, name).values for name in self.poolings},
-            norm_sum(x, tokens.mask),
+            jnp.full(len(x), jnp.nan) if pooled_rows(self.model) else norm_sum(x, tokens.mask),
         )
         acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
         by_pooling = {name: {site: values[name] for site, (values, _) in acts.items()} for name in self.poolings}
         return by_pooling, {site: norm for site, (_, norm) in acts.items()}
 
     def _pool(self, x: Float[Array, "b t d"], mask: Bool[Array, "b t"], pooling: str) -> Pooled:
-        return propagate_nonfinite(POOLINGS[pooling](x, self.counted(x, mask)), x, mask)
+        pooled = propagate_nonfinite(POOLINGS[pooling](x, self.counted(x, mask)), x, mask)
+        return without_place(pooled) if pooled_rows(self.model) else pooled

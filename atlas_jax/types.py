@@ -161,6 +161,7 @@ class Tokens(NamedTuple):
       mask: the positions that count when pooling: true for content, false for BOS, special tokens and padding.
       index: the sentence id of each row, -1 for rows that only fill the batch.
       attention_mask: true for every real token, BOS and special ones included; None when nothing is padded.
+      acts: activations read from disk, in the place of what a model would compute; None for a model to compute them.
 
     Example:
       >>> from atlas_jax import LanguageModel
@@ -175,6 +176,7 @@ class Tokens(NamedTuple):
     mask: Bool[Array, "b t"]
     index: Int[Array, " b"]
     attention_mask: Bool[Array, "b t"] | None = None
+    acts: dict[Site, Float[Array, "b t _"]] | None = None
 
 
 class Run(NamedTuple):

@@ -19,8 +19,9 @@ from atlas_jax.errors import AtlasError
 from atlas_jax.files import new_directory
 from atlas_jax.labels import Embedder, Hit, Labels, TextIndex, open_index
 from atlas_jax.models import LanguageModel, check_site, fingerprint_difference, forward, numerical_fingerprint, resolve
-from atlas_jax.pooling import POOLINGS, Pooled, propagate_nonfinite
+from atlas_jax.pooling import POOLINGS, Pooled, propagate_nonfinite, without_place
 from atlas_jax.sae import SparseAutoencoder
+from atlas_jax.stored import StoredModel, pooled_rows
 from atlas_jax.types import Site, Tokens
 
 
@@ -58,7 +59,13 @@ class ConceptAtlas:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, verify: bool = False
+        cls,
+        directory: str | Path,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        verify: bool = False,
+        stored: StoredModel | None = None,
     ) -> "ConceptAtlas":
         """Load an atlas directory: ``atlas.json`` names the model, the SAE, its site and the labels.
 
@@ -70,6 +77,7 @@ class ConceptAtlas:
           dtype: of the model's parameters and activations.
           mesh: a mesh with an axis "model" to shard the parameters over.
           verify: compute the forward pass on a fixed text, and warn if it is not the one the atlas was built with.
+          stored: read in place of the model: pooled rows are features of sentences, token rows what the SAE reads.
 
         Raises:
           AtlasError: for a missing, damaged or exchanged part, or parts that do not fit each other.
@@ -79,7 +87,7 @@ class ConceptAtlas:
         manifest.check(directory)
         at = lambda part: manifest.location(directory, part)
         atlas = cls.of(
-            LanguageModel.from_pretrained(at("model"), dtype=dtype, mesh=mesh),
+            LanguageModel.from_pretrained(at("model"), dtype=dtype, mesh=mesh) if stored is None else stored,
             SparseAutoencoder.from_pretrained(at("sae"), mesh=mesh),
             manifest.site,
             Labels.load(at("labels")),
@@ -93,7 +101,12 @@ class ConceptAtlas:
 
     @classmethod
     def from_parts(
-        cls, model: LanguageModel, sae: SparseAutoencoder, site: Site | str, labels: Labels, pooling: str = "max"
+        cls,
+        model: LanguageModel | StoredModel,
+        sae: SparseAutoencoder,
+        site: Site | str,
+        labels: Labels,
+        pooling: str = "max",
     ) -> "ConceptAtlas":
         """Put the parts together and check that they fit.
 
@@ -103,10 +116,13 @@ class ConceptAtlas:
         """
         if pooling not in POOLINGS:
             raise AtlasError(f"unknown pooling '{pooling}'; known are {', '.join(POOLINGS)}")
+        if isinstance(model, StoredModel):
+            model.check_poolings((pooling,))
         site = check_site(model.config, site)
         width = model.config.width(site)
-        if sae.config.d_in != width:
-            raise AtlasError(f"the SAE reads {sae.config.d_in} features, and {site} of the model has {width}")
+        what, wanted = ("has", sae.config.d_sae) if pooled_rows(model) else ("reads", sae.config.d_in)
+        if wanted != width:
+            raise AtlasError(f"the SAE {what} {wanted} features, and {site} of the model has {width}")
         if labels.n_features != sae.config.d_sae:
             raise AtlasError(f"the labels are for {labels.n_features} features, and the SAE has {sae.config.d_sae}")
         return cls(model, sae, site, labels, pooling)
@@ -138,8 +154,10 @@ class ConceptAtlas:
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled SAE activations ``[b, d_c]``, with the position of each peak; nan where the model's are not finite."""
-        pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](self.sae.encode(x), tokens.mask), x, tokens.mask)
-        return forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
+        features = (lambda x: x) if pooled_rows(self.model) else self.sae.encode
+        pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](features(x), tokens.mask), x, tokens.mask)
+        acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
+        return {site: without_place(x) for site, x in acts.items()} if pooled_rows(self.model) else acts
 
     def encode(self, tokens: Tokens) -> dict[Site, Float[Array, "b d_c"]]:
         """Pooled SAE activations, by site as of every feature space."""

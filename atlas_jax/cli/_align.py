@@ -11,6 +11,7 @@ from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, read_corpus
 from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
+from atlas_jax.cli._plan import note_plan, show_plan
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -21,10 +22,16 @@ if TYPE_CHECKING:
 
 
 def align(
-    subject: Annotated[str, typer.Option(help="Subject model: a directory or hub name.")],
     atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
     site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}, {HEADS}; may be repeated.")],
-    out_dir: Annotated[Path, typer.Option("--out", help="Where the run is written.")],
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Where the run is written.")] = None,
+    subject: Annotated[str | None, typer.Option(help="Subject model: a directory or hub name.")] = None,
+    subject_activations: Annotated[
+        Path | None, typer.Option(help="Stored activations in its place, see atlas-jax activations.")
+    ] = None,
+    atlas_activations: Annotated[
+        Path | None, typer.Option(help="Stored activations in the place of the atlas's model.")
+    ] = None,
     text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
     method: Methods = None,
     choose: Choose = None,
@@ -34,8 +41,12 @@ def align(
     ] = None,
     pooling: Annotated[str, typer.Option(help=f"Over the tokens of a sentence, {POOLINGS}.")] = "max",
     steer_pooling: Annotated[
-        str, typer.Option(help="For the covariance that steering uses, one of the same, or none for no other pooling.")
-    ] = "mean",
+        str | None,
+        typer.Option(
+            help="For the covariance that steering uses, one of the same, or none for no other pooling.",
+            show_default="mean, none where stored rows are pooled already",
+        ),
+    ] = None,
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,
     token_budget: Annotated[int, typer.Option(help="Tokens of a batch, for each model.", min=1)] = 4096,
     top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
@@ -50,6 +61,13 @@ def align(
     processes: Annotated[int | None, typer.Option(help="How many there are, without a launcher.", min=1)] = None,
     process_id: Annotated[int | None, typer.Option(help="Which this is, without a launcher.", min=0)] = None,
     seed: Seed = 0,
+    plan: Annotated[bool, typer.Option("--plan", help="Say what it would hold and take, from configs alone.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Of --plan: cpu, h100, h200, a100-80gb, v5e or v5p.", show_default="that here")
+    ] = None,
+    devices: Annotated[
+        int | None, typer.Option(help="How many of them, with --plan.", min=1, show_default="those here, or 1")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Stream text through a subject and an atlas, solve every translation, and measure them on held-out text.
@@ -69,24 +87,35 @@ def align(
     from atlas_jax.translation import check_stored_dtype
 
     check_stored_dtype(save_dtype)
+    methods = tuple(method or experiments.METHODS)
+    if plan:
+        kwargs = {"pooling": pooling, "steer_pooling": steer_pooling or "mean", "max_length": max_length}
+        kwargs |= {"token_budget": token_budget, "top_k": top_k, "dtype": dtype}
+        show_plan(subject, atlas, site, methods, kwargs, sentences, device, devices, model_parallel, as_json=as_json)
+        return
+    if out_dir is None:
+        raise AtlasError("give --out, where the run is to be written")
     check_place(out_dir, "a run", overwrite=True)
     sharding.join_processes(coordinator, processes, process_id, launcher=distributed)
     _speak_once()
+    subject, steer_pooling = _subject(subject, subject_activations, steer_pooling)
     site = models.every_head(subject, site)
     settings = pipeline.AlignSettings(
-        tuple(site), tuple(method or experiments.METHODS), pooling=pooling, max_length=max_length,
+        tuple(site), methods, pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype, steer_pooling=steer_pooling,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
     saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every)
     with resumable(saved):
         note("loading both models")
-        pair = pipeline.load_pair(subject, atlas, settings, mesh_of_all(model_parallel))
+        mesh = mesh_of_all(model_parallel)
+        pair = pipeline.load_pair(subject, atlas, settings, mesh, atlas_activations=atlas_activations)
         note("reading text")
         corpus = read_corpus(text, n_fit=sentences or SENTENCES, seed=seed, exact=sentences is not None)
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return
+        note_plan(pair, settings, corpus, model_parallel)
         run = new_directory(out_dir, overwrite=overwrite) if sharding.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, progress_bars() as progress:
             if restart and sharding.is_first():
@@ -99,6 +128,24 @@ def align(
         _show(measured, as_json=as_json)
     err.print(f"written to {out_dir}")
     measured.raise_fault()
+
+
+def _subject(model: str | None, activations: Path | None, steer_pooling: str | None) -> tuple[str, str]:
+    """Return what the subject is read from, and the pooling for steering.
+
+    Raises:
+      AtlasError: unless the subject is given in exactly one way.
+    """
+    from atlas_jax.stored import Manifest
+
+    if (model is None) == (activations is None):
+        raise AtlasError("give the subject in one way: --subject MODEL, or --subject-activations DIR")
+    if activations is None:
+        return str(model), steer_pooling or "mean"
+    pooled = Manifest.read(activations).pooling
+    if pooled and steer_pooling is None:
+        note(f"the stored activations are {pooled}-pooled, so no translation is made for steering; token rows would do")
+    return str(activations), steer_pooling or ("none" if pooled else "mean")
 
 
 def _speak_once() -> None:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from atlas_jax.cli import (
+    _activations,
     _align,
     _atlas,
     _bridge,
@@ -52,6 +53,7 @@ app.command()(_quickstart.quickstart)
 app.add_typer(_corpus.app, name="corpus")
 app.add_typer(_atlas.app, name="atlas")
 app.add_typer(_sae.app, name="sae")
+app.add_typer(_activations.app, name="activations")
 app.command()(_align.align)
 _bridge.app.command()(_verbalizer.explain)
 app.add_typer(_bridge.app, name="bridge")

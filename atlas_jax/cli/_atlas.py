@@ -24,9 +24,12 @@ Text = Annotated[list[Path] | None, typer.Option("--text", help="Text to measure
 
 @app.command()
 def build(
-    model: Annotated[str, typer.Option(help="Foundation model: a directory or hub name.")],
-    sae: Annotated[str, typer.Option(help="SAE of any known layout: a directory, file or hub name.")],
     out: Annotated[Path, typer.Option(help="Where the atlas is written.")],
+    preset: Annotated[
+        str | None, typer.Option(help="A published atlas, such as gemma-scope-2b-16k, in place of the options below.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Foundation model: a directory or hub name.")] = None,
+    sae: Annotated[str | None, typer.Option(help="SAE of any known layout: a directory, file or hub name.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label file, or folder of a Neuronpedia export.")] = None,
     site: Annotated[str | None, typer.Option(help="Where the SAE reads the model, if its files do not say.")] = None,
     link: Annotated[bool, typer.Option("--link", help="Refer to the model where it is, do not copy it.")] = False,
@@ -55,12 +58,20 @@ def build(
 ) -> None:
     """Assemble a model, an SAE and labels into one atlas directory with a manifest of hashes; refuse misfits.
 
-    Example: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
+    A preset downloads the model, the SAE's one folder and its labels; options given beside it win.
+
+    Examples: atlas-jax atlas build --model gemma-2-2b --sae average_l0_71 --labels export/ --out my-atlas
+
+    atlas-jax atlas build --preset gemma-scope-2b-16k --out my-atlas
     """
     from atlas_jax.atlas import assemble, write_atlas
     from atlas_jax.files import check_place
 
     check_place(out, "a Concept Atlas", overwrite=overwrite)
+    if preset is not None:
+        model, sae, site, labels = _of_preset(preset, model, sae, site, labels)
+    if model is None or sae is None:
+        raise AtlasError("give --model and --sae, or --preset")
     note("loading the parts")
     label_options = {"prefer": prefer or (), "layer": layer, "columns": _columns(column), "format": labels_format}
     label_options["only"] = _columns(only, "--only")
@@ -77,6 +88,22 @@ def build(
     facts |= {"label coverage": atlas.labels.coverage, "SAE format": atlas.sae.config.format, **measured}
     emit(as_json, facts | {"warnings": warnings}, facts_table(f"Concept Atlas written to {out}", facts))
     _warn(warnings)
+
+
+def _of_preset(
+    name: str, model: str | None, sae: str | None, site: str | None, labels: Path | None
+) -> tuple[str, str, str, Path | None]:
+    """Return the parts of a preset, but for those that were given."""
+    from atlas_jax.atlas import fetch_labels, preset
+
+    chosen = preset(name)
+    note(f"licences: {chosen.licence}")
+    if labels is None and chosen.source is not None:
+        note(f"downloading labels of {chosen.source}")
+        labels = fetch_labels(chosen)
+    elif labels is None:
+        note("no labels are published for this preset; make them with atlas-jax sae label")
+    return model or chosen.model, sae or chosen.sae, site or chosen.site, labels
 
 
 @app.command()

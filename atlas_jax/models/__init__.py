@@ -1,7 +1,7 @@
 """Decoder-only language models in Flax NNX: loading, reading and editing activations, generation."""
 
 from atlas_jax.models._adapter import merge_adapter as merge_adapter
-from atlas_jax.models._config import ModelConfig as ModelConfig
+from atlas_jax.models._config import ModelConfig as ModelConfig, load_config as load_config
 from atlas_jax.models._decoder import Decoder as Decoder
 from atlas_jax.models._fingerprint import (
     fingerprint_difference as fingerprint_difference,

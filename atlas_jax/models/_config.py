@@ -288,6 +288,12 @@ def load_config(directory: Path) -> tuple[ModelConfig, dict[str, Any]]:
 
     Raises:
       AtlasError: if the file is missing, is not JSON, or describes an unsupported architecture.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import load_config
+      >>> load_config(SUBJECT)[0].num_layers
+      4
     """
     path = directory / "config.json"
     if not path.is_file():

@@ -87,7 +87,7 @@ def _run(
 
 
 def forward(
-    decoder: Decoder,
+    decoder: Any,
     tokens: Tokens,
     *,
     capture: Collection[Site] = (),
@@ -96,6 +96,8 @@ def forward(
     pool: Pool | None = None,
 ) -> Run:
     """Run the forward pass of :func:`run` without its checks and its jit, inside a jitted function of your own.
+
+    Tokens that bring activations are not run: the decoder is not asked.
 
     Example:
       >>> import jax
@@ -106,6 +108,8 @@ def forward(
       >>> last_logits(lm.decoder, lm.tokenize(["some text"])).shape
       (1, 3072)
     """
+    if tokens.acts is not None and not edits and not logits:
+        return Run(None, {site: pool(tokens.acts[site]) if pool else tokens.acts[site] for site in capture})
     position = positions(tokens)
     where = Where(position, jnp.max(position, axis=1) + 1)
     taps = Taps(where, capture, edits or {}, pool)
@@ -151,7 +155,7 @@ def positions(tokens: Tokens) -> Int[Array, "b t"]:
     return jnp.where(tokens.attention_mask, jnp.cumsum(real, axis=1) - 1, -1)
 
 
-def check_site(config: ModelConfig, site: Site | str) -> Site:
+def check_site(config: Any, site: Site | str) -> Site:
     """Parse a site and check that the model has its layer.
 
     Raises:
@@ -165,6 +169,8 @@ def check_site(config: ModelConfig, site: Site | str) -> Site:
       atlas_jax.errors.AtlasError: site mlp_act.9 is past the last layer: the model has 4, so 0 to 3
     """
     site = Site.parse(site)
+    if not isinstance(config, ModelConfig):  # of stored activations
+        return config.check_site(site)
     if reason := config.absent(site.point):
         raise AtlasError(f"there is no site {site} in this model: {reason}")
     if site.layer >= config.num_layers:

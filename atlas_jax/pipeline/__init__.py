@@ -10,6 +10,7 @@ from atlas_jax.pipeline._choose import (
     held_out as held_out,
     views as views,
 )
+from atlas_jax.pipeline._devices import DEVICES as DEVICES, Device as Device, known_device as known_device
 from atlas_jax.pipeline._evaluate import (
     Scored as Scored,
     pooled_activations as pooled_activations,
@@ -19,6 +20,7 @@ from atlas_jax.pipeline._evaluate import (
     token_activations as token_activations,
     top_sentences as top_sentences,
 )
+from atlas_jax.pipeline._extract import extract_activations as extract_activations
 from atlas_jax.pipeline._fit import (
     Fitted as Fitted,
     fit_lenses as fit_lenses,
@@ -27,8 +29,11 @@ from atlas_jax.pipeline._fit import (
     solve as solve,
 )
 from atlas_jax.pipeline._pair import Pair as Pair, load_pair as load_pair, load_subject as load_subject
+from atlas_jax.pipeline._plan import Plan as Plan, plan_alignment as plan_alignment
+from atlas_jax.pipeline._plan_costs import Setup as Setup, Stage as Stage
 from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings
+from atlas_jax.pipeline._setup import model_config as model_config, read_setup as read_setup
 from atlas_jax.pipeline._stream import Cursor as Cursor, SentenceStream as SentenceStream
 from atlas_jax.pipeline._tokens import (
     PAIRS as PAIRS,

@@ -19,6 +19,7 @@ from atlas_jax.pipeline._run_files import AlignSettings, asked_for, check_same
 from atlas_jax.pipeline._stream import BLOCK
 from atlas_jax.progress import Progress
 from atlas_jax.sharding import mesh_of
+from atlas_jax.stored import StoredModel
 from atlas_jax.translators import needs_of
 
 
@@ -96,6 +97,9 @@ def align(
       (384, 1536)
     """
     subject, atlas, sources = pair
+    for space in (subject, atlas):
+        if isinstance(space.model, StoredModel):
+            space.model.check_corpus((corpus.fit, corpus.eval), corpus.hash)
     needs, choice = needs_of(settings.methods), None
     stream = stream_of(subject, atlas, corpus, settings, "fit")
     if checkpoints is not None:

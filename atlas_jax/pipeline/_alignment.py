@@ -28,6 +28,7 @@ from atlas_jax.pipeline._run_files import (
 from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.sharding import is_first
 from atlas_jax.statistics import TopK
+from atlas_jax.stored import StoredModel
 from atlas_jax.subject import Subject
 from atlas_jax.table import Column, Table
 from atlas_jax.translation import Translation
@@ -162,7 +163,8 @@ class Alignment:
           dtype: of the stored translations, "float32" or "bfloat16".
         """
         spaces = {"subject": self.subject, "atlas": self.atlas}
-        fingerprints = {name: numerical_fingerprint(space) for name, space in spaces.items()}
+        computed = {name: space for name, space in spaces.items() if not isinstance(space.model, StoredModel)}
+        fingerprints = {name: numerical_fingerprint(space) for name, space in computed.items()}
         for known, pooling in ((self.translations, None), (self.steering, self.settings.steer_pooling)):
             for (site, method), translation in known.items():
                 translation.save_pretrained(folder_of(directory, site, method, pooling), dtype=dtype)
@@ -204,7 +206,8 @@ class Alignment:
         directory = Path(directory)
         record = Record.read(directory)
         settings, sources = record.settings, record.sources
-        pair = load_pair(sources["subject"]["path"], sources["atlas"]["path"], settings)
+        stored = {"atlas_activations": there} if (there := sources["atlas"].get("activations")) else {}
+        pair = load_pair(sources["subject"]["path"], sources["atlas"]["path"], settings, **stored)
         if changed := [k for k in ("subject", "atlas") if pair.sources[k]["sha256"] != sources[k]["sha256"]]:
             path = sources[changed[0]]["path"]
             raise AtlasError(f"the {changed[0]} at {path} is not what this run was made with; align again")

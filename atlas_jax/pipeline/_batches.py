@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from atlas_jax.models import Tokenizer, match_tokens, pad_spans
 from atlas_jax.sharding import Share, gather, global_rows
+from atlas_jax.stored import StoredRows
 from atlas_jax.types import Tokens
 
 
@@ -78,7 +79,7 @@ class Block(NamedTuple):
     @classmethod
     def from_texts(
         cls,
-        tokenizers: Sequence[Tokenizer],
+        tokenizers: Sequence[Tokenizer | StoredRows],
         texts: Sequence[str],
         index: Int[np.ndarray, " n"],
         max_length: int,
@@ -250,7 +251,7 @@ def _first_of_each(share: Share, x: Int[np.ndarray, "b 2"]) -> Int[np.ndarray, "
 
 
 def to_device(
-    block: Block, batch: Batch, tokenizers: tuple[Tokenizer, ...], mesh: Mesh | None = None
+    block: Block, batch: Batch, tokenizers: tuple[Tokenizer | StoredRows, ...], mesh: Mesh | None = None
 ) -> tuple[Any, ...]:
     """Put one batch of a block on devices, padded, for every model, its rows over "data" of a mesh if there is one.
 
@@ -268,8 +269,10 @@ def to_device(
     return jax.tree.map(jnp.asarray, tuple(padded)) if mesh is None else global_rows(tuple(padded), mesh)
 
 
-def _pad(rows: Ragged, tokenizer: Tokenizer, shape: tuple[int, int], index: np.ndarray) -> Tokens:
+def _pad(rows: Ragged, tokenizer: Tokenizer | StoredRows, shape: tuple[int, int], index: np.ndarray) -> Tokens:
     ids, real = _filled(rows, shape, tokenizer.pad_id)
+    if isinstance(tokenizer, StoredRows):
+        return tokenizer.batch(ids, real, index)
     return Tokens(ids, real & ~np.isin(ids, list(tokenizer.special_ids)), index, real)
 
 

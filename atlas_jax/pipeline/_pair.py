@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 
 from atlas_jax.atlas import ConceptAtlas
-from atlas_jax.files import directory_hash
+from atlas_jax.files import directory_hash, kind_at, sha256
 from atlas_jax.models import LanguageModel, resolve
 from atlas_jax.pipeline._run_files import AlignSettings
+from atlas_jax.stored import MANIFEST, StoredModel
 from atlas_jax.subject import Subject
 from atlas_jax.types import Site
 
@@ -35,14 +36,22 @@ class Pair(NamedTuple):
     sources: dict[str, Any]
 
 
-def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, mesh: Mesh | None = None) -> Pair:
+def load_pair(
+    subject: str | Path,
+    atlas: str | Path,
+    settings: AlignSettings,
+    mesh: Mesh | None = None,
+    *,
+    atlas_activations: str | Path | None = None,
+) -> Pair:
     """Load both models and check the settings against them.
 
     Args:
-      subject: the subject model's directory or hub name.
+      subject: the subject model's directory or hub name, or a directory of its stored activations.
       atlas: the atlas's directory or hub name.
       settings: sites, methods, pooling and dtype.
       mesh: the devices for the parameters, and for everything that is computed with them.
+      atlas_activations: a directory of stored activations to read in place of the atlas's model.
 
     Raises:
       AtlasError: for anything wrong with a path, a model, a site, a method, the pooling or the dtype.
@@ -56,9 +65,18 @@ def load_pair(subject: str | Path, atlas: str | Path, settings: AlignSettings, m
     """
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
-    model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
+    stored = None if atlas_activations is None else _stored(Path(atlas_activations).absolute(), settings)
+    if stored is not None:
+        sources["atlas"]["activations"] = str(stored.tokenizer.directory)
+        sources["atlas"]["sha256"] += f" {sha256(stored.tokenizer.directory / MANIFEST)}"
+    if kind_at(paths["subject"]) == "stored activations":
+        model = _stored(paths["subject"], settings)
+        model.check_poolings((settings.steer_pooling,))
+    else:
+        model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
     spaces = Subject.from_model(model, settings.sites, settings.pooling)
-    return Pair(spaces, ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh), sources)
+    of_atlas = ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh, stored=stored)
+    return Pair(spaces, of_atlas, sources)
 
 
 def load_subject(
@@ -89,3 +107,9 @@ def load_subject(
         "path": str(path),
         "sha256": directory_hash(path),
     }
+
+
+def _stored(directory: Path, settings: AlignSettings) -> StoredModel:
+    stored = StoredModel.open(directory)
+    stored.check_length(settings.max_length)
+    return stored

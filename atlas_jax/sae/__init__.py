@@ -11,7 +11,7 @@ from atlas_jax.sae._quality import (
     quality as quality,
     update_quality as update_quality,
 )
-from atlas_jax.sae._sae import SparseAutoencoder as SparseAutoencoder
+from atlas_jax.sae._sae import AXES as AXES, SparseAutoencoder as SparseAutoencoder
 from atlas_jax.sae._train import TrainingLog as TrainingLog, to_sae as to_sae, train as train
 from atlas_jax.sae._train_step import (
     ARCHITECTURES as ARCHITECTURES,

@@ -17,7 +17,7 @@ from atlas_jax.sae._config import Kind, SAEConfig
 from atlas_jax.sharding import device_put
 from atlas_jax.types import Site
 
-_AXES = {
+AXES = {
     "W_enc": (None, "model"),
     "b_enc": ("model",),
     "W_dec": ("model", None),
@@ -89,7 +89,7 @@ class SparseAutoencoder:
         """
         formats.check(config, parameters)
         arrays = {name: np.asarray(value, np.float32) for name, value in parameters.items()}
-        return cls(config, **{name: device_put(value, mesh, *_AXES.get(name, ())) for name, value in arrays.items()})
+        return cls(config, **{name: device_put(value, mesh, *AXES.get(name, ())) for name, value in arrays.items()})
 
     @classmethod
     def from_pretrained(

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
 from atlas_jax.checks import as_count
@@ -238,7 +238,7 @@ class PassStatistics(NamedTuple):
         return Statistics(*view(self.sums), top, self.seen, self.nonfinite, view(self.compensation))
 
 
-def layout(state: Any, mesh: Mesh) -> Any:
+def layout(state: Any, mesh: Mesh | AbstractMesh) -> Any:
     """Return the sharding of every array of statistics, or of a pytree with some, on a ``("data", "model")`` mesh.
 
     Matrices (cross products, Gram matrices, their rounding errors, the sums of :class:`Lens`) have their rows

@@ -1,0 +1,67 @@
+"""``atlas-jax align --plan``, and the plan in one line before a run."""
+
+from typing import TYPE_CHECKING, Any
+
+from atlas_jax.cli._console import emit, note
+from atlas_jax.cli._corpus import SENTENCES
+from atlas_jax.errors import AtlasError
+
+if TYPE_CHECKING:
+    from atlas_jax.corpus import Corpus
+    from atlas_jax.pipeline import AlignSettings, Pair
+
+LONG = 60.0  # seconds from which a run is announced with its plan
+
+
+def show_plan(
+    subject: str | None,
+    atlas: str,
+    sites: list[str],
+    methods: tuple[str, ...],
+    settings: dict[str, Any],
+    sentences: int | None,
+    device: str | None,
+    devices: int | None,
+    model_parallel: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Print the plan of an alignment.
+
+    Raises:
+      AtlasError: without --subject, or as :func:`atlas_jax.pipeline.read_setup` and ``known_device``.
+    """
+    import jax
+
+    from atlas_jax import pipeline
+
+    if subject is None:
+        raise AtlasError("--plan needs --subject, whose config tells its shapes")
+    kind = pipeline.known_device(device)
+    count = devices or (jax.device_count() if device is None else 1)
+    fit = sentences or SENTENCES
+    asked = pipeline.AlignSettings(tuple(sites), methods, **settings)
+    setup = pipeline.read_setup(
+        subject, atlas, asked, (fit, fit // 2), kind, devices=count, model_parallel=model_parallel
+    )
+    plan = pipeline.plan_alignment(setup)
+    emit(as_json, plan.to_dict(), *plan.tables())
+
+
+def note_plan(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", model_parallel: int) -> None:
+    """Say in one line what a run will hold and take, where it takes longer than a minute."""
+    import jax
+
+    from atlas_jax import pipeline
+    from atlas_jax.models import LanguageModel
+
+    subject, atlas = pair.subject, pair.atlas
+    if not all(isinstance(space.model, LanguageModel) for space in (subject, atlas)):
+        return
+    parts = subject.model.config, atlas.model.config, atlas.sae.config, atlas.site
+    sentences = len(corpus.fit), len(corpus.eval)
+    device = pipeline.known_device()
+    setup = pipeline.Setup(*parts, settings, sentences, device, jax.device_count(), model_parallel)
+    plan = pipeline.plan_alignment(setup)
+    if plan.seconds > LONG or not plan.fits:
+        note(plan.line())

@@ -1,0 +1,44 @@
+"""Models and SAEs without weights: shapes and dtypes alone, laid out over devices that need not be there."""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from atlas_jax.models import Decoder, ModelConfig
+from atlas_jax.sae import AXES, SAEConfig, SparseAutoencoder
+from atlas_jax.sharding import AnyMesh, parameter_sharding, sharding_for
+
+
+def abstract_decoder(config: ModelConfig, dtype: str, mesh: AnyMesh) -> Decoder:
+    """Make a decoder of shapes, each with the sharding that the parameter would have."""
+
+    def place(path: tuple[Any, ...], x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = [str(getattr(key, "name", getattr(key, "idx", key))) for key in path[:-1]]
+        sharding = None if mesh is None else parameter_sharding(".".join(names), x.shape, mesh)
+        return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, _decoder(config))
+
+
+@functools.cache
+def _decoder(config: ModelConfig) -> Decoder:
+    return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+
+
+def abstract_sae(sae: SAEConfig, mesh: AnyMesh) -> SparseAutoencoder:
+    """Make an SAE of shapes."""
+    shapes = {"W_enc": (sae.d_in, sae.d_sae), "b_enc": (sae.d_sae,), "W_dec": (sae.d_sae, sae.width_out)}
+    shapes |= {"b_dec": (sae.width_out,), "threshold": (sae.d_sae,)}
+    place = lambda name: sharding_for(shapes[name], mesh, *AXES.get(name, ())) if mesh is not None else None
+    arrays = {name: jax.ShapeDtypeStruct(shapes[name], jnp.float32, sharding=place(name)) for name in shapes}
+    return SparseAutoencoder(sae, **arrays)
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes of a pytree of shapes on each device."""
+    here = lambda x: x.shape if x.sharding is None else x.sharding.shard_shape(x.shape)
+    return sum(int(jnp.dtype(x.dtype).itemsize * math.prod(here(x))) for x in jax.tree.leaves(tree))

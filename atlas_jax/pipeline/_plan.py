@@ -1,0 +1,191 @@
+"""The plan of an alignment: bytes, operations and seconds of every stage, from configs alone."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from atlas_jax.pipeline._devices import USABLE
+from atlas_jax.pipeline._plan_costs import (
+    MEAN_TOKENS,
+    PADDING,
+    Setup,
+    Stage,
+    batch_bytes,
+    columns_of,
+    held_bytes,
+    rows_of,
+    solving,
+    stage_of,
+    widths_of,
+    work_of_atlas,
+    work_of_pass,
+)
+from atlas_jax.table import Column, Table
+from atlas_jax.translators import METHODS
+
+GiB = 2**30
+
+
+class Plan(NamedTuple):
+    """What an alignment would hold and take.
+
+    Attributes:
+      setup: what it is of.
+      held: bytes on each device by what they are.
+      stages: in their order.
+      change: what would make it fit, in words; None where it fits or nothing does.
+
+    Example:
+      >>> from atlas_jax import AlignSettings, LanguageModel, ConceptAtlas
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import Setup, known_device, plan_alignment
+      >>> subject, atlas = LanguageModel.from_pretrained(SUBJECT), ConceptAtlas.from_pretrained(ATLAS)
+      >>> settings = AlignSettings(("mlp_act.1",), ("procrustes",))
+      >>> parts = subject.config, atlas.model.config, atlas.sae.config, atlas.site
+      >>> plan_alignment(Setup(*parts, settings, (20000, 10000), known_device("h100"))).fits
+      True
+    """
+
+    setup: Setup
+    held: Mapping[str, int]
+    stages: tuple[Stage, ...]
+    change: str | None = None
+
+    @property
+    def peak(self) -> int:
+        """Bytes on each device at most."""
+        return max(stage.peak for stage in self.stages)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that arrays can have; simulated devices share those of the host."""
+        shared = self.setup.devices if self.setup.device.name == "cpu" else 1
+        return self.setup.device.memory * USABLE / shared
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage has room."""
+        return self.peak <= self.room
+
+    def line(self) -> str:
+        """Say it in one line."""
+        where = f"{self.setup.devices} x {self.setup.device.name}"
+        said = f"about {_time(self.seconds)} and {self.peak / GiB:.1f} GiB a device on {where}"
+        if self.fits:
+            return said
+        advice = f"; it would fit with {self.change}" if self.change else ""
+        return f"{said}, which has {self.room / GiB:.1f} GiB to give{advice}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {
+            "device": self.setup.device._asdict(), "devices": self.setup.devices, "passes": self.setup.passes,
+            "held": dict(self.held), "stages": [s._asdict() for s in self.stages], "peak": self.peak,
+            "room": self.room, "seconds": self.seconds, "fits": self.fits, "change": self.change,
+        }  # fmt: skip
+
+    def tables(self) -> list[Table]:
+        """Tabulate what is held and the stages."""
+        held = [(name, size / GiB) for name, size in self.held.items()]
+        columns = Column("stage"), Column("peak", ".2f", " GiB"), Column("operations", ".1e"), Column("time")
+        stages = [(s.name, s.peak / GiB, s.operations, _time(s.seconds)) for s in self.stages]
+        caption = "rates are those stated for the device, of which six tenths are reached; compiling is not counted"
+        return [
+            Table("Held on each device", (Column("what"), Column("size", ".2f", " GiB")), held, self.line()),
+            Table("Stages", columns, stages, caption),
+        ]
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def plan_alignment(setup: Setup) -> Plan:
+    """Compute the plan of an alignment, and what would make it fit where it does not.
+
+    Bytes of parameters and statistics are exact; those of a batch and of a solve are what XLA's programs were found
+    to need. Times are operations and traffic over the rates of the device.
+
+    Example:
+      >>> from atlas_jax import AlignSettings
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import known_device, plan_alignment, read_setup
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
+      >>> plan = plan_alignment(read_setup(SUBJECT, ATLAS, settings, (200, 100), known_device("v5e")))
+      >>> [stage.name for stage in plan.stages]
+      ['read the fit half', 'solve', 'measure on the eval half']
+    """
+    plan = _plan(setup)
+    return plan if plan.fits else plan._replace(change=_change(setup))
+
+
+def _plan(setup: Setup) -> Plan:
+    held, matrices = held_bytes(setup)
+    fixed = sum(held.values())
+    batch, forward = batch_bytes(setup)
+    rows = rows_of(setup)
+    step = matrices + 24 * rows * columns_of(setup)
+    held |= {"a batch through a model": forward, "a batch into the statistics": step}
+    n_fit, n_eval = setup.sentences
+    passes = setup.passes
+    stages = [
+        stage_of(setup, "read the fit half", fixed + batch + max(forward, step), *work_of_pass(setup, n_fit), passes)
+    ]
+    methods = setup.settings.methods
+    if any(METHODS[m].second_pass for m in methods):
+        wanted = min(n_fit, sum(widths_of(setup).values()) * setup.settings.top_k)
+        lens = 4 * sum(widths_of(setup).values()) * setup.sae.d_sae // setup.devices
+        work = wanted * MEAN_TOKENS * PADDING * work_of_atlas(setup)
+        stages.append(stage_of(setup, "second pass", fixed + lens + batch + forward, work, 0.0, passes))
+    stages.append(solving(setup, fixed))
+    work, traffic = work_of_pass(setup, n_eval, reading=True)
+    stages.append(stage_of(setup, "measure on the eval half", fixed + batch + forward, work, traffic, 1))
+    return Plan(setup, held, tuple(stages))
+
+
+def _change(setup: Setup) -> str | None:
+    """The fewest changes, and of these the quickest, that make an alignment fit."""
+    changes = list(_changes(setup))
+    for count in (1, 2, 3):
+        found = []
+        for several in itertools.combinations(changes, count):
+            if len({name for name, *_ in several}) == count:
+                changed = setup
+                for _, _, apply in several:
+                    changed = apply(changed)
+                plan = _plan(changed)
+                if plan.fits:
+                    found.append((plan.seconds, " and ".join(words for _, words, _ in several)))
+        if found:
+            return min(found)[1]
+    return None
+
+
+def _changes(setup: Setup) -> Iterator[tuple[str, str, Any]]:
+    """Every single change: what it is of, in words, and as a function."""
+    settings = lambda **new: lambda s: dataclasses.replace(s, settings=dataclasses.replace(s.settings, **new))
+    if setup.settings.dtype == "float32":
+        yield "dtype", "--dtype bfloat16", settings(dtype="bfloat16")
+    for budget in (2048, 1024, 512):
+        if budget < setup.settings.token_budget:
+            yield "budget", f"--token-budget {budget}", settings(token_budget=budget)
+    for share in (2, 4, 8):
+        if setup.devices % share == 0 and share > setup.model_parallel:
+            words, apply = f"--model-parallel {share}", lambda s, n=share: dataclasses.replace(s, model_parallel=n)
+            yield "model", words, apply
+    for at_once in sorted({math.ceil(len(setup.sites) / k) for k in range(2, len(setup.sites) + 1)}, reverse=True):
+        passes = math.ceil(len(setup.sites) / at_once)
+        words = f"{at_once} site{'s'[: at_once > 1]} at once, in {passes} runs"
+        yield "sites", words, lambda s, n=at_once: dataclasses.replace(s, at_once=n)
+    if "least_squares" in setup.settings.methods and len(setup.settings.methods) > 1:
+        rest = tuple(m for m in setup.settings.methods if m != "least_squares")
+        yield "methods", "the --method options without least_squares", settings(methods=rest)
