@@ -4,7 +4,7 @@ import hashlib
 import json
 
 import pytest
-from helpers.commands import command_line
+from helpers.commands import QUICKSTART, command_line
 from typer.testing import CliRunner
 
 from atlas_jax.bundled import ATLAS, SUBJECT
