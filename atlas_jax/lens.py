@@ -166,8 +166,8 @@ class JacobianLens:
             top = _top(self.model.decoder, jnp.asarray(rows[start : start + BLOCK] @ matrix.T), k)
             named += [list(zip(*row, strict=True)) for row in zip(*(part.tolist() for part in top), strict=True)]
         text = lambda i: self.model.tokenizer.decode([i], skip_special_tokens=False)
-        found = [[LensToken(i, text(i), score) for score, i in row] for row in named]
-        return found if x.ndim == 2 else found[0]
+        tokens = [[LensToken(i, text(i), score) for score, i in row] for row in named]
+        return tokens if x.ndim == 2 else tokens[0]
 
     def name_features(self, features: Sequence[int], site: Site | str, k: int = 10) -> list[list[LensToken]]:
         """Return the tokens of some features of a site, each of which is a direction: a neuron, say.

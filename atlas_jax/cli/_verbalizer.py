@@ -127,14 +127,14 @@ def explain(
     corpus = read_corpus(text, n_fit=sentences, seed=seed)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
     with progress_bars("features") as progress:
-        found = experiments.features_to_explain(atlas, corpus, wanted, contexts=CONTEXTS, progress=progress)
-        directions = experiments.directions_of(atlas, found)
+        explained = experiments.features_to_explain(atlas, corpus, wanted, contexts=CONTEXTS, progress=progress)
+        directions = experiments.directions_of(atlas, explained)
         if own_verbalizer is not None:
             speaker, terms = load_verbalizer(own_verbalizer)
             own = verbalize(speaker, directions, terms, **options)
-            found = [f._replace(reference=said) for f, said in zip(found, own.explanations, strict=True)]
+            explained = [f._replace(reference=said) for f, said in zip(explained, own.explanations, strict=True)]
         result = experiments.explain_features(
-            found, directions, model, contract, _embedder(embedder), bridge=over,
+            explained, directions, model, contract, _embedder(embedder), bridge=over,
             background=_background(atlas, over, target, corpus.fit) if alpha else None, alphas=alpha or (),
             directory=out_dir, settings=_about(source, home, bridge, corpus.hash), progress=progress, **options,
         )  # fmt: skip

@@ -164,8 +164,8 @@ def fit_bridge(
 def _half(stream: SentenceStream, level: str, needs: Sequence[str], stage: str, progress: Progress) -> _Half:
     """Read one half of the text into statistics; count their rows, and the source's tokens that have a counterpart."""
     if level == "token":
-        found = fit_token_statistics(stream, needs, stage=stage, progress=progress)
-        return _Half(found.fitted, int(found.matched), found.share)
+        half = fit_token_statistics(stream, needs, stage=stage, progress=progress)
+        return _Half(half.fitted, int(half.matched), half.share)
     fitted = fit_statistics(stream, needs, stage=stage, progress=progress)
     return _Half(fitted, stream.size - len(fitted.faulty), None)
 

@@ -78,8 +78,8 @@ def features_to_explain(
     evidence = gather_evidence(atlas, corpus, features=features, contexts=contexts, progress=progress)
     shown = [(e.feature, atlas.labels[e.feature], e.contexts) for e in evidence]
     return [
-        ExplainedFeature(f, label, [c.token for c in found], [c.before + c.token + c.after for c in found])
-        for f, label, found in shown
+        ExplainedFeature(f, label, [c.token for c in contexts_of], [c.before + c.token + c.after for c in contexts_of])
+        for f, label, contexts_of in shown
         if label
     ]
 

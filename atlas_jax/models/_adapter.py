@@ -85,7 +85,7 @@ def merge_adapter(model: LanguageModel, directory: str | Path) -> LanguageModel:
 
 def _pairs(tensors: Mapping[str, Any], directory: Path) -> dict[str, tuple[Any, Any]]:
     """The matrices A ``[r, in]`` and B ``[out, r]`` of each module."""
-    found: dict[str, dict[str, Any]] = {}
+    pairs: dict[str, dict[str, Any]] = {}
     for name, value in tensors.items():
         match = _PAIR.fullmatch(name)
         if match is None:
@@ -93,10 +93,10 @@ def _pairs(tensors: Mapping[str, Any], directory: Path) -> dict[str, tuple[Any, 
                 f"the adapter {directory} holds {name}, which is no LoRA matrix of a linear layer; merge it with PEFT "
                 "(merge_and_unload) and load the result"
             )
-        found.setdefault(match[1], {})[match[2]] = value
-    if half := [module for module, pair in found.items() if len(pair) != 2]:
+        pairs.setdefault(match[1], {})[match[2]] = value
+    if half := [module for module, pair in pairs.items() if len(pair) != 2]:
         raise AtlasError(f"the adapter {directory} has one of two LoRA matrices of {half[0]}; download it again")
-    return {module: (pair["A"], pair["B"]) for module, pair in found.items()}
+    return {module: (pair["A"], pair["B"]) for module, pair in pairs.items()}
 
 
 def _targets(model: LanguageModel, places: Mapping[str, Place]) -> dict[str, list[str]]:

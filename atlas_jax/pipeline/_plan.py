@@ -156,7 +156,7 @@ def _change(setup: Setup) -> str | None:
     """The fewest changes, and of these the quickest, that make an alignment fit."""
     changes = list(_changes(setup))
     for count in (1, 2, 3):
-        found = []
+        enough = []
         for several in itertools.combinations(changes, count):
             if len({name for name, *_ in several}) == count:
                 changed = setup
@@ -164,9 +164,9 @@ def _change(setup: Setup) -> str | None:
                     changed = apply(changed)
                 plan = _plan(changed)
                 if plan.fits:
-                    found.append((plan.seconds, " and ".join(words for _, words, _ in several)))
-        if found:
-            return min(found)[1]
+                    enough.append((plan.seconds, " and ".join(words for _, words, _ in several)))
+        if enough:
+            return min(enough)[1]
     return None
 
 

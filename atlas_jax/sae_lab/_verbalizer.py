@@ -173,7 +173,7 @@ def _activations(
     model: LanguageModel, site: Site, texts: Sequence[str], rng: np.random.Generator
 ) -> tuple[Float[np.ndarray, "n d"], list[str]]:
     """Unit activations of some tokens of each text, less their mean, and the words these tokens belong to."""
-    found, words = [], []
+    rows, words = [], []
     for start in range(0, len(texts), 64):
         some = list(texts[start : start + 64])
         some += [some[-1]] * (64 - len(some))  # of one shape
@@ -183,11 +183,11 @@ def _activations(
         for row in range(min(64, len(texts) - start)):
             for p in rng.permutation(len(spans[row]))[:TOKENS_A_TEXT]:
                 if word := _word_at(some[row], *spans[row][p]):
-                    found.append(acts[row, p])
+                    rows.append(acts[row, p])
                     words.append(word)
-    if not found:
+    if not rows:
         raise AtlasError("the texts have no word of two letters; give more text")
-    x = np.stack(found) - np.mean(found, axis=0)
+    x = np.stack(rows) - np.mean(rows, axis=0)
     norm = np.linalg.norm(x, axis=1)
     kept = np.flatnonzero((norm > 0) & (norm <= LONGEST * np.median(norm)))
     return _unit(x[kept]), [words[i] for i in kept]

@@ -42,8 +42,8 @@ class Verbalization(NamedTuple):
     @classmethod
     def of(cls, texts: Sequence[str]) -> "Verbalization":
         """Find the explanations in texts."""
-        found = [_EXPLANATION.search(text) for text in texts]
-        return cls([m[1] if m else t.strip() for m, t in zip(found, texts, strict=True)], list(texts))
+        matches = [_EXPLANATION.search(text) for text in texts]
+        return cls([m[1] if m else t.strip() for m, t in zip(matches, texts, strict=True)], list(texts))
 
 
 class _NormMatchedAdd(NamedTuple):
