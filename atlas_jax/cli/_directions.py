@@ -38,10 +38,10 @@ def found_directions(
         return {along.site: along for along in kept}
     with progress_bars() as progress:
         directions = concept_directions(alignment, {"the concept": query}, sites, how, progress=progress)
-    return kept({site: along for (site, _), along in directions.items()}, save)
+    return save_directions({site: along for (site, _), along in directions.items()}, save)
 
 
-def kept(directions: "dict[Site, Direction]", save: Path | None) -> "dict[Site, Direction]":
+def save_directions(directions: "dict[Site, Direction]", save: Path | None) -> "dict[Site, Direction]":
     """Write directions below a place if there is one; return them."""
     for site, along in directions.items():
         if save is not None:

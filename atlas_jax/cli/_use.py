@@ -8,7 +8,7 @@ import typer
 from rich.text import Text
 
 from atlas_jax.cli._console import emit, err, note, notes, out
-from atlas_jax.cli._directions import How, Lens, found_directions, kept, opened
+from atlas_jax.cli._directions import How, Lens, found_directions, opened, save_directions
 from atlas_jax.cli._lens import tokens_table
 from atlas_jax.cli._options import AsJson, Concept, Features, Like, Overwrite, Seed, Unlike, asked_query, finite
 from atlas_jax.errors import AtlasError, DamagedError
@@ -270,7 +270,7 @@ def _along(
     if lens is not None and token is not None:
         own = opened(lens, alignment)
         directions = [token_direction(alignment, own, token, query, s) for s in sites]
-        return kept({along.site: along for along in directions}, save), "lens", "the Jacobian lens"
+        return save_directions({along.site: along for along in directions}, save), "lens", "the Jacobian lens"
     if how is not None:
         return found_directions(alignment, query, sites, how, save), how, how
     translations = {t.site: t for t in (translation_for("steer", alignment, s, method) for s in sites)}
