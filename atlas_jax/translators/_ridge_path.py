@@ -46,6 +46,7 @@ class _Diagonal(NamedTuple):
 
     values: Float[Array, " d_c"]
     vectors: Float[Array, "d_c d_c"]
+    held_out: Float[Array, "d_c d_c"]  # the held-out Gram matrix in that basis
     unit: float
     dead: int
 
@@ -56,7 +57,6 @@ class _HeldOut(NamedTuple):
     weight: Float[Array, ""]
     scatter: Float[Array, ""]
     cross: Float[Array, "d_s d_c"]
-    gram: Float[Array, "d_c d_c"]
     shift_s: Float[Array, " d_s"]
     shift_c: Float[Array, " d_c"]
 
@@ -93,7 +93,11 @@ def ridge_path(
     """
     penalties = _checked(penalties)
     with jax.enable_x64(True):
-        return _solved(stats, held_out, penalties, _diagonalised(stats))
+        diagonal = _diagonalised(stats, held_out)
+        rotated, scales, path = _path(stats, held_out, penalties, diagonal)
+        matrix = (rotated * scales[path.best][None, :]) @ diagonal.vectors.T
+        known = {"penalty": path.penalty, "shift": path.penalty * diagonal.unit, "held_out_r2": path.r2[path.best]}
+        return solution(matrix, solver="eigh", **known, dead_columns=diagonal.dead), path
 
 
 def ridge_paths(
@@ -115,8 +119,8 @@ def ridge_paths(
     """
     penalties = _checked(penalties)
     with jax.enable_x64(True):
-        diagonal = _diagonalised(next(iter(stats.values())))
-        return {key: _solved(own, held_out[key], penalties, diagonal)[1] for key, own in stats.items()}
+        diagonal = _diagonalised(*(next(iter(half.values())) for half in (stats, held_out)))
+        return {key: _path(own, held_out[key], penalties, diagonal)[2] for key, own in stats.items()}
 
 
 def _checked(penalties: Sequence[float]) -> list[float]:
@@ -125,25 +129,24 @@ def _checked(penalties: Sequence[float]) -> list[float]:
     return sorted(as_number(p, "a penalty", least=0) for p in penalties)
 
 
-def _diagonalised(stats: Statistics) -> _Diagonal:
-    gram = gram_matrix(gram_moments(stats, "atlas", unit=False), centre=True)
+def _diagonalised(stats: Statistics, held_out: Statistics) -> _Diagonal:
+    gram, other = (gram_matrix(gram_moments(half, "atlas", unit=False), centre=True) for half in (stats, held_out))
     nonzero = int(jnp.count_nonzero(jnp.diagonal(gram)))
-    return _Diagonal(*eigh(gram), float(jnp.trace(gram)) / max(nonzero, 1), len(gram) - nonzero)
+    values, vectors = eigh(gram)
+    turned = vectors.T @ other @ vectors
+    return _Diagonal(values, vectors, turned, float(jnp.trace(gram)) / max(nonzero, 1), len(gram) - nonzero)
 
 
-def _solved(
+def _path(
     stats: Statistics, held_out: Statistics, penalties: list[float], diagonal: _Diagonal
-) -> tuple[Solution, Path]:
-    values, vectors, unit, dead = diagonal
-    floor = float(np.finfo(np.float32).eps) * float(values[-1])
-    parts = vectors.T, cross_product(stats, unit=False, centre=True, one_device=True) @ vectors
-    scales = jnp.stack([_scales(values, p * unit, floor) for p in penalties])
-    r2 = [float(x) for x in _explained(*parts, scales, _held_out(stats, held_out))]
-    best = int(np.argmax(r2))
-    matrix = (parts[1] * scales[best][None, :]) @ parts[0]
-    path = Path(tuple(penalties), tuple(r2), best)
-    known = {"penalty": path.penalty, "shift": path.penalty * unit, "held_out_r2": r2[best], "dead_columns": dead}
-    return solution(matrix, solver="eigh", **known), path
+) -> tuple[Float[Array, "d_s d_c"], Float[Array, "p d_c"], Path]:
+    """The centred cross product in the eigenbasis, its factors by penalty, and what each penalty explains."""
+    floor = float(np.finfo(np.float32).eps) * float(diagonal.values[-1])
+    rotated = cross_product(stats, unit=False, centre=True, one_device=True) @ diagonal.vectors
+    scales = jnp.stack([_scales(diagonal.values, p * diagonal.unit, floor) for p in penalties])
+    explained = _explained(diagonal.vectors.T, rotated, scales, diagonal.held_out, _held_out(stats, held_out))
+    r2 = tuple(float(x) for x in explained)
+    return rotated, scales, Path(tuple(penalties), r2, int(np.argmax(r2)))
 
 
 def explained_variance(matrix: Float[Array | np.ndarray, "d_s d_c"], stats: Statistics, held_out: Statistics) -> float:
@@ -166,19 +169,19 @@ def explained_variance(matrix: Float[Array | np.ndarray, "d_s d_c"], stats: Stat
     """
     with jax.enable_x64(True):
         t = jnp.asarray(on_one_device(jnp.asarray(matrix)), jnp.float64)
-        parts = jnp.eye(t.shape[1]), t, jnp.ones((1, t.shape[1]))
+        gram = gram_matrix(gram_moments(held_out, "atlas", unit=False), centre=True)
+        parts = jnp.eye(t.shape[1]), t, jnp.ones((1, t.shape[1])), gram
         return float(_explained(*parts, _held_out(stats, held_out))[0])
 
 
 def _held_out(stats: Statistics, held_out: Statistics) -> _HeldOut:
-    gram = gram_matrix(gram_moments(held_out, "atlas", unit=False), centre=True)
     cross = cross_product(held_out, unit=False, centre=True, one_device=True)
     wide = lambda x: jnp.asarray(on_one_device(x), jnp.float64)
     scatter = jnp.sum(wide(held_out.subject.raw.scatter))
     if not float(scatter) > 0:
         raise AtlasError("the held-out sentences have no variance; give more of them")
     shift = lambda side: wide(getattr(held_out, side).raw.mean) - wide(getattr(stats, side).raw.mean)
-    return _HeldOut(wide(held_out.weight), scatter, cross, gram, shift("subject"), shift("atlas"))
+    return _HeldOut(wide(held_out.weight), scatter, cross, shift("subject"), shift("atlas"))
 
 
 def _scales(values: Float[Array, " d_c"], shift: float, floor: float) -> Float[Array, " d_c"]:
@@ -189,11 +192,15 @@ def _scales(values: Float[Array, " d_c"], shift: float, floor: float) -> Float[A
 
 @jax.jit
 def _explained(
-    basis: Float[Array, "r d_c"], rotated: Float[Array, "d_s r"], scales: Float[Array, "p r"], held_out: _HeldOut
+    basis: Float[Array, "r d_c"],
+    rotated: Float[Array, "d_s r"],
+    scales: Float[Array, "p r"],
+    gram: Float[Array, "r r"],
+    held_out: _HeldOut,
 ) -> Float[Array, " p"]:
-    """Held-out R^2 of the maps ``rotated diag(scales) basis``."""
+    """Held-out R^2 of the maps ``rotated diag(scales) basis``; ``gram`` is the held-out Gram matrix in that basis."""
     cross = jnp.sum(rotated * (held_out.cross @ basis.T), axis=0)
-    square = (rotated.T @ rotated) * (basis @ held_out.gram @ basis.T)
+    square = (rotated.T @ rotated) * gram
     moved = basis @ held_out.shift_c
 
     def error(scale: Float[Array, " r"]) -> Any:
