@@ -149,13 +149,12 @@ class ConceptAtlas:
         return self.model.tokenize(texts, **options)
 
     def features(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d_c"]:
-        """Features of the model's activations at single tokens, those of the SAE."""
-        return self.sae.encode(x)
+        """Features of the model's activations at single tokens, those of the SAE; of stored features, these."""
+        return x if pooled_rows(self.model) else self.sae.encode(x)
 
     def pooled(self, tokens: Tokens) -> dict[Site, Pooled]:
         """Pooled SAE activations ``[b, d_c]``, with the position of each peak; nan where the model's are not finite."""
-        features = (lambda x: x) if pooled_rows(self.model) else self.sae.encode
-        pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](features(x), tokens.mask), x, tokens.mask)
+        pool = lambda x: propagate_nonfinite(POOLINGS[self.pooling](self.features(x), tokens.mask), x, tokens.mask)
         acts = forward(self.model.decoder, tokens, capture=self.sites, logits=False, pool=pool).acts
         return {site: without_place(x) for site, x in acts.items()} if pooled_rows(self.model) else acts
 

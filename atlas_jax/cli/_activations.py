@@ -7,7 +7,7 @@ import typer
 
 from atlas_jax.cli._align import mesh_of_all
 from atlas_jax.cli._console import emit, note, progress_bars
-from atlas_jax.cli._corpus import SENTENCES, read_corpus
+from atlas_jax.cli._corpus import SENTENCES, Text, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, AsJson, Commands, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 from atlas_jax.table import facts_table
@@ -23,7 +23,7 @@ def extract(
     site: Annotated[
         list[str] | None, typer.Option("--site", help=f"Site of --model, {SITES}; may be repeated.")
     ] = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
+    text: Text = None,
     sentences: Annotated[int | None, typer.Option(help="As of atlas-jax align.", min=2)] = None,
     rows: Annotated[str, typer.Option(help="sentence for one pooled row each, token for a row a token.")] = "sentence",
     pooling: Annotated[str, typer.Option(help=f"Of sentence rows, {POOLINGS}.")] = "max",

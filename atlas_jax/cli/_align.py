@@ -9,7 +9,7 @@ import typer
 
 from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
-from atlas_jax.cli._corpus import SENTENCES, read_corpus
+from atlas_jax.cli._corpus import SENTENCES, Text, read_corpus
 from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
 from atlas_jax.cli._plan import note_plan, show_plan
 from atlas_jax.errors import AtlasError
@@ -32,7 +32,7 @@ def align(
     atlas_activations: Annotated[
         Path | None, typer.Option(help="Stored activations in the place of the atlas's model.")
     ] = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
+    text: Text = None,
     method: Methods = None,
     choose: Choose = None,
     sentences: Annotated[

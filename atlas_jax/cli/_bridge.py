@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_jax.cli._console import emit, err, note, progress_bars
-from atlas_jax.cli._corpus import SENTENCES, read_corpus
+from atlas_jax.cli._corpus import SENTENCES, Text, read_corpus
 from atlas_jax.cli._options import POOLINGS, SITES, AsJson, Commands, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
 
@@ -27,7 +27,6 @@ SourceSites = Annotated[
 TargetSites = Annotated[
     list[str] | None, typer.Option("--target-site", help="Site of the target; may be repeated.", show_default=_SITES)
 ]
-Texts = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")]
 Sentences = Annotated[
     int | None,
     typer.Option(help="Sentences for fitting; half as many are held out.", min=2, show_default="up to 20000"),
@@ -53,7 +52,7 @@ def fit(
     source_site: Annotated[str, typer.Option(help=f"Site of the source, {SITES}.")],
     target_site: Annotated[str, typer.Option(help="Site of the target.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Where the bridge is written.")],
-    text: Texts = None,
+    text: Text = None,
     sentences: Sentences = None,
     level: Annotated[str, typer.Option(help="Rows of the regression: sentence (pooled) or token.")] = "sentence",
     pooling: Pooling = "mean",
@@ -108,7 +107,7 @@ def layers(
         Path | None,
         typer.Option("--out", help="Draw a heatmap here (.svg, .png, .pdf), or write a .json."),
     ] = None,
-    text: Texts = None,
+    text: Text = None,
     sentences: Sentences = None,
     pooling: Pooling = "mean",
     outlier: Outlier = 10.0,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 app = Commands(help="Sentences to align on.", no_args_is_help=True)
 FEWEST = 100
+Text = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")]
 SENTENCES = 20000  # to fit on, where no number is given
 BYTES_PER_SENTENCE = 210  # of installed documentation, for one unique sentence of the fit half
 SHOWN = 20

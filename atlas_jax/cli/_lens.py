@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_jax.cli._console import emit, err, note, progress_bars
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._corpus import Text, read_corpus
 from atlas_jax.cli._options import SITES, AsJson, Commands, Overwrite, Seed
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import check_place
@@ -30,7 +30,7 @@ def fit(
         list[str] | None,
         typer.Option("--site", help=f"{SITES}; may be repeated.", show_default="resid_post of every layer"),
     ] = None,
-    text: Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")] = None,
+    text: Text = None,
     sentences: Annotated[int, typer.Option(help="Sentences to average over.", min=1)] = 200,
     skip: Annotated[int, typer.Option(help="First tokens of a sentence that do not count.", min=0)] = 1,
     max_length: Annotated[int, typer.Option(help="Tokens at which sentences are cut.", min=2)] = 128,

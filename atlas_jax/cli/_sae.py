@@ -9,7 +9,7 @@ import typer
 from atlas_jax import interrupts
 from atlas_jax.cli._align import resumable
 from atlas_jax.cli._console import emit, err, note, progress_bars, warn
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._corpus import Text, read_corpus
 from atlas_jax.cli._options import SITES, AsJson, CheckpointEvery, Commands, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
 from atlas_jax.table import facts_table
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 app = Commands(help="Sparse autoencoders of one's own.", no_args_is_help=True)
 Model = Annotated[str, typer.Option(help="Model: a directory or hub name.")]
-Text = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")]
 Dtype = Annotated[str, typer.Option(help="Of the model: float32 or bfloat16.")]
 SAE = "a trained SAE"
 PER_WIDTH = 8  # features for each number of an activation, by default

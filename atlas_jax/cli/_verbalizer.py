@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from atlas_jax.cli._console import emit, err, note, progress_bars
-from atlas_jax.cli._corpus import read_corpus
+from atlas_jax.cli._corpus import Text, read_corpus
 from atlas_jax.cli._options import AsJson, Commands, Overwrite, Seed, finite
 from atlas_jax.errors import AtlasError
 
@@ -18,7 +18,6 @@ app = Commands(help="Models that put a vector into words.", no_args_is_help=True
 KIND = "a verbalizer"
 RECORD = "verbalizer.json"
 CONTEXTS = 10  # strongest sentences of a feature
-Text = Annotated[list[Path] | None, typer.Option("--text", help="Text files, or a corpus directory.")]
 Sentences = Annotated[int, typer.Option(help="Sentences to read.", min=2)]
 MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", help="Of an explanation.", min=1)]
 

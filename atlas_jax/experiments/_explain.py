@@ -18,6 +18,7 @@ from atlas_jax.experiments._explain_features import ExplainedFeature
 from atlas_jax.experiments._steering_texts import appended, json_lines
 from atlas_jax.files import differences, read_object, write_json
 from atlas_jax.labels import Embedder, StaticEmbedding
+from atlas_jax.labels._retrievers import unit
 from atlas_jax.metrics import Interval, bootstrap_mean, reciprocal_rank
 from atlas_jax.models import LanguageModel
 from atlas_jax.progress import Progress, unreported
@@ -147,15 +148,15 @@ def explain_features(
     """
     _check(features, directions, contract, bridge, background, alphas)
     rng = np.random.default_rng(seed)
-    unit, carry = _unit(np.asarray(directions, np.float32)), (lambda v: v) if bridge is None else bridge.direction
-    shuffle = rng.permutation(unit.shape[1])
+    along, carry = unit(np.asarray(directions, np.float32)), (lambda v: v) if bridge is None else bridge.direction
+    shuffle = rng.permutation(along.shape[1])
     vectors = {
-        OWN: carry(unit),
-        RANDOM: carry(_unit(rng.normal(size=unit.shape).astype(np.float32))),
-        SHUFFLED: carry(unit[:, shuffle]),
+        OWN: carry(along),
+        RANDOM: carry(unit(rng.normal(size=along.shape).astype(np.float32))),
+        SHUFFLED: carry(along[:, shuffle]),
     }
-    own = _unit(np.asarray(vectors[OWN]))
-    vectors |= {_washed(a): own + np.float32(a) * _unit(np.asarray(background)[None]) for a in alphas}
+    own = unit(np.asarray(vectors[OWN]))
+    vectors |= {_washed(a): own + np.float32(a) * unit(np.asarray(background)[None]) for a in alphas}
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
     tokens = [", ".join(dict.fromkeys(t.strip() for t in f.tokens if t.strip())) or f.reference for f in features]
     speak: dict[str, Callable[[slice], list[str]]] = {
@@ -241,7 +242,7 @@ def _compared(
 ) -> Explained:
     """Measure every arm against the references and the top texts."""
     reference = _embedded(embedder, [f.reference for f in features])
-    texts = np.stack([_unit(_embedded(embedder, list(f.texts)).mean(0, keepdims=True))[0] for f in features])
+    texts = np.stack([unit(_embedded(embedder, list(f.texts)).mean(0, keepdims=True))[0] for f in features])
     vectors = {name: _embedded(embedder, words) for name, words in said.items()}
     cosine = {name: np.sum(reference * v, axis=1) for name, v in vectors.items()}
     n, own = len(features), cosine[OWN]
@@ -263,8 +264,4 @@ def _ranks(queries: Float[np.ndarray, "n w"], texts: Float[np.ndarray, "n w"]) -
 
 
 def _embedded(embedder: Embedder | StaticEmbedding, texts: Sequence[str]) -> Float[np.ndarray, "n w"]:
-    return _unit(np.asarray(embedder.encode(list(texts)), np.float32))
-
-
-def _unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+    return unit(np.asarray(embedder.encode(list(texts)), np.float32))

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
+from atlas_jax.labels._retrievers import unit
 from atlas_jax.models import LanguageModel
 from atlas_jax.pipeline import SentenceStream, pooled_activations
 from atlas_jax.progress import Progress
@@ -109,5 +110,4 @@ def mean_unit_activation(model: LanguageModel, site: Site, texts: Sequence[str])
       (128,)
     """
     stream = SentenceStream.from_texts([Subject.from_model(model, [site], "mean")], list(texts))
-    rows = pooled_activations(stream)[site]
-    return (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)).mean(axis=0)
+    return unit(pooled_activations(stream)[site]).mean(axis=0)

@@ -80,7 +80,7 @@ def merge_adapter(model: LanguageModel, directory: str | Path) -> LanguageModel:
             path, leaf = flat[name]
             flat[name] = path, leaf.replace(_moved(leaf[...], delta, places[name]))
     decoder = nnx.merge(graph, nnx.from_flat_state(list(flat.values())))
-    return LanguageModel(model.config, model.tokenizer, decoder, model.hf_config, model.generation_config)
+    return model.replace(decoder=decoder)
 
 
 def _pairs(tensors: Mapping[str, Any], directory: Path) -> dict[str, tuple[Any, Any]]:

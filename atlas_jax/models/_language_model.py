@@ -67,6 +67,19 @@ class LanguageModel:
         self.config, self.tokenizer, self.decoder, self.hf_config = config, tokenizer, decoder, hf_config
         self.generation_config = generation_config or {}
 
+    def replace(self, *, tokenizer: Tokenizer | None = None, decoder: Any = None) -> "LanguageModel":
+        """Return the model with another tokenizer or decoder, all else the same.
+
+        Example:
+          >>> from atlas_jax.bundled import SUBJECT
+          >>> from atlas_jax.models import LanguageModel
+          >>> lm = LanguageModel.from_pretrained(SUBJECT)
+          >>> lm.replace(tokenizer=lm.tokenizer).decoder is lm.decoder
+          True
+        """
+        own = tokenizer or self.tokenizer, self.decoder if decoder is None else decoder
+        return LanguageModel(self.config, *own, self.hf_config, self.generation_config)
+
     def tree_flatten(self) -> "tuple[tuple, _Static]":
         """Return the parameters, and all the rest as one static value compared by identity of the tokenizer."""
         return (self.decoder,), _Static(self.config, self.tokenizer, self.hf_config, self.generation_config)

@@ -159,7 +159,7 @@ def _with_bos(model: LanguageModel) -> LanguageModel | None:
     if tokenizer.bos_id is not None or not isinstance(bos, int) or tokenizer.encode(["a"])[0][:1] == [bos]:
         return None
     added = Tokenizer.from_backend(tokenizer.backend, tokenizer.backend.id_to_token(bos))
-    return LanguageModel(model.config, added, model.decoder, model.hf_config)
+    return model.replace(tokenizer=added)
 
 
 def _rows(model: LanguageModel, texts: Sequence[str], sites: tuple[Site, ...]) -> _Rows:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
+from atlas_jax.labels._retrievers import unit
 from atlas_jax.models import Decoder, LanguageModel, Tokenizer, forward, run
 from atlas_jax.progress import Progress, unreported
 from atlas_jax.steering import Replace, at
@@ -133,7 +134,7 @@ def train_verbalizer(
     labels = {int(f): atlas.labels[int(f)] for f in features}
     prompt, place = contract.prompt(model)
     encode = partial(_encode, model, prompt, settings.tokens)
-    sources = [encode(_unit(directions[known]), [labels[int(f)] for f in known])]
+    sources = [encode(unit(directions[known]), [labels[int(f)] for f in known])]
     if settings.activations > 0:
         sources.append(encode(*_activations(model, atlas.site, texts, rng)))
     share = [1 - settings.activations, settings.activations][: len(sources)]
@@ -141,8 +142,7 @@ def train_verbalizer(
     decoder, losses = _fit(model.decoder, batches, place, contract, settings, progress or unreported)
     words = {word for f in known for word in _words(labels[int(f)])}
     new = [int(f) for f in held if not words & set(_words(labels[int(f)]))]
-    trained = LanguageModel(model.config, model.tokenizer, decoder, model.hf_config, model.generation_config)
-    return TrainedVerbalizer(trained, contract, sorted(map(int, held)), sorted(new), losses)
+    return TrainedVerbalizer(model.replace(decoder=decoder), contract, sorted(map(int, held)), sorted(new), losses)
 
 
 def _with_chat(model: LanguageModel) -> LanguageModel:
@@ -150,8 +150,7 @@ def _with_chat(model: LanguageModel) -> LanguageModel:
     hf = copy.deepcopy(model.tokenizer.hf)
     bos = "" if model.tokenizer.bos_id is None else "{{ bos_token }}"
     hf.chat_template = hf.chat_template or bos + CHAT
-    tokenizer = Tokenizer(hf, model.tokenizer.limit)
-    return LanguageModel(model.config, tokenizer, model.decoder, model.hf_config, model.generation_config)
+    return model.replace(tokenizer=Tokenizer(hf, model.tokenizer.limit))
 
 
 def _contract(model: LanguageModel, site: Site) -> Contract:
@@ -190,7 +189,7 @@ def _activations(
     x = np.stack(rows) - np.mean(rows, axis=0)
     norm = np.linalg.norm(x, axis=1)
     kept = np.flatnonzero((norm > 0) & (norm <= LONGEST * np.median(norm)))
-    return _unit(x[kept]), [words[i] for i in kept]
+    return unit(x[kept]), [words[i] for i in kept]
 
 
 def _word_at(text: str, start: int, end: int) -> str | None:
@@ -266,7 +265,3 @@ def _step(
     with jax.numpy_dtype_promotion("standard"):  # optax mixes integer counts with floats
         updates, state = optimizer.update(gradients, state, params)
     return optax.apply_updates(params, updates), state, value
-
-
-def _unit(x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -1,13 +1,13 @@
 """Vectors into words: a vector goes into a verbalizer's prompt by an edit, and the text that follows is kept."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from atlas_jax.checks import as_count, as_texts, finite_numbers
 from atlas_jax.errors import AtlasError
@@ -99,7 +99,7 @@ def load_verbalizer(
     if not (directory / "tokenizer.json").is_file():
         return model, contract
     tokenizer = Tokenizer.load(directory, model.config.vocab_size)  # its chat template may be another
-    return LanguageModel(model.config, tokenizer, model.decoder, model.hf_config, model.generation_config), contract
+    return model.replace(tokenizer=tokenizer), contract
 
 
 def verbalize(
@@ -144,20 +144,10 @@ def verbalize(
     """
     ids, position = contract.prompt(model)
     injected = _scaled(_checked(vectors, contract), contract)
-    n = len(injected)
-    seeds = np.arange(seed, seed + n) if np.ndim(seed) == 0 else np.asarray(seed)
-    if seeds.shape != (n,):
-        raise AtlasError(f"there are {seeds.size} seeds for {n} vectors; give one, or one a vector")
+    edits = lambda chunk: _edits(model, contract, injected[chunk], position)
     options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
-    rows = _rows(model, len(ids) + max_new_tokens, n) if rows is None else min(n, as_count(rows, "rows"))
-    report, texts = progress or unreported, []
-    for start in range(0, n, rows):
-        chunk = np.minimum(np.arange(start, start + rows), n - 1)  # the last is filled up, to run the same program
-        edits = _edits(model, contract, injected[chunk], position)
-        kept = min(rows, n - start)
-        texts += generate(model, [ids] * rows, edits=edits, seed=seeds[chunk].tolist(), **options).texts[:kept]
-        report("verbalize", len(texts), n, 0)
-    return Verbalization.of(texts)
+    prompts, seeds = [ids] * len(injected), _seeds(seed, len(injected), "vector")
+    return _continued(model, prompts, edits, seeds, rows, progress, **options)
 
 
 def verbalize_texts(
@@ -198,16 +188,37 @@ def verbalize_texts(
     """
     texts = as_texts(texts)
     prompts = [model.chat([{"role": "user", "content": contract.message(text)}]) for text in texts]
-    longest, n = max(map(len, prompts)), len(prompts)
+    options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+    seeds = _seeds(seed, len(prompts), "text")
+    return _continued(model, prompts, lambda chunk: None, seeds, rows, None, **options)
+
+
+def _seeds(seed: int | Sequence[int], n: int, what: str) -> Int[np.ndarray, " n"]:
     seeds = np.arange(seed, seed + n) if np.ndim(seed) == 0 else np.asarray(seed)
-    rows = _rows(model, longest + max_new_tokens, n) if rows is None else min(n, as_count(rows, "rows"))
-    options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "prompt_length": longest}
-    said: list[str] = []
-    for start in range(0, n, rows):
-        chunk = np.minimum(np.arange(start, start + rows), n - 1)
-        some = generate(model, [prompts[i] for i in chunk], seed=seeds[chunk].tolist(), **options)
-        said += some.texts[: min(rows, n - start)]
-    return Verbalization.of(said)
+    if seeds.shape != (n,):
+        raise AtlasError(f"there are {seeds.size} seeds for {n} {what}s; give one, or one a {what}")
+    return seeds
+
+
+def _continued(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    edits: Callable[[Int[np.ndarray, " r"]], Any],
+    seeds: Int[np.ndarray, " n"],
+    rows: int | None,
+    progress: Progress | None,
+    **options: Any,
+) -> Verbalization:
+    """Continue prompts in chunks of one shape, each with the edits of its rows."""
+    longest, n = max(map(len, prompts)), len(prompts)
+    most = _rows(model, longest + options["max_new_tokens"], n) if rows is None else min(n, as_count(rows, "rows"))
+    report, texts = progress or unreported, []
+    for start in range(0, n, most):
+        chunk = np.minimum(np.arange(start, start + most), n - 1)  # the last is filled up, to run the same program
+        own = {"edits": edits(chunk), "seed": seeds[chunk].tolist(), "prompt_length": longest}
+        texts += generate(model, [prompts[i] for i in chunk], **own, **options).texts[: min(most, n - start)]
+        report("verbalize", len(texts), n, 0)
+    return Verbalization.of(texts)
 
 
 def _checked(vectors: Any, contract: Contract) -> Float[np.ndarray, "n d"]:
