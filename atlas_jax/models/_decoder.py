@@ -31,6 +31,10 @@ class Taps:
         self.where, self.capture, self.edits, self.pool = where, capture, edits, pool
         self.acts: dict[Site, Any] = {}
 
+    def at_layer(self, layer: int) -> bool:
+        """Whether anything is read or edited at a layer."""
+        return any(site.layer == layer for site in (*self.capture, *self.edits))
+
     def __call__(self, point: str, layer: int, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         site = Site(point, layer)
         if site in self.edits:
@@ -64,23 +68,17 @@ def _apply(edit: Any, site: Site, x: Array, where: Where) -> Array:
 
 
 class Context(NamedTuple):
-    """Values that all layers of a pass share.
+    """Values that a layer shares with others of the pass.
 
     Attributes:
       position: positions of the tokens in their texts, -1 on padding.
       time: place of the first of them in the padded batch, when decoding.
-      turns: cosines and sines of the rotary angles, for each kind of rotary embedding among the layers.
+      angles: cosines and sines of the rotary angles; None without rotary embedding.
     """
 
     position: Int[Array, "b t"]
     time: Int[Array, ""]
-    turns: dict[Rope, tuple[Float[Array, "b t 1 2 f"], Float[Array, "b t 1 2 f"]]]
-
-    @classmethod
-    def at(cls, config: ModelConfig, position: Int[Array, "b t"], time: Int[Array, ""]) -> "Context":
-        """The context of a pass over tokens at these positions."""
-        ropes = [rope for rope in dict.fromkeys(config.ropes) if rope is not None]
-        return cls(position, time, {rope: rope_angles(position, rope, config.head_dim) for rope in ropes})
+    angles: tuple[Float[Array, "b t 1 2 f"], Float[Array, "b t 1 2 f"]] | None
 
 
 class Linear(nnx.Module):
@@ -175,8 +173,8 @@ class Attention(nnx.Module):
         q, k, v = (p(x).reshape(*x.shape[:2], -1, c.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.normalised(q, self.q_norm), self.normalised(k, self.k_norm)
-        if (rope := c.ropes[self.layer]) is not None:
-            q, k = rotate(q, *context.turns[rope]), rotate(k, *context.turns[rope])
+        if context.angles is not None:
+            q, k = rotate(q, *context.angles), rotate(k, *context.angles)
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         position = context.position
         here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)

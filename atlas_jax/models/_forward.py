@@ -15,7 +15,7 @@ from atlas_jax.checks import known
 from atlas_jax.errors import AtlasError
 from atlas_jax.models._cache import LayerCache
 from atlas_jax.models._config import ModelConfig
-from atlas_jax.models._decoder import Context, Decoder, Pool, Taps
+from atlas_jax.models._decoder import Context, Decoder, DecoderLayer, Pool, Taps, rope_angles
 from atlas_jax.models._language_model import LanguageModel
 from atlas_jax.models._tokenizer import check_ids
 from atlas_jax.types import Run, Site, Tokens, Where, edits_by_site, sites_of
@@ -129,13 +129,34 @@ def blocks(
     caches: tuple[LayerCache, ...] | None = None,
 ) -> tuple[Float[Array, "b t d"], tuple[LayerCache | None, ...]]:
     """Run the blocks ``layers``; return the residual stream after them, and their caches in the same order."""
-    context = Context.at(decoder.config, position, time)
+    config = decoder.config
+    angles = {rope: rope_angles(position, rope, config.head_dim) for rope in dict.fromkeys(config.ropes) if rope}
     after = []
     for i, cache in zip(layers, caches or (None,) * len(layers), strict=True):
+        context = Context(position, time, angles.get(config.ropes[i]))
         with jax.named_scope(f"layer_{i}"):
-            x, cache = decoder.layers[i](x, context, taps, cache)
+            if taps.at_layer(i):
+                x, cache = decoder.layers[i](x, context, taps, cache)
+            else:
+                x, cache = _plain_layer(_as_first_of_its_kind(decoder, i), x, context, cache)
         after.append(cache)
     return x, tuple(after)
+
+
+@jax.jit
+def _plain_layer(
+    layer: DecoderLayer, x: Float[Array, "b t d"], context: Context, cache: LayerCache | None
+) -> tuple[Float[Array, "b t d"], LayerCache | None]:
+    """Run a layer that nothing is read from or changed at: layers alike are traced and lowered once."""
+    return layer(x, context, Taps(Where(context.position, context.position[:, 0]), (), {}, None), cache)
+
+
+def _as_first_of_its_kind(decoder: Decoder, i: int) -> DecoderLayer:
+    """The layer with the structure of the first layer that computes the same from other weights."""
+    config = decoder.config
+    kind = lambda n: (config.ropes[n], config.windows[n])
+    first = next(n for n in range(config.num_layers) if kind(n) == kind(i))
+    return jax.tree.unflatten(jax.tree.structure(decoder.layers[first]), jax.tree.leaves(decoder.layers[i]))
 
 
 def positions(tokens: Tokens) -> Int[Array, "b t"]:
