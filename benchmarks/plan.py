@@ -32,7 +32,14 @@ from atlas_jax.models import Decoder, ModelConfig, Tokenizer  # noqa: E402
 from atlas_jax.pipeline import Pair, Setup, align, encode_batch, known_device, plan_alignment  # noqa: E402
 from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes  # noqa: E402
 from atlas_jax.pipeline._fit import LEFT_OUT, Fitted, _fit_step  # noqa: E402
-from atlas_jax.pipeline._plan_costs import SHORTEST, batch_bytes, columns_of, held_bytes, rows_of  # noqa: E402
+from atlas_jax.pipeline._plan_costs import (  # noqa: E402
+    SHORTEST,
+    batch_bytes,
+    columns_of,
+    parameter_bytes,
+    rows_of,
+    statistics_bytes,
+)
 from atlas_jax.pipeline._run import encode_poolings  # noqa: E402
 from atlas_jax.sae import SAEConfig  # noqa: E402
 from atlas_jax.sharding import make_mesh  # noqa: E402
@@ -166,10 +173,11 @@ def analysed(width: int, model_parallel: int | None, dtype: str) -> dict[str, An
     forward = [_bytes_of(f.lower(space, tokens).compile(), arguments) for f, space in reading]
     step = _bytes_of(_fit_step.lower(state, *_rows_of(setup, mesh), mesh=mesh).compile(), 0)
     xla = held + max(*forward, step)
-    fixed = sum(held_bytes(setup)[0].values())
+    statistics, added = statistics_bytes(setup)
+    fixed = sum({**parameter_bytes(setup), **statistics}.values())
     predicted = plan_alignment(setup).stages[0].peak
     parts = {"held": [fixed, held], "forward": [batch_bytes(setup)[1], max(forward)]}
-    parts["step"] = [held_bytes(setup)[1] + 24 * rows_of(setup) * columns_of(setup), step]
+    parts["step"] = [added + 24 * rows_of(setup) * columns_of(setup), step]
     return {
         "atlas features": width, "devices": devices, "model_parallel": setup.model_parallel, "dtype": dtype,
         "predicted": predicted, "xla": xla, "ratio": predicted / xla, "parts, predicted and by XLA": parts,

@@ -51,8 +51,11 @@ def test_parameters_and_statistics_are_exact(methods):
 @pytest.mark.parametrize(("devices", "model_parallel"), [(8, 1), (8, 2), (8, 8)])
 def test_devices_share_statistics_and_parameters(devices, model_parallel):
     one = plan_alignment(_setup())
-    many = plan_alignment(dataclasses.replace(_setup(), devices=devices, model_parallel=model_parallel))
-    name = "statistics of mlp_act.3, max-pooled"
+    at_once = one.setup.at_once
+    many = plan_alignment(
+        dataclasses.replace(_setup(), devices=devices, model_parallel=model_parallel, at_once=at_once)
+    )
+    name = "statistics of mlp_act.0, max-pooled"
     assert many.held[name] == pytest.approx(one.held[name] / devices, rel=1e-2)
     parameters = "subject's parameters"
     assert many.held[parameters] == pytest.approx(one.held[parameters] / model_parallel, rel=1e-2)
@@ -61,9 +64,9 @@ def test_devices_share_statistics_and_parameters(devices, model_parallel):
 @pytest.mark.parametrize(
     "setup",
     [
-        {"width": 16384, "sites": 5},
-        {"width": 65536, "sites": 5, "methods": ("covariance", "procrustes")},
-        {"width": 16384, "sites": 4, "device": "v5e", "devices": 2, "layers": 2, "methods": ("covariance",)},
+        {"width": 16384, "sites": 5, "device": "v5e"},
+        {"width": 65536, "sites": 5},
+        {"width": 16384, "sites": 4, "device": "v5e", "devices": 2, "layers": 4, "methods": ("covariance",)},
         {"width": 65536, "sites": 1, "methods": ("covariance", "least_squares"), "device": "h200"},
     ],
 )
@@ -81,12 +84,38 @@ def test_the_change_makes_it_fit(setup):
             changed = dataclasses.replace(changed, settings=dataclasses.replace(settings, token_budget=budget))
         elif "model-parallel" in words:
             changed = dataclasses.replace(changed, model_parallel=int(words.split()[-1]))
-        elif "at once" in words:
-            changed = dataclasses.replace(changed, at_once=int(words.split()[0]))
+        elif "at-once" in words:
+            changed = dataclasses.replace(changed, at_once=int(words.split()[-1]))
+        elif "host" in words:
+            changed = dataclasses.replace(changed, host_statistics=True)
         else:
             left = tuple(m for m in settings.methods if m != "least_squares")
             changed = dataclasses.replace(changed, settings=dataclasses.replace(settings, methods=left))
     assert plan_alignment(changed).fits
+
+
+def test_what_does_not_fit_is_read_in_several_passes():
+    """As few as will do, each for as many sites as the others."""
+    setup = _setup(sites=8, layers=32, dtype="bfloat16", methods=("covariance", "procrustes"))
+    plan = plan_alignment(setup)
+    assert plan.fits
+    assert (plan.setup.at_once, plan.setup.passes) == (4, 2)
+    assert "in 2 passes over the text for 4 sites at once" in plan.line()
+    assert not plan_alignment(dataclasses.replace(setup, at_once=8)).fits
+    reading = [p.stages[0] for p in (plan, plan_alignment(dataclasses.replace(setup, at_once=1)))]
+    assert reading[1].peak < reading[0].peak
+    assert reading[1].seconds > 2 * reading[0].seconds
+
+
+def test_statistics_on_the_host_leave_the_device_to_the_models():
+    setup = _setup(width=65536, sites=1, layers=32, dtype="bfloat16")
+    on_device, on_host = (plan_alignment(dataclasses.replace(setup, host_statistics=h)) for h in (False, True))
+    assert not on_device.fits
+    assert on_host.fits
+    assert on_host.host > 8 * 65536**2  # the Gram matrix of the atlas, with its rounding errors
+    assert "GiB in the memory of the host" in on_host.line()
+    assert not any("statistics" in name for name in on_host.held)
+    assert on_host.seconds > on_device.seconds
 
 
 def test_more_of_anything_takes_more():

@@ -11,7 +11,7 @@ from atlas_jax import interrupts
 from atlas_jax.cli._console import emit, err, keep_standard_output, note, notes, progress_bars, silence, warn
 from atlas_jax.cli._corpus import SENTENCES, Text, read_corpus
 from atlas_jax.cli._options import HEADS, POOLINGS, SITES, CheckpointEvery, Choose, Methods, Overwrite, Seed
-from atlas_jax.cli._plan import note_plan, show_plan
+from atlas_jax.cli._plan import show_plan, sites_at_once
 from atlas_jax.errors import AtlasError
 
 if TYPE_CHECKING:
@@ -60,6 +60,13 @@ def align(
     coordinator: Annotated[str | None, typer.Option(help="HOST:PORT of process 0, without a launcher.")] = None,
     processes: Annotated[int | None, typer.Option(help="How many there are, without a launcher.", min=1)] = None,
     process_id: Annotated[int | None, typer.Option(help="Which this is, without a launcher.", min=0)] = None,
+    at_once: Annotated[
+        int | None,
+        typer.Option("--sites-at-once", help="Sites of one pass over the text.", min=1, show_default="as many as fit"),
+    ] = None,
+    host_statistics: Annotated[
+        bool, typer.Option("--host-statistics", help="Add and solve in the memory of the host: slower.")
+    ] = False,
     seed: Seed = 0,
     plan: Annotated[bool, typer.Option("--plan", help="Say what it would hold and take, from configs alone.")] = False,
     device: Annotated[
@@ -88,10 +95,11 @@ def align(
 
     check_stored_dtype(save_dtype)
     methods = tuple(method or experiments.METHODS)
+    held = {"model_parallel": model_parallel, "at_once": at_once, "host_statistics": host_statistics}
     if plan:
         kwargs = {"pooling": pooling, "steer_pooling": steer_pooling or "mean", "max_length": max_length}
         kwargs |= {"token_budget": token_budget, "top_k": top_k, "dtype": dtype}
-        show_plan(subject, atlas, site, methods, kwargs, sentences, device, devices, model_parallel, as_json=as_json)
+        show_plan(subject, atlas, site, methods, kwargs, sentences, device, devices, as_json=as_json, **held)
         return
     if out_dir is None:
         raise AtlasError("give --out, where the run is to be written")
@@ -115,13 +123,14 @@ def align(
         if not overwrite and pipeline.is_finished(out_dir, pair, corpus, settings, chooser, dtype=save_dtype):
             _say_finished(out_dir, as_json=as_json)
             return
-        note_plan(pair, settings, corpus, model_parallel)
+        parts = {"at_once": sites_at_once(pair, settings, corpus, **held), "host_statistics": host_statistics}
         run = new_directory(out_dir, overwrite=overwrite) if sharding.is_first() else contextlib.nullcontext(out_dir)
         with run as directory, progress_bars() as progress:
             if restart and sharding.is_first():
                 saved.discard()
             sharding.wait_for_all("checkpoints are as they should be")
-            alignment = pipeline.align(pair, corpus, settings, progress=progress, checkpoints=saved, chooser=chooser)
+            passes = {"progress": progress, "checkpoints": saved, "chooser": chooser}
+            alignment = pipeline.align(pair, corpus, settings, **passes, **parts)
             measured = experiments.measured(experiments.with_strengths(alignment), progress=progress)
             measured.save(directory, dtype=save_dtype)
     if sharding.is_first():

@@ -22,9 +22,9 @@ def show_plan(
     sentences: int | None,
     device: str | None,
     devices: int | None,
-    model_parallel: int,
     *,
     as_json: bool,
+    **more: Any,
 ) -> None:
     """Print the plan of an alignment.
 
@@ -41,15 +41,16 @@ def show_plan(
     count = devices or (jax.device_count() if device is None else 1)
     fit = sentences or SENTENCES
     asked = pipeline.AlignSettings(tuple(sites), methods, **settings)
-    setup = pipeline.read_setup(
-        subject, atlas, asked, (fit, fit // 2), kind, devices=count, model_parallel=model_parallel
-    )
+    setup = pipeline.read_setup(subject, atlas, asked, (fit, fit // 2), kind, devices=count, **more)
     plan = pipeline.plan_alignment(setup)
     emit(as_json, plan.to_dict(), *plan.tables())
 
 
-def note_plan(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", model_parallel: int) -> None:
-    """Say in one line what a run will hold and take, where it takes longer than a minute."""
+def sites_at_once(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", **more: Any) -> int | None:
+    """Return how many sites fit at once, and say in one line what a run of more than a minute will hold and take.
+
+    None where all do, where nothing does, or where models are replaced by stored activations, of which no plan is made.
+    """
     import jax
 
     from atlas_jax import pipeline
@@ -57,11 +58,12 @@ def note_plan(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", model_p
 
     subject, atlas = pair.subject, pair.atlas
     if not all(isinstance(space.model, LanguageModel) for space in (subject, atlas)):
-        return
+        return more["at_once"]
     parts = subject.model.config, atlas.model.config, atlas.sae.config, atlas.site
     sentences = len(corpus.fit), len(corpus.eval)
     device = pipeline.known_device()
-    setup = pipeline.Setup(*parts, settings, sentences, device, jax.device_count(), model_parallel)
+    setup = pipeline.Setup(*parts, settings, sentences, device, jax.device_count(), **more)
     plan = pipeline.plan_alignment(setup)
-    if plan.seconds > LONG or not plan.fits:
+    if plan.seconds > LONG or not plan.fits or plan.setup.at_once != more["at_once"]:
         note(plan.line())
+    return plan.setup.at_once

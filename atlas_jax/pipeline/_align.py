@@ -3,24 +3,30 @@
 import dataclasses
 import importlib.metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from atlas_jax.corpus import Corpus
+from atlas_jax.errors import AtlasError
 from atlas_jax.files import kind_at
 from atlas_jax.pipeline._alignment import Alignment, stream_of
 from atlas_jax.pipeline._checkpoint import Checkpoints
-from atlas_jax.pipeline._choose import Chooser, fit_and_choose, solve_choice
+from atlas_jax.pipeline._choose import Choice, Chooser, fit_and_choose, merge_choices, solve_choice
 from atlas_jax.pipeline._fit import fit_statistics, solve
 from atlas_jax.pipeline._pair import Pair
 from atlas_jax.pipeline._run_files import AlignSettings, asked_for, check_same
-from atlas_jax.pipeline._stream import BLOCK
+from atlas_jax.pipeline._stream import BLOCK, SentenceStream
 from atlas_jax.progress import Progress
 from atlas_jax.sharding import mesh_of
 from atlas_jax.stored import StoredModel
+from atlas_jax.translation import Translation
 from atlas_jax.translators import needs_of
+from atlas_jax.types import Site
+
+_KINDS = "translations", "steering"
 
 
 def is_finished(
@@ -65,6 +71,8 @@ def align(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
     chooser: Chooser | None = None,
+    at_once: int | None = None,
+    host_statistics: bool = False,
 ) -> Alignment:
     """Stream the fit half once, and solve every method at every site.
 
@@ -77,10 +85,14 @@ def align(
         same arguments ends with the same bits.
       chooser: chooses members of the whitened family on a part of the fit half, see
         :class:`atlas_jax.experiments.Chooser`; they become translations beside the methods.
+      at_once: sites whose statistics are held together; where there are more, the text is read once for each so many of
+        them, and a sentence whose activations are not finite at one is left out for those read with it alone. All by
+        default.
+      host_statistics: hold the statistics and solve in the memory of the host: slower, for what no device has room.
 
     Raises:
-      AtlasError: for an unknown method, activations that are not finite in many sentences, or checkpoints of another
-        run.
+      AtlasError: for ``host_statistics`` on several devices or with a chooser, an unknown method, activations that are
+        not finite in many sentences, or checkpoints of another run.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the state is saved.
 
     Example:
@@ -100,18 +112,60 @@ def align(
     for space in (subject, atlas):
         if isinstance(space.model, StoredModel):
             space.model.check_corpus((corpus.fit, corpus.eval), corpus.hash)
-    needs, choice = needs_of(settings.methods), None
-    stream = stream_of(subject, atlas, corpus, settings, "fit")
+    if host_statistics and (chooser is not None or mesh_of(subject) is not None):
+        raise AtlasError("statistics in host memory are for one device and without a chooser; leave one of them out")
     if checkpoints is not None:
         names = () if chooser is None else chooser.names
         checkpoints.fingerprint = fingerprint(pair, corpus, settings) | {"chosen": list(names)}
+    size = at_once or len(subject.sites)
+    sites = sorted(subject.sites)
+    groups = [tuple(sites[i : i + size]) for i in range(0, len(sites), size)]
+    device = jax.local_devices(backend="cpu")[0] if host_statistics else None
+    fits = []
+    for group in groups:
+        saved = (
+            checkpoints if len(groups) == 1 or checkpoints is None else checkpoints.of_part("+".join(map(str, group)))
+        )
+        stream = stream_of(dataclasses.replace(subject, sites=group), atlas, corpus, settings, "fit")
+        fit = _fit_sites(stream, settings, chooser, progress=progress, checkpoints=saved, device=device)
+        fits.append(_on_host(fit) if host_statistics or len(groups) > 1 else fit)
+    translations, steering = ({k: t for fit in fits for k, t in getattr(fit, name).items()} for name in _KINDS)
+    left_out = sorted({row for fit in fits for row in fit.left_out})
+    choice = None if chooser is None else merge_choices([fit.choice for fit in fits])
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "atlas-jax")}
+    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, **versions}
+    more = {"left_out": tuple(left_out), "choice": choice, "steering": steering}
+    return Alignment(subject, atlas, corpus, settings, sources, translations, fits[0].rate, **more)
+
+
+class _Fit(NamedTuple):
+    """What one pass over some of the sites gives."""
+
+    translations: dict[tuple[Site, str], Translation]
+    steering: dict[tuple[Site, str], Translation]
+    choice: Choice | None
+    left_out: list[int]
+    rate: Float[np.ndarray, " d_c"]
+
+
+def _fit_sites(
+    stream: SentenceStream,
+    settings: AlignSettings,
+    chooser: Chooser | None,
+    *,
+    progress: Progress | None,
+    checkpoints: Checkpoints | None,
+    device: jax.Device | None,
+) -> _Fit:
+    """Stream the fit half through the sites of a stream, and solve every method at each."""
+    needs, choice = needs_of(settings.methods), None
     steered = settings.steer_chosen(() if chooser is None else chooser.names)
     further = {}
     if settings.steer_pooling:
         further = {settings.steer_pooling: needs_of(settings.steer_methods) | (chooser.needs if steered else set())}
     options = {"top_k": settings.top_k, "further": further, "progress": progress, "checkpoints": checkpoints}
     if chooser is None:
-        fitted = fit_statistics(stream, needs, **options)
+        fitted = fit_statistics(stream, needs, device=device, **options)
     else:
         needs |= chooser.needs
         fitted, choice = fit_and_choose(stream, needs, chooser, seed=settings.seed, **options)
@@ -121,11 +175,14 @@ def align(
         others = [name for name in chooser.names if name not in steered]
         translations |= solve_choice(fitted, choice, settings.pooling, others)
         steering |= solve_choice(fitted, choice, settings.steer_pooling or settings.pooling, steered)
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "atlas-jax")}
-    sources = sources | {"corpus": {"hash": corpus.hash, **corpus.statistics._asdict()}, **versions}
-    rate = np.asarray(fitted.active) / (len(corpus.fit) - len(fitted.faulty))
-    more = {"left_out": tuple(fitted.faulty), "choice": choice, "steering": steering}
-    return Alignment(subject, atlas, corpus, settings, sources, translations, rate, **more)
+    rate = np.asarray(fitted.active) / (stream.size - len(fitted.faulty))
+    return _Fit(translations, steering, choice, fitted.faulty, rate)
+
+
+def _on_host(fit: _Fit) -> _Fit:
+    """Translations as numpy arrays, so that they leave the device to the next pass."""
+    host = lambda t: jax.tree.map(lambda x: np.asarray(x) if x.is_fully_addressable else x, t)
+    return fit._replace(**{name: {k: host(t) for k, t in getattr(fit, name).items()} for name in _KINDS})
 
 
 def fingerprint(pair: Pair, corpus: Corpus, settings: AlignSettings) -> dict[str, Any]:

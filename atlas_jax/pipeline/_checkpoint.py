@@ -226,9 +226,16 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         self._saved[name], self._last = cursor, time.monotonic()
 
+    def of_part(self, name: str) -> "Checkpoints":
+        """Return checkpoints of the passes of a part of the run, in a directory of their own here."""
+        part = Checkpoints(self.directory / name, every=self.every, unit=self.unit)
+        part.fingerprint = self.fingerprint
+        return part
+
     def exist(self) -> bool:
-        """Return true if there is one of any pass."""
-        return any(path.is_dir() and path.name.isdigit() for path in self.directory.glob("*/*"))
+        """Return true if there is one of any pass, or of any pass of a part."""
+        there = (path for depth in ("*/*", "*/*/*") for path in self.directory.glob(depth))
+        return any(path.is_dir() and path.name.isdigit() for path in there)
 
     def discard(self) -> None:
         """Remove all of them."""

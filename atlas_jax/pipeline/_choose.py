@@ -146,6 +146,15 @@ def fit_and_choose(
     return merge_fitted(fitted, rest), choice
 
 
+def merge_choices(choices: Sequence[Choice]) -> Choice:
+    """Return the choices at several groups of sites as one, with the fault of the first that has one."""
+    record = {name: value for choice in reversed(choices) for name, value in choice.record.items()}
+    for name in ("grid", "chosen"):
+        if rows := [row for choice in choices for row in choice.record.get(name, ())]:
+            record[name] = rows
+    return Choice({key: member for choice in choices for key, member in choice.members.items()}, record)
+
+
 def solve_choice(
     fitted: Fitted, choice: Choice, pooling: str, names: Sequence[str]
 ) -> dict[tuple[Site, str], Translation]:

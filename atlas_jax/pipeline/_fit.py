@@ -17,7 +17,7 @@ from atlas_jax.pipeline._checkpoint import Checkpoints
 from atlas_jax.pipeline._run import encode_batch, encode_norms, encode_poolings, run_stream
 from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.progress import Progress
-from atlas_jax.sharding import replicate
+from atlas_jax.sharding import mesh_of, replicate
 from atlas_jax.statistics import (
     Lens,
     NormSums,
@@ -89,6 +89,7 @@ def fit_statistics(
     checkpoints: Checkpoints | None = None,
     state: Fitted | None = None,
     further: Mapping[str, Iterable[str]] | None = None,
+    device: jax.Device | None = None,
 ) -> Fitted:
     """Run one pass over the fit half that serves every method that needs no second one.
 
@@ -105,6 +106,8 @@ def fit_statistics(
       checkpoints: where the state is saved now and then, and from where a stopped pass continues.
       state: what a pass over other sentences left, to add these to; donated. Empty by default.
       further: names of statistics by other poolings of the subject, each accumulated in the same pass.
+      device: where the statistics are held and added to, such as the host of an accelerator; that of the models by
+        default.
 
     Raises:
       AtlasError: if more than :data:`LEFT_OUT` sentences have activations that are not finite, naming the first; or
@@ -140,13 +143,26 @@ def fit_statistics(
         else:
             a_s, *norms = encode_norms(subject, tokens_s)
         a_c = encode_batch(atlas, tokens_c)[atlas.site]
-        return _fit_step(state, a_s, others, a_c, NormSums(*norms), tokens_s.index, mesh=stream.mesh)
+        rows = beside(state, (a_s, others, a_c, NormSums(*norms), tokens_s.index))
+        return _fit_step(state, *rows, mesh=stream.mesh)
 
-    state = on_mesh(empty, stream.mesh) if state is None else state
+    if state is None and device is None:
+        state = on_mesh(empty, stream.mesh)
+    elif state is None:
+        with jax.default_device(device):
+            state = jax.device_put(empty(), device)
     named = {"name": name, "stage": stage}
     state = run_stream(stream, step, state, **named, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
     return state
+
+
+def beside(state: Any, rows: Any) -> Any:
+    """Put rows on the one device that a state was put on; where it was put on none, or on a mesh, they stay."""
+    leaf = jax.tree.leaves(state)[0]
+    if not leaf.committed or mesh_of(state) is not None:
+        return rows
+    return jax.device_put(rows, leaf.sharding)
 
 
 def merge_fitted(a: Fitted, b: Fitted) -> Fitted:
@@ -233,9 +249,11 @@ def fit_lenses(
     atlas = stream.spaces[-1]
     lenses = {site: lens_init(top, atlas.width) for site, top in tops.items()}
     selected = stream.only(selected_samples(*tops.values()))._replace(spaces=(atlas,))
-    step = lambda lenses, tokens: _lens_step(
-        lenses, encode_batch(atlas, tokens)[atlas.site], tokens.index, mesh=stream.mesh
-    )
+
+    def step(lenses: dict[Site, Lens], tokens: Tokens) -> dict[Site, Lens]:
+        rows = beside(lenses, (encode_batch(atlas, tokens)[atlas.site], tokens.index))
+        return _lens_step(lenses, *rows, mesh=stream.mesh)
+
     named = {"name": "second", "stage": "second pass"}
     return run_stream(selected, step, lenses, **named, progress=progress, checkpoints=checkpoints)
 

@@ -14,10 +14,12 @@ from atlas_jax.pipeline._plan_costs import (
     Stage,
     batch_bytes,
     columns_of,
-    held_bytes,
+    on_host,
+    parameter_bytes,
     rows_of,
     solving,
     stage_of,
+    statistics_bytes,
     widths_of,
     work_of_atlas,
     work_of_pass,
@@ -36,6 +38,7 @@ class Plan(NamedTuple):
       held: bytes on each device by what they are.
       stages: in their order.
       change: what would make it fit, in words; None where it fits or nothing does.
+      host: bytes of statistics and solves in the memory of the host, with ``host_statistics``.
 
     Example:
       >>> from atlas_jax import AlignSettings, LanguageModel, ConceptAtlas
@@ -52,6 +55,7 @@ class Plan(NamedTuple):
     held: Mapping[str, int]
     stages: tuple[Stage, ...]
     change: str | None = None
+    host: int = 0
 
     @property
     def peak(self) -> int:
@@ -78,6 +82,11 @@ class Plan(NamedTuple):
         """Say it in one line."""
         where = f"{self.setup.devices} x {self.setup.device.name}"
         said = f"about {_time(self.seconds)} and {self.peak / GiB:.1f} GiB a device on {where}"
+        if self.host:
+            said += f", {self.host / GiB:.1f} GiB in the memory of the host"
+        if self.setup.passes > 1:
+            several = "one site" if self.setup.at_once == 1 else f"{self.setup.at_once} sites"
+            said += f", in {self.setup.passes} passes over the text for {several} at once"
         if self.fits:
             return said
         advice = f"; it would fit with {self.change}" if self.change else ""
@@ -88,7 +97,8 @@ class Plan(NamedTuple):
         return {
             "device": self.setup.device._asdict(), "devices": self.setup.devices, "passes": self.setup.passes,
             "held": dict(self.held), "stages": [s._asdict() for s in self.stages], "peak": self.peak,
-            "room": self.room, "seconds": self.seconds, "fits": self.fits, "change": self.change,
+            "room": self.room, "seconds": self.seconds, "fits": self.fits, "change": self.change, "host": self.host,
+            "at_once": len(self.setup.sites),
         }  # fmt: skip
 
     def tables(self) -> list[Table]:
@@ -112,6 +122,9 @@ def _time(seconds: float) -> str:
 def plan_alignment(setup: Setup) -> Plan:
     """Compute the plan of an alignment, and what would make it fit where it does not.
 
+    Where not all sites fit at once, it is that of as many of them as do, in several passes over the text: as
+    ``atlas-jax align`` does it.
+
     Bytes of parameters and statistics are exact; those of a batch and of a solve are what XLA's programs were found
     to need. Times are operations and traffic over the rates of the device.
 
@@ -125,31 +138,48 @@ def plan_alignment(setup: Setup) -> Plan:
       ['read the fit half', 'solve', 'measure on the eval half']
     """
     plan = _plan(setup)
+    if not plan.fits and setup.at_once is None:
+        fewer = (_plan(dataclasses.replace(setup, at_once=n)) for n in _fewer_sites(setup))
+        plan = next((p for p in fewer if p.fits), plan)
     return plan if plan.fits else plan._replace(change=_change(setup))
 
 
 def _plan(setup: Setup) -> Plan:
-    held, matrices = held_bytes(setup)
-    fixed = sum(held.values())
+    held, (statistics, matrices) = parameter_bytes(setup), statistics_bytes(setup)
+    parameters, host = sum(held.values()), 0
     batch, forward = batch_bytes(setup)
-    rows = rows_of(setup)
-    step = matrices + 24 * rows * columns_of(setup)
-    held |= {"a batch through a model": forward, "a batch into the statistics": step}
+    held |= {"a batch through a model": forward}
+    step = 0
+    if not setup.host_statistics:
+        step = matrices + 24 * rows_of(setup) * columns_of(setup)
+        held |= statistics | {"a batch into the statistics": step}
+    fixed = parameters + (0 if setup.host_statistics else sum(statistics.values()))
     n_fit, n_eval = setup.sentences
     passes = setup.passes
     stages = [
         stage_of(setup, "read the fit half", fixed + batch + max(forward, step), *work_of_pass(setup, n_fit), passes)
     ]
+    solves = solving(setup, 0)
+    if setup.host_statistics:
+        added = on_host(setup, n_fit)
+        host = max(added.peak, sum(statistics.values()) + solves.peak)
+        stages += [added._replace(peak=fixed)]
     methods = setup.settings.methods
     if any(METHODS[m].second_pass for m in methods):
         wanted = min(n_fit, sum(widths_of(setup).values()) * setup.settings.top_k)
-        lens = 4 * sum(widths_of(setup).values()) * setup.sae.d_sae // setup.devices
+        lens = 0 if setup.host_statistics else 4 * sum(widths_of(setup).values()) * setup.sae.d_sae // setup.devices
         work = wanted * MEAN_TOKENS * PADDING * work_of_atlas(setup)
         stages.append(stage_of(setup, "second pass", fixed + lens + batch + forward, work, 0.0, passes))
-    stages.append(solving(setup, fixed))
+    stages.append(solves._replace(peak=fixed + (0 if setup.host_statistics else solves.peak)))
     work, traffic = work_of_pass(setup, n_eval, reading=True)
     stages.append(stage_of(setup, "measure on the eval half", fixed + batch + forward, work, traffic, 1))
-    return Plan(setup, held, tuple(stages))
+    return Plan(setup, held, tuple(stages), host=host)
+
+
+def _fewer_sites(setup: Setup) -> list[int]:
+    """How many sites a pass may have where it does not have all, the most first: each with the fewest passes."""
+    count = len(setup.settings.sites)
+    return sorted({math.ceil(count / passes) for passes in range(2, count + 1)}, reverse=True)
 
 
 def _change(setup: Setup) -> str | None:
@@ -182,10 +212,10 @@ def _changes(setup: Setup) -> Iterator[tuple[str, str, Any]]:
         if setup.devices % share == 0 and share > setup.model_parallel:
             words, apply = f"--model-parallel {share}", lambda s, n=share: dataclasses.replace(s, model_parallel=n)
             yield "model", words, apply
-    for at_once in sorted({math.ceil(len(setup.sites) / k) for k in range(2, len(setup.sites) + 1)}, reverse=True):
-        passes = math.ceil(len(setup.sites) / at_once)
-        words = f"{at_once} site{'s'[: at_once > 1]} at once, in {passes} runs"
-        yield "sites", words, lambda s, n=at_once: dataclasses.replace(s, at_once=n)
+    for at_once in _fewer_sites(setup) if setup.at_once is None else ():
+        yield "sites", f"--sites-at-once {at_once}", lambda s, n=at_once: dataclasses.replace(s, at_once=n)
+    if not setup.host_statistics and setup.devices == 1:
+        yield "statistics", "--host-statistics", lambda s: dataclasses.replace(s, host_statistics=True)
     if "least_squares" in setup.settings.methods and len(setup.settings.methods) > 1:
         rest = tuple(m for m in setup.settings.methods if m != "least_squares")
         yield "methods", "the --method options without least_squares", settings(methods=rest)

@@ -11,7 +11,7 @@ from jax.sharding import AbstractMesh
 
 from atlas_jax.models import ModelConfig
 from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes
-from atlas_jax.pipeline._devices import REACHED, Device
+from atlas_jax.pipeline._devices import REACHED, Device, known_device
 from atlas_jax.pipeline._run_files import AlignSettings
 from atlas_jax.sae import SAEConfig
 from atlas_jax.statistics import PassStatistics, layout
@@ -39,6 +39,7 @@ class Setup:
       devices: how many there are.
       model_parallel: how many of them share each model.
       at_once: sites of one pass, all where None.
+      host_statistics: whether statistics are held, and solved, in the memory of the host.
 
     Example:
       >>> from atlas_jax import AlignSettings
@@ -59,6 +60,7 @@ class Setup:
     devices: int = 1
     model_parallel: int = 1
     at_once: int | None = None
+    host_statistics: bool = False
 
     @property
     def mesh(self) -> AbstractMesh | None:
@@ -99,12 +101,17 @@ class Stage(NamedTuple):
     seconds: float
 
 
-def held_bytes(setup: Setup) -> tuple[dict[str, int], int]:
-    """Bytes of parameters and statistics on each device, and of the matrices that a batch adds."""
+def parameter_bytes(setup: Setup) -> dict[str, int]:
+    """Bytes of parameters on each device."""
     settings, mesh = setup.settings, setup.mesh
     models = {"subject's parameters": setup.subject, "parameters of the atlas's model": setup.foundation}
     held = {name: _parameter_bytes(config, settings.dtype, mesh) for name, config in models.items()}
-    held["SAE's parameters"] = device_bytes(abstract_sae(setup.sae, mesh))
+    return held | {"SAE's parameters": device_bytes(abstract_sae(setup.sae, mesh))}
+
+
+def statistics_bytes(setup: Setup) -> tuple[dict[str, int], int]:
+    """Bytes of the statistics of one pass where they are held, and of the matrices that a batch adds."""
+    settings, mesh, held = setup.settings, setup.mesh, {}
     further = {settings.steer_pooling: settings.steer_methods} if settings.steer_pooling else {}
     added = 0
     for pooling, methods in {settings.pooling: settings.methods, **further}.items():
@@ -173,12 +180,18 @@ def work_of_pass(setup: Setup, sentences: int, *, reading: bool = False) -> tupl
     tokens = sentences * MEAN_TOKENS * PADDING
     last = 1 + max(site.layer for site in map(Site.parse, setup.settings.sites))
     work = tokens * (_model_work(setup, setup.subject, last) + work_of_atlas(setup))
-    matrices, traffic = held_bytes(setup)[1] / 4 * setup.devices, 0.0
-    if not reading:
-        work += 2.0 * sentences * matrices
-        steps = tokens / setup.settings.token_budget / (setup.devices // setup.model_parallel)
-        traffic = steps * 24.0 * matrices / setup.devices
-    return work / setup.devices, traffic
+    work, traffic = work / setup.devices, 0.0
+    if not (reading or setup.host_statistics):
+        of_statistics, traffic = work_of_statistics(setup, sentences)
+        work += of_statistics
+    return work, traffic
+
+
+def work_of_statistics(setup: Setup, sentences: int) -> tuple[float, float]:
+    """Operations and bytes of traffic of adding sentences to the statistics, where they are held."""
+    matrices = statistics_bytes(setup)[1] / 4
+    steps = sentences * MEAN_TOKENS * PADDING / setup.settings.token_budget / (setup.devices // setup.model_parallel)
+    return 2.0 * sentences * matrices, steps * 24.0 * matrices
 
 
 def _model_work(setup: Setup, c: ModelConfig, layers: int) -> float:
@@ -196,19 +209,31 @@ def work_of_atlas(setup: Setup) -> float:
 
 
 def stage_of(setup: Setup, name: str, peak: int, work: float, traffic: float, times: int) -> Stage:
-    seconds = max(work / (setup.device.float32 * REACHED), traffic / setup.device.traffic)
-    return Stage(name, peak, work * times * setup.devices, seconds * times)
+    return Stage(name, peak, work * times * setup.devices, _seconds(setup.device, work, traffic) * times)
+
+
+def _seconds(device: Device, work: float, traffic: float) -> float:
+    return max(work / (device.float32 * REACHED), traffic / device.traffic)
+
+
+def on_host(setup: Setup, sentences: int) -> Stage:
+    """Adding to statistics in the memory of this host: what it holds there, and takes beside the models' pass."""
+    work, traffic = work_of_statistics(setup, sentences)
+    held, added = statistics_bytes(setup)
+    seconds = _seconds(known_device("cpu"), work, traffic) * setup.passes
+    return Stage("add on the host", sum(held.values()) + added, work * setup.passes, seconds)
 
 
 def solving(setup: Setup, fixed: int) -> Stage:
-    """The largest and the whole of the solves: on one device, or on the host, in float64."""
+    """The largest and the whole of the solves of a pass: on one device, or on the host, in float64."""
     q, peak, work = setup.sae.d_sae, 0, 0.0
     every = [(m, d) for m in setup.settings.methods for d in (setup.subject.width(s) for s in setup.sites)]
     for method, d_s in every:
         size, operations = _solve_cost(method, d_s, q)
         peak, work = max(peak, size), work + operations
     kept = 4 * len(every) * max(d for _, d in every) * q // setup.devices
-    rate = setup.device.float64 or 5e11
+    rate = (known_device("cpu").float64 if setup.host_statistics else setup.device.float64) or 5e11
+    work *= setup.passes
     return Stage("solve", fixed + peak + kept, work, work / (rate * REACHED))
 
 

@@ -43,6 +43,8 @@ def read_setup(
     *,
     devices: int = 1,
     model_parallel: int = 1,
+    at_once: int | None = None,
+    host_statistics: bool = False,
 ) -> Setup:
     """Read what a plan is of.
 
@@ -54,6 +56,8 @@ def read_setup(
       device: the kind of device.
       devices: how many there are.
       model_parallel: how many of them share each model.
+      at_once: sites of one pass, as many as fit where None.
+      host_statistics: whether statistics are held, and solved, in the memory of the host.
 
     Raises:
       AtlasError: for a config that is missing or not supported, a site the subject does not have, or devices that do
@@ -78,4 +82,5 @@ def read_setup(
     site = Site.parse(manifest.site)
     width = Labels.load(manifest.location(directory, "labels")).n_features
     sae = SAEConfig("jumprelu", d_in=foundation.width(site), d_sae=width)  # of any kind: only its sizes matter
-    return Setup(config, foundation, sae, site, settings, sentences, device, devices, model_parallel)
+    more = {"devices": devices, "model_parallel": model_parallel, "at_once": at_once}
+    return Setup(config, foundation, sae, site, settings, sentences, device, **more, host_statistics=host_statistics)
