@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flax import nnx
 from helpers.float64 import distance
 from helpers.hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, saved, sites
 
-from atlas_jax.models import Decoder, LanguageModel, ModelConfig, forward, run
+from atlas_jax.models import Decoder, LanguageModel, ModelConfig, _decoder, forward, run
 from atlas_jax.models._config import Rope
 from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.types import Run, Tokens
@@ -73,6 +74,39 @@ def test_bfloat16_is_as_close_as_bfloat16_allows(name, reference):
     tokens, spans = padded("right", ROW_LENGTHS)
     found = errors(run(jax_model(name, "bfloat16"), tokens), reference(name), spans)
     assert 1e-4 < max(found.values()) <= 2e-2, found
+
+
+@pytest.fixture
+def chunks_of_seven(monkeypatch):
+    """Attention of seven queries at once, which do not divide the texts."""
+    monkeypatch.setattr(_decoder, "ATTENTION_CHUNK", 7)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.parametrize("name", ["llama31", "gemma2", "gemma3", "gpt2"])
+def test_attention_in_chunks_equals_transformers(name, reference, chunks_of_seven):
+    for side in ("left", "right"):
+        tokens, spans = padded(side, ROW_LENGTHS)
+        found = errors(run(jax_model(name), tokens, capture=sites(name)), reference(name), spans)
+        assert max(found.values()) <= TOLERANCE, (side, found)
+
+
+@pytest.mark.parametrize("wanted", ["logits", "gradient"])
+def test_the_scores_of_a_long_text_are_never_there_together(wanted):
+    config = dataclasses.replace(jax_model("llama31").config, num_layers=1, max_positions=4096)
+    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    ids, length = jax.ShapeDtypeStruct((1, 4096), jnp.int32), 4096
+    mask, row = jax.ShapeDtypeStruct((1, length), bool), jax.ShapeDtypeStruct((1,), jnp.int32)
+    forms = {
+        "logits": lambda decoder, tokens: forward(decoder, tokens).logits[:, -1],
+        "gradient": jax.grad(lambda decoder, tokens: jnp.sum(forward(decoder, tokens).logits[:, -1])),
+    }
+    program = jax.jit(forms[wanted]).lower(decoder, Tokens(ids, mask, row)).compile()
+    scores = 4 * config.num_heads * length**2
+    logits = 4 * config.vocab_size * length
+    assert program.memory_analysis().temp_size_in_bytes < scores / 2 + 2 * logits
 
 
 def test_the_oracle_itself_does_not_depend_on_padding(reference):

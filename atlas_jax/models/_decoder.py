@@ -21,6 +21,7 @@ from atlas_jax.types import Site, Where
 Pool = Callable[[Float[Array, "b t d"]], Any]
 # Products accumulate and arrive in float32, whatever their operands are.
 _EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+ATTENTION_CHUNK = 512  # queries whose attention is computed at once
 _INIT = jax.nn.initializers.normal(0.02)
 
 
@@ -178,8 +179,14 @@ class Attention(nnx.Module):
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         position = context.position
         here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)
-        mask = visible(position, jnp.concatenate([x.position for x in here], axis=1), c.windows[self.layer])
-        z = attend(q.astype(here[0].keys.dtype), here, mask, c.query_scale, c.attn_softcap).astype(x.dtype)
+        key_position = jnp.concatenate([x.position for x in here], axis=1)
+
+        def of_queries(q: Float[Array, "b _ n h"], position: Int[Array, "b _"]) -> Float[Array, "b _ n h"]:
+            return attend(
+                q, here, visible(position, key_position, c.windows[self.layer]), c.query_scale, c.attn_softcap
+            )
+
+        z = in_chunks(of_queries, q.astype(here[0].keys.dtype), position).astype(x.dtype)
         z = taps.heads(self.layer, z)
         heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
         taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
@@ -188,6 +195,25 @@ class Attention(nnx.Module):
     def normalised(self, x: Float[Array, "b t n h"], norm: Callable[[Array], Array]) -> Array:
         """Normalise queries or keys, every head by itself or all together."""
         return norm(x) if self.config.qk_norm == "head" else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
+
+
+def in_chunks(
+    of_queries: Callable[[Float[Array, "b q n h"], Int[Array, "b q"]], Float[Array, "b q n h"]],
+    q: Float[Array, "b t n h"],
+    position: Int[Array, "b t"],
+) -> Float[Array, "b t n h"]:
+    """Attention of all queries, at most :data:`ATTENTION_CHUNK` at once.
+
+    So the scores of a long text are never there together; gradients compute those of a chunk anew.
+    """
+    b, t = position.shape
+    if t <= ATTENTION_CHUNK:
+        return of_queries(q, position)
+    more = -t % ATTENTION_CHUNK
+    q, position = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, 0))), jnp.pad(position, ((0, 0), (0, more)))
+    chunks = lambda x: jnp.moveaxis(x.reshape(b, -1, ATTENTION_CHUNK, *x.shape[2:]), 1, 0)
+    z = jax.lax.map(jax.checkpoint(lambda chunk: of_queries(*chunk)), (chunks(q), chunks(position)))
+    return jnp.moveaxis(z, 0, 1).reshape(b, t + more, *q.shape[2:])[:, :t]
 
 
 def attend(

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from atlas_jax.models import ModelConfig
+from atlas_jax.models import ATTENTION_CHUNK, ModelConfig
 from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes
 from atlas_jax.pipeline._devices import REACHED, Device, known_device
 from atlas_jax.pipeline._run_files import AlignSettings
@@ -171,7 +171,7 @@ def _forward_bytes(setup: Setup, c: ModelConfig, dtype: int) -> int:
     residual = (4 + 2 * dtype) * tokens * c.hidden_size
     mlp = (12 if c.gated else 8) * tokens * c.intermediate_size // m + dtype * tokens * c.intermediate_size // m
     heads = tokens * (c.num_heads + 2 * c.num_kv_heads) * c.head_dim // m * (4 + dtype)
-    scores = 8 * tokens * longest * c.num_heads // m
+    scores = 8 * (tokens // longest) * min(longest, ATTENTION_CHUNK) * longest * c.num_heads // m
     return residual + max(mlp, heads + scores)
 
 
