@@ -17,8 +17,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # workers and commands inheri
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # Tests compile far more than they compute: compiled quickly rather than well, all else as for users.
-os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-QUICKLY = "--xla_cpu_parallel_codegen_split_count=1"
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+QUICKLY += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):  # 0.12 ends a process that names the flag
     QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {QUICKLY}".strip()

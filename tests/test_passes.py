@@ -18,9 +18,10 @@ from atlas_jax.experiments import Chooser
 from atlas_jax.pipeline import Checkpoints, known_device
 from atlas_jax.translators import Member
 
+WIDE = "mlp_act.0", "mlp_act.2"
 MEMORY = 40 * 2**20  # bytes: for the statistics of one site, not of two
-SITES = "mlp_act.0", "resid_post.1", "mlp_act.2"
-SETTINGS = AlignSettings(SITES, ("covariance", "procrustes", "ridge", "semantic_lens"), max_length=16, top_k=5)
+SITES = "z.0", "resid_post.1", "z.2"  # of one width
+SETTINGS = AlignSettings(SITES, ("procrustes", "semantic_lens"), max_length=16, token_budget=1024, top_k=5)
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +50,8 @@ def assert_same(ours: Alignment, theirs: Alignment) -> None:
     assert ours.left_out == theirs.left_out
 
 
-@pytest.mark.parametrize("at_once", [1, 2])
-def test_several_passes_give_what_one_gives(pair, corpus, whole, at_once):
-    several = align(pair, corpus, SETTINGS, at_once=at_once)
+def test_several_passes_give_what_one_gives(pair, corpus, whole):
+    several = align(pair, corpus, SETTINGS, at_once=1)
     assert_same(several, whole)
     assert all(isinstance(t.matrix, np.ndarray) for t in several.translations.values())
 
@@ -77,8 +77,9 @@ def test_a_run_stopped_in_the_second_pass_does_not_read_for_the_first_again(pair
 
 
 def test_a_choice_in_several_passes_is_that_of_one(pair, corpus):
-    chooser = Chooser(("detect",), (Member(0.5, 0.0), Member(0.0, 0.5)))
-    settings = dataclasses.replace(SETTINGS, methods=("covariance",))
+    chooser = Chooser(("detect",), (Member(0.5, 0.0), Member(1.0, 0.0)))
+    settings = dataclasses.replace(SETTINGS, methods=("covariance",), sites=SITES[:2])
+    pair = pair._replace(subject=dataclasses.replace(pair.subject, sites=pair.subject.sites[:2]))
     one, several = (align(pair, corpus, settings, chooser=chooser, at_once=n) for n in (None, 1))
     assert_same(several, one)
     assert several.choice.members == one.choice.members
@@ -104,10 +105,10 @@ def test_the_command_splits_what_does_not_fit(corpus, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "known_device", small)
     words = ["align", "--subject", SUBJECT, "--atlas", ATLAS, "--text", tmp_path / "corpus", "--method", "covariance"]
     words += ["--max-length", 16, "--token-budget", 256, "--out", tmp_path / "run"]
-    words += [word for site in SITES[::2] for word in ("--site", site)]
+    words += [word for site in WIDE for word in ("--site", site)]
     planned = CliRunner().invoke(app, [*map(str, words), "--plan", "--json"], catch_exceptions=False)
     assert json.loads(planned.stdout)["at_once"] == 1
     done = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert "in 2 passes over the text for one site at once" in " ".join(done.output.split())
-    assert [str(site) for site, _ in Alignment.load(tmp_path / "run").translations] == [*SITES[::2]]
+    assert [str(site) for site, _ in Alignment.load(tmp_path / "run").translations] == [*WIDE]
