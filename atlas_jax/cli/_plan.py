@@ -52,9 +52,11 @@ def sites_at_once(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", **m
     None where all do, where nothing does, or where models are replaced by stored activations, of which no plan is made.
     """
     import jax
+    import numpy as np
 
     from atlas_jax import pipeline
     from atlas_jax.models import LanguageModel
+    from atlas_jax.sharding import gather
 
     subject, atlas = pair.subject, pair.atlas
     if not all(isinstance(space.model, LanguageModel) for space in (subject, atlas)):
@@ -66,4 +68,4 @@ def sites_at_once(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", **m
     plan = pipeline.plan_alignment(setup)
     if plan.seconds > LONG or not plan.fits or plan.setup.at_once != more["at_once"]:
         note(plan.line())
-    return plan.setup.at_once
+    return int(gather(np.array(plan.setup.at_once or 0))[0]) or None  # of the first process: all must do the same

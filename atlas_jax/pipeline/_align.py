@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from atlas_jax.checks import as_count
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import kind_at
@@ -117,15 +118,15 @@ def align(
     if checkpoints is not None:
         names = () if chooser is None else chooser.names
         checkpoints.fingerprint = fingerprint(pair, corpus, settings) | {"chosen": list(names)}
-    size = at_once or len(subject.sites)
+    size = len(subject.sites) if at_once is None else as_count(at_once, "at_once")
     sites = sorted(subject.sites)
     groups = [tuple(sites[i : i + size]) for i in range(0, len(sites), size)]
     device = jax.local_devices(backend="cpu")[0] if host_statistics else None
     fits = []
-    for group in groups:
-        saved = (
-            checkpoints if len(groups) == 1 or checkpoints is None else checkpoints.of_part("+".join(map(str, group)))
-        )
+    for number, group in enumerate(groups):
+        saved = checkpoints
+        if checkpoints is not None and len(groups) > 1:
+            saved = checkpoints.of_part(f"part-{number}", sites=[str(site) for site in group])
         stream = stream_of(dataclasses.replace(subject, sites=group), atlas, corpus, settings, "fit")
         fit = _fit_sites(stream, settings, chooser, progress=progress, checkpoints=saved, device=device)
         fits.append(_on_host(fit) if host_statistics or len(groups) > 1 else fit)

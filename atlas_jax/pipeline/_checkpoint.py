@@ -226,10 +226,15 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
         self._saved[name], self._last = cursor, time.monotonic()
 
-    def of_part(self, name: str) -> "Checkpoints":
-        """Return checkpoints of the passes of a part of the run, in a directory of their own here."""
+    def of_part(self, name: str, **facts: Any) -> "Checkpoints":
+        """Return checkpoints of the passes of a part of the run, in a directory of their own here.
+
+        Args:
+          name: of the part.
+          facts: plain values that tell it from other parts of that name, for its fingerprint.
+        """
         part = Checkpoints(self.directory / name, every=self.every, unit=self.unit)
-        part.fingerprint = self.fingerprint
+        part.fingerprint = dict(self.fingerprint) | facts
         return part
 
     def exist(self) -> bool:
