@@ -1,4 +1,4 @@
-"""Claim: directions by gradients express a concept at least three times as often as Procrustes at equal perplexity.
+"""Claim: directions by gradients express a concept more than twice as often as Procrustes at equal perplexity.
 
 The share of sampled continuations that express a single atlas feature, at twice the perplexity of unsteered text
 (interpolated between strengths, concept by concept), for directions of translators, of ``concept_directions``, and for
