@@ -236,12 +236,11 @@ def test_faulty_sentences_are_named_and_in_no_statistic():
     assert LEFT_OUT < found["done"] < 1000
 
 
-def test_kills_change_no_bit(tmp_path):
-    kills = max(8, KILLS)
-    found = _worker("chain", tmp_path, 0, kills)
+def test_twenty_kills_change_no_bit(tmp_path):
+    found = _worker("chain", tmp_path, 0, 20)
     assert (found["status"], found["same"]) == (0, True)
-    assert found["torn"] >= kills / 4
-    assert found["resumed"] >= kills / 2
+    assert found["torn"] >= 5
+    assert found["resumed"] >= 10
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks of memory are read from /proc")
