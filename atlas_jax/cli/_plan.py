@@ -46,7 +46,9 @@ def show_plan(
     emit(as_json, plan.to_dict(), *plan.tables())
 
 
-def sites_at_once(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", **more: Any) -> int | None:
+def sites_at_once(
+    pair: "Pair", settings: "AlignSettings", corpus: "Corpus", *, at_once: int | None, **more: Any
+) -> int | None:
     """Return how many sites fit at once, and say in one line what a run of more than a minute will hold and take.
 
     None where all do, where nothing does, or where models are replaced by stored activations, of which no plan is made.
@@ -60,12 +62,12 @@ def sites_at_once(pair: "Pair", settings: "AlignSettings", corpus: "Corpus", **m
 
     subject, atlas = pair.subject, pair.atlas
     if not all(isinstance(space.model, LanguageModel) for space in (subject, atlas)):
-        return more["at_once"]
+        return at_once
     parts = subject.model.config, atlas.model.config, atlas.sae.config, atlas.site
     sentences = len(corpus.fit), len(corpus.eval)
     device = pipeline.known_device()
-    setup = pipeline.Setup(*parts, settings, sentences, device, jax.device_count(), **more)
+    setup = pipeline.Setup(*parts, settings, sentences, device, jax.device_count(), at_once=at_once, **more)
     plan = pipeline.plan_alignment(setup)
-    if plan.seconds > LONG or not plan.fits or plan.setup.at_once != more["at_once"]:
+    if plan.seconds > LONG or not plan.fits or plan.setup.at_once != at_once:
         note(plan.line())
     return int(gather(np.array(plan.setup.at_once or 0))[0]) or None  # of the first process: all must do the same

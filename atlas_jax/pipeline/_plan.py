@@ -146,31 +146,32 @@ def plan_alignment(setup: Setup) -> Plan:
 
 def _plan(setup: Setup) -> Plan:
     held, (statistics, matrices) = parameter_bytes(setup), statistics_bytes(setup)
-    parameters, host = sum(held.values()), 0
-    batch, forward = batch_bytes(setup)
+    parameters, (batch, forward), solves = sum(held.values()), batch_bytes(setup), solving(setup)
     held |= {"a batch through a model": forward}
-    step = 0
-    if not setup.host_statistics:
+    size = sum(statistics.values())
+    fixed, step, lens, host = parameters, 0, 0, 0  # of the device, where statistics are on the host
+    if setup.host_statistics:
+        host = size + max(matrices, solves.peak)
+        solves = solves._replace(peak=fixed)
+    else:
+        fixed += size
         step = matrices + 24 * rows_of(setup) * columns_of(setup)
+        lens = 4 * sum(widths_of(setup).values()) * setup.sae.d_sae // setup.devices
+        solves = solves._replace(peak=fixed + solves.peak)
         held |= statistics | {"a batch into the statistics": step}
-    fixed = parameters + (0 if setup.host_statistics else sum(statistics.values()))
     n_fit, n_eval = setup.sentences
     passes = setup.passes
     stages = [
         stage_of(setup, "read the fit half", fixed + batch + max(forward, step), *work_of_pass(setup, n_fit), passes)
     ]
-    solves = solving(setup, 0)
     if setup.host_statistics:
-        added = on_host(setup, n_fit)
-        host = max(added.peak, sum(statistics.values()) + solves.peak)
-        stages += [added._replace(peak=fixed)]
+        stages.append(on_host(setup, n_fit, fixed))
     methods = setup.settings.methods
     if any(METHODS[m].second_pass for m in methods):
         wanted = min(n_fit, sum(widths_of(setup).values()) * setup.settings.top_k)
-        lens = 0 if setup.host_statistics else 4 * sum(widths_of(setup).values()) * setup.sae.d_sae // setup.devices
         work = wanted * MEAN_TOKENS * PADDING * work_of_atlas(setup)
         stages.append(stage_of(setup, "second pass", fixed + lens + batch + forward, work, 0.0, passes))
-    stages.append(solves._replace(peak=fixed + (0 if setup.host_statistics else solves.peak)))
+    stages.append(solves)
     work, traffic = work_of_pass(setup, n_eval, reading=True)
     stages.append(stage_of(setup, "measure on the eval half", fixed + batch + forward, work, traffic, 1))
     return Plan(setup, held, tuple(stages), host=host)

@@ -216,16 +216,18 @@ def _seconds(device: Device, work: float, traffic: float) -> float:
     return max(work / (device.float32 * REACHED), traffic / device.traffic)
 
 
-def on_host(setup: Setup, sentences: int) -> Stage:
-    """Adding to statistics in the memory of this host: what it holds there, and takes beside the models' pass."""
+def on_host(setup: Setup, sentences: int, peak: int) -> Stage:
+    """Adding to statistics in the memory of this host, beside ``peak`` bytes on the device."""
     work, traffic = work_of_statistics(setup, sentences)
-    held, added = statistics_bytes(setup)
     seconds = _seconds(known_device("cpu"), work, traffic) * setup.passes
-    return Stage("add on the host", sum(held.values()) + added, work * setup.passes, seconds)
+    return Stage("add on the host", peak, work * setup.passes, seconds)
 
 
-def solving(setup: Setup, fixed: int) -> Stage:
-    """The largest and the whole of the solves of a pass: on one device, or on the host, in float64."""
+def solving(setup: Setup) -> Stage:
+    """The largest of the solves of a pass, and the whole of all: on one device, or on the host, in float64.
+
+    Its peak is what it takes beside parameters and statistics.
+    """
     q, peak, work = setup.sae.d_sae, 0, 0.0
     every = [(m, d) for m in setup.settings.methods for d in (setup.subject.width(s) for s in setup.sites)]
     for method, d_s in every:
@@ -234,7 +236,7 @@ def solving(setup: Setup, fixed: int) -> Stage:
     kept = 4 * len(every) * max(d for _, d in every) * q // setup.devices
     rate = (known_device("cpu").float64 if setup.host_statistics else setup.device.float64) or 5e11
     work *= setup.passes
-    return Stage("solve", fixed + peak + kept, work, work / (rate * REACHED))
+    return Stage("solve", peak + kept, work, work / (rate * REACHED))
 
 
 def _solve_cost(method: str, d_s: int, d_c: int) -> tuple[int, float]:

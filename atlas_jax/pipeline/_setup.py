@@ -82,5 +82,5 @@ def read_setup(
     site = Site.parse(manifest.site)
     width = Labels.load(manifest.location(directory, "labels")).n_features
     sae = SAEConfig("jumprelu", d_in=foundation.width(site), d_sae=width)  # of any kind: only its sizes matter
-    more = {"devices": devices, "model_parallel": model_parallel, "at_once": at_once}
-    return Setup(config, foundation, sae, site, settings, sentences, device, **more, host_statistics=host_statistics)
+    shapes = config, foundation, sae, site
+    return Setup(*shapes, settings, sentences, device, devices, model_parallel, at_once, host_statistics)
