@@ -70,13 +70,17 @@ def pytest_unconfigure():
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs():
-    """Free compiled programs before they take up the 65,530 memory maps that a process may have; others go on."""
+    """Free compiled programs before they take up the 65,530 memory maps that a process may have; others go on.
+
+    What outlives a module is not looked at again by the collector of garbage until then.
+    """
     yield
-    gc.collect()
     maps = Path("/proc/self/maps")
     if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+        gc.unfreeze()
         jax.clear_caches()
-        gc.collect()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

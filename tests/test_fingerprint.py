@@ -11,7 +11,7 @@ from flax import nnx
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.bundled import ATLAS, SUBJECT
-from atlas_jax.models import Decoder, LanguageModel, fingerprint_difference, is_small, numerical_fingerprint
+from atlas_jax.models import LanguageModel, decoder_shapes, fingerprint_difference, is_small, numerical_fingerprint
 from atlas_jax.subject import Subject
 
 
@@ -29,7 +29,7 @@ def with_config(subject, **changes):
     """The same parameters under a changed config."""
     model = subject.model
     config = dataclasses.replace(model.config, **changes)
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(decoder_shapes(config))
     decoder = nnx.merge(graph, nnx.state(model.decoder))
     return dataclasses.replace(subject, model=LanguageModel(config, model.tokenizer, decoder, model.hf_config))
 

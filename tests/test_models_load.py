@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from flax import nnx
 from helpers.hf_oracle import SHAPE, ZOO, hf_model, jax_model, random_ids, save_tokenizer, saved
 from safetensors.numpy import load_file, save_file
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models import LanguageModel, ModelConfig, run
+from atlas_jax.models import LanguageModel, ModelConfig, decoder_shapes, run
 from atlas_jax.models._config import load_config
 from atlas_jax.types import Tokens
 
@@ -352,3 +353,13 @@ def test_long_texts_are_cut_only_when_asked_and_no_text_is_refused():
     assert lm.tokenize(["w5 " * 300], max_length=7).ids.shape == (1, 7)
     with pytest.raises(AtlasError, match="no text"):
         lm.tokenize([])
+
+
+def test_models_of_one_config_share_shapes_and_nothing_else():
+    first, second = (LanguageModel.from_pretrained(saved("llama31")) for _ in range(2))
+    changed = nnx.state(first.decoder)
+    nnx.update(first.decoder, jax.tree.map(lambda x: x + 1, changed))
+    third = LanguageModel.from_pretrained(saved("llama31"))
+    for a, b, shape in zip(*map(jax.tree.leaves, (second, third, decoder_shapes(third.config))), strict=True):
+        assert isinstance(shape, jax.ShapeDtypeStruct)
+        np.testing.assert_array_equal(a, b)

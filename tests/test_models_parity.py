@@ -12,7 +12,7 @@ from flax import nnx
 from helpers.float64 import distance
 from helpers.hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, saved, sites
 
-from atlas_jax.models import Decoder, LanguageModel, ModelConfig, _decoder, forward, run
+from atlas_jax.models import Decoder, LanguageModel, ModelConfig, _decoder, decoder_shapes, forward, run
 from atlas_jax.models._config import Rope
 from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.types import Run, Tokens
@@ -96,7 +96,7 @@ def test_attention_in_chunks_equals_transformers(name, reference, chunks_of_seve
 @pytest.mark.parametrize("wanted", ["logits", "gradient"])
 def test_the_scores_of_a_long_text_are_never_there_together(wanted):
     config = dataclasses.replace(jax_model("llama31").config, num_layers=1, max_positions=4096)
-    decoder = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    decoder = decoder_shapes(config)
     ids, length = jax.ShapeDtypeStruct((1, 4096), jnp.int32), 4096
     mask, row = jax.ShapeDtypeStruct((1, length), bool), jax.ShapeDtypeStruct((1,), jnp.int32)
     forms = {
@@ -124,7 +124,7 @@ def config_fault(**changes) -> Callable:
 
     def twin(decoder: Decoder) -> Decoder:
         config = dataclasses.replace(decoder.config, **{k: f(decoder.config) for k, f in changes.items()})
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+        graph = nnx.graphdef(decoder_shapes(config))
         return nnx.merge(graph, nnx.state(decoder))
 
     return twin

@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from helpers.float64 import distance
 from helpers.hf_oracle import LAYERS, hf_model, jax_model, random_ids
 
 from atlas_jax.errors import AtlasError
-from atlas_jax.models import Decoder, forward, run, split_heads
+from atlas_jax.models import decoder_shapes, forward, run, split_heads
 from atlas_jax.models._forward import _run
 from atlas_jax.steering import Add, Steer
 from atlas_jax.types import POINTS, Site, Tokens
@@ -180,6 +179,6 @@ def test_layers_alike_are_traced_and_lowered_once(name, kinds):
     """A program of twelve layers has the products of each kind of layer, of the layer that is read, and the logits."""
     config = jax_model(name).config
     many = dataclasses.replace(config, num_layers=12, windows=config.windows[:2] * 6, ropes=config.ropes[:2] * 6)
-    decoder = nnx.eval_shape(lambda: Decoder(many, rngs=nnx.Rngs(0)))
+    decoder = decoder_shapes(many)
     program = jax.jit(lambda decoder, tokens: forward(decoder, tokens, capture=[Site("mlp_out", 11)]))
     assert program.lower(decoder, batch()).as_text().count("dot_general") == 9 * (kinds + 1) + 1

@@ -297,11 +297,11 @@ def endless(name: str) -> LanguageModel:
 
     from flax import nnx
 
-    from atlas_jax.models import Decoder
+    from atlas_jax.models import decoder_shapes
 
     lm = jax_model(name)
     config = dataclasses.replace(lm.config, eos_ids=())
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(decoder_shapes(config))
     return LanguageModel(config, lm.tokenizer, nnx.merge(graph, nnx.state(lm.decoder)), lm.hf_config)
 
 

@@ -37,10 +37,10 @@ def chatty(lm: LanguageModel) -> LanguageModel:
     """The model with a chat template, and without an end of text."""
     from flax import nnx
 
-    from atlas_jax.models import Decoder
+    from atlas_jax.models import decoder_shapes
 
     config = dataclasses.replace(lm.config, eos_ids=())
-    graph = nnx.graphdef(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    graph = nnx.graphdef(decoder_shapes(config))
     lm.tokenizer.hf.chat_template = CHAT
     return LanguageModel(config, lm.tokenizer, nnx.merge(graph, nnx.state(lm.decoder)), lm.hf_config)
 

@@ -2,7 +2,11 @@
 
 from atlas_jax.models._adapter import merge_adapter as merge_adapter
 from atlas_jax.models._config import ModelConfig as ModelConfig, load_config as load_config
-from atlas_jax.models._decoder import ATTENTION_CHUNK as ATTENTION_CHUNK, Decoder as Decoder
+from atlas_jax.models._decoder import (
+    ATTENTION_CHUNK as ATTENTION_CHUNK,
+    Decoder as Decoder,
+    decoder_shapes as decoder_shapes,
+)
 from atlas_jax.models._fingerprint import (
     fingerprint_difference as fingerprint_difference,
     is_small as is_small,

@@ -5,6 +5,7 @@ weights are stored ``[in, out]``. Axis letters: ``b`` rows, ``t`` queries, ``s``
 query heads per key-value head, ``h`` head dimension, ``d`` model width.
 """
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
@@ -356,3 +357,16 @@ class Decoder(nnx.Module):
             y = jnp.matmul(x, self.lm_head.weight[...], **_EXACT)
         cap = self.config.final_softcap
         return y if cap is None else jnp.tanh(y / cap) * cap
+
+
+@functools.cache
+def decoder_shapes(config: ModelConfig) -> Decoder:
+    """Return a decoder of shapes without parameters: one for each config, not to be changed.
+
+    Example:
+      >>> from atlas_jax.bundled import SUBJECT
+      >>> from atlas_jax.models import decoder_shapes, load_config
+      >>> decoder_shapes(load_config(SUBJECT)[0]).embed_tokens.weight.shape
+      (3072, 128)
+    """
+    return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))

@@ -28,7 +28,7 @@ NOT_DOWNLOADED = ["original/*", "consolidated*", "onnx/*", "metal/*", "runs/*"]
 @dataclasses.dataclass(frozen=True)
 class _Static:
     config: ModelConfig
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
     hf_config: dict[str, Any] = dataclasses.field(hash=False, compare=False)
     generation_config: dict[str, Any] = dataclasses.field(hash=False, compare=False)
 
@@ -39,7 +39,7 @@ class LanguageModel:
 
     Attributes:
       config: description of the decoder.
-      tokenizer: text to ids and back.
+      tokenizer: text to ids and back; None in a model of shapes.
       decoder: the Flax NNX module, a pytree that may be passed to jitted functions.
       hf_config: the content of the checkpoint's ``config.json``; of the text part alone where there are others.
       generation_config: the content of its ``generation_config.json``, empty where there is none.
@@ -59,7 +59,7 @@ class LanguageModel:
     def __init__(
         self,
         config: ModelConfig,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         decoder: Any,
         hf_config: dict[str, Any],
         generation_config: dict[str, Any] | None = None,

@@ -1,6 +1,7 @@
 """Reading and writing of parameters in safetensors, slice by slice onto the devices that hold them."""
 
 import dataclasses
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from safetensors.numpy import save_file
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import read_object
 from atlas_jax.models._config import ModelConfig
-from atlas_jax.models._decoder import Decoder
+from atlas_jax.models._decoder import Decoder, decoder_shapes
 from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.sharding import parameter_sharding
 
@@ -117,7 +118,7 @@ def load_decoder(directory: Path, config: ModelConfig, dtype: jnp.dtype, mesh: M
     stored = _by_name(_tensors(weight_files(directory)), config.family)
     if config.tie_embeddings:
         config = _tie(stored, config)
-    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(decoder_shapes(config))
     places = layout(config, {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)})
     _check(directory, config.family, places.values(), stored)
 
@@ -292,14 +293,16 @@ def _read(
     tensor: _Tensor, place: Place, shape: tuple[int, ...], dtype: jnp.dtype, where: jax.sharding.Sharding
 ) -> jax.Array:
     read: dict[tuple, np.ndarray] = {}  # devices that hold the same slice share one reading of it
+    return jax.make_array_from_callback(shape, where, functools.partial(_slice, read, tensor, place, dtype))
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        key = tuple((s.start, s.stop) for s in index)
-        if key not in read:
-            read[key] = np.ascontiguousarray(_placed(tensor, place, index)).astype(dtype, copy=False)
-        return read[key]
 
-    return jax.make_array_from_callback(shape, where, part)
+def _slice(
+    read: dict[tuple, np.ndarray], tensor: _Tensor, place: Place, dtype: jnp.dtype, index: tuple[slice, ...]
+) -> np.ndarray:
+    key = tuple((s.start, s.stop) for s in index)
+    if key not in read:
+        read[key] = np.ascontiguousarray(_placed(tensor, place, index)).astype(dtype, copy=False)
+    return read[key]
 
 
 def _placed(tensor: _Tensor, place: Place, index: tuple[slice, ...]) -> np.ndarray:

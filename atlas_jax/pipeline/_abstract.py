@@ -1,14 +1,12 @@
 """Models and SAEs without weights: shapes and dtypes alone, laid out over devices that need not be there."""
 
-import functools
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from atlas_jax.models import Decoder, ModelConfig
+from atlas_jax.models import Decoder, ModelConfig, decoder_shapes
 from atlas_jax.sae import AXES, SAEConfig, SparseAutoencoder
 from atlas_jax.sharding import AnyMesh, parameter_sharding, sharding_for
 
@@ -21,12 +19,7 @@ def abstract_decoder(config: ModelConfig, dtype: str, mesh: AnyMesh) -> Decoder:
         sharding = None if mesh is None else parameter_sharding(".".join(names), x.shape, mesh)
         return jax.ShapeDtypeStruct(x.shape, jnp.dtype(dtype), sharding=sharding)
 
-    return jax.tree_util.tree_map_with_path(place, _decoder(config))
-
-
-@functools.cache
-def _decoder(config: ModelConfig) -> Decoder:
-    return nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
+    return jax.tree_util.tree_map_with_path(place, decoder_shapes(config))
 
 
 def abstract_sae(sae: SAEConfig, mesh: AnyMesh) -> SparseAutoencoder:
