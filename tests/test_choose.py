@@ -148,6 +148,7 @@ def test_the_best_of_the_grid_is_solved_on_the_whole_fit_half(alignment, held, p
     assert {m for _, m in alignment.steering} == {"covariance", "whitened_steer"}
     assert alignment.recommended("steer") == ("whitened_steer", "mean")
     assert [alignment.recommended(u)[0] for u in ("detect", "retrieve")] == ["whitened_detect", "whitened_retrieve"]
+    assert alignment.recommended("identify") == ("procrustes", "max")  # of no member, and this run has no correlation
     for use in ("detect", "retrieve"):  # the member of the other use is no substitute
         rest = {key: t for key, t in alignment.translations.items() if key[1] != f"whitened_{use}"}
         assert dataclasses.replace(alignment, translations=rest).recommended(use) == ("procrustes", "max")

@@ -133,7 +133,7 @@ def test_subject_features_are_those_of_identify(port, explorer):
     answer = asked(port, "/api/features", {"features": [[39, 1.0], [40, -0.5]]})[1]
     assert [site["site"] for site in answer["sites"]] == [str(site) for site in run.subject.sites]
     assert answer["labels"]["39"] == "attention"
-    t = run.translation("mlp_act.1", *run.recommended("retrieve"))
+    t = run.translation("mlp_act.1", *run.recommended("identify"))
     query, tokenizer = run.atlas.query([39, 40], [1.0, -0.5]), run.subject.model.tokenizer
     right = experiments.identify(t, query, run.strongest("mlp_act.1"), run.corpus.sentence, tokenizer, k=4)
     shown = answer["sites"][0]["features"]

@@ -87,7 +87,7 @@ def test_features_have_weights(command, alignment, texts, expected):
     assert weights(texts) == expected
     found = command("identify", "--site", SITE, *(a for t in texts for a in ("--feature", t)))
     assert {f["index"]: f["weight"] for f in found["atlas_features"]} == expected
-    best = _recommended(alignment, "retrieve").top_features(_query(alignment, found), 5)
+    best = _recommended(alignment, "identify").top_features(_query(alignment, found), 5)
     assert [i["feature"] for i in found["identified"]] == np.asarray(best.features).tolist()
 
 
@@ -201,14 +201,14 @@ def test_strength_is_in_token_norms_and_raw_strength_is_not(command, alignment):
 def test_each_use_has_the_translation_recommended_for_it(command, alignment):
     assert alignment.recommended("steer") == ("covariance", "mean")
     asked = {
-        "identify": (["--feature", "39"], "procrustes (max pooling)"),
-        "name": (["--feature", "3"], "procrustes (max pooling)"),
+        "identify": (["--feature", "39"], "correlation (max pooling)"),
+        "name": (["--feature", "3"], "correlation (max pooling)"),
         "steer": (["--feature", "39", *PROMPTS, "--strength", "0.5"], "covariance (mean pooling)"),
     }
     for name, (options, described) in asked.items():
         assert f"by {described}" in command(name, "--site", SITE, *options, as_json=False)
-        said = command(name, "--site", SITE, *options, "--method", "correlation", as_json=False)
-        assert "by correlation (max pooling)" in said
+        said = command(name, "--site", SITE, *options, "--method", "procrustes", as_json=False)
+        assert "by procrustes (max pooling)" in said
     said = command("identify", "--site", SITE, "--feature", "39", "--method", "covariance:mean", as_json=False)
     assert "by covariance (mean pooling)" in said
     said = command("identify", "--site", SITE, "--feature", "1", "--method", "procrustes:mean", refused=True)
@@ -295,7 +295,7 @@ def test_chat_needs_a_template_and_uses_it(command, alignment, monkeypatch):
 
 
 def test_all_features_are_named_into_a_file(command, alignment, tmp_path):
-    file, t = tmp_path / "names.jsonl", _recommended(alignment, "retrieve", "mlp_act.1")
+    file, t = tmp_path / "names.jsonl", _recommended(alignment, "identify", "mlp_act.1")
     command("name", "--site", "mlp_act.1", "--all", "--out", str(file), as_json=False)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [r["feature"] for r in rows] == list(range(t.d_s))

@@ -71,7 +71,7 @@ def identify(
     from atlas_jax import experiments
 
     alignment = load_run(run)
-    translation = translation_for("retrieve", alignment, site, method)
+    translation = translation_for("retrieve" if like or unlike else "identify", alignment, site, method)
     query = asked_query(alignment, concept, feature, like, unlike)
     about = {"query": query.vector, "ap": stored_ap(run)}
     notes(experiments.diagnose(alignment, [translation.site], _measured_as(alignment, translation), **about))
@@ -108,7 +108,7 @@ def name(
     if out_file is not None:
         check_place(out_file, overwrite=overwrite)
     alignment = load_run(run)
-    translation, labels = translation_for("retrieve", alignment, site, method), alignment.atlas.labels
+    translation, labels = translation_for("identify", alignment, site, method), alignment.atlas.labels
     own = opened(lens, alignment)
     tokens = own and own.name_features(range(translation.d_s) if every else [feature], translation.site, k)
     if out_file is not None:

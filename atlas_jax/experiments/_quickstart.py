@@ -109,7 +109,7 @@ def run_concept(
     """
     query, hits, _ = concept_query(alignment.atlas, concept=text, k=atlas_features)
     of = lambda use: (method,) if method else alignment.recommended(use)
-    at = lambda site, use="retrieve": alignment.translation(site, *of(use))
+    at = lambda site, use="identify": alignment.translation(site, *of(use))
     along = {s: at(s, "steer") for s in steer_sites}
     site = max(alignment.subject.sites, key=lambda s: float(at(s).top_features(query, 1).scores[0]))
     tokenizer = alignment.subject.model.tokenizer

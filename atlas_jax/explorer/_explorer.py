@@ -141,7 +141,7 @@ class Explorer:
         return {"labels": labels, "sites": sites}
 
     def _features(self, site: Site, vector: Any) -> dict[str, Any]:
-        alignment, translation = self.alignment, self._translation("retrieve", site)
+        alignment, translation = self.alignment, self._translation("identify", site)
         tokenizer = alignment.subject.model.tokenizer
         top, k = (alignment.top or {}).get(site), min(SIMILAR, translation.d_s)
         sentence = alignment.corpus.sentence

@@ -91,7 +91,7 @@ class Source(NamedTuple):
         except AtlasError as e:
             fault = str(e)
         if alignment is not None:
-            method = method or alignment.recommended("retrieve")[0]
+            method = method or alignment.recommended("identify")[0]
             alignment.translation(alignment.subject.sites[0], method)
         with contextlib.suppress(DamagedError):  # which the section on quality tells
             ap = stored_ap(run)

@@ -61,7 +61,7 @@ def write_report(
     Args:
       run: its directory.
       out: the file; by default ``report.html`` in the run, where the last one is replaced.
-      method: translation that concepts are searched by; by default the one recommended for retrieval.
+      method: translation that concepts are searched by; by default the one recommended to identify.
       paper: put the paper's figures beside Tables 3 and 4.
       curves: features whose precision-recall and ROC curves are drawn, in a pass over some held-out sentences.
       overwrite: whether ``out`` may be replaced.
