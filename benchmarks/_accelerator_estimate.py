@@ -17,7 +17,7 @@ from _common import machine
 from jax.sharding import NamedSharding, PartitionSpec as P
 from throughput import H200, atlas_of
 
-from atlas_jax.pipeline._fit import _fit_step, _lens_step
+from atlas_jax.pipeline._fit import _lens_step, fit_step
 from atlas_jax.sharding import make_mesh
 from atlas_jax.statistics import NormSums, lens_init
 from atlas_jax.translators import _polar_express
@@ -89,7 +89,7 @@ class Costs:
         acts, index = {site: row(d) for site, d in self.subject.widths.items()}, jax.ShapeDtypeStruct((rows,), "int32")
         sums = jax.ShapeDtypeStruct((rows,), jnp.float32)
         norms = NormSums(dict.fromkeys(acts, sums), sums)
-        return temporaries(_fit_step, self.state, acts, {}, row(self.d_c), norms, index, mesh=None)
+        return temporaries(fit_step, self.state, acts, {}, row(self.d_c), norms, index, mesh=None)
 
     def looking(self) -> tuple[int, int]:
         """Bytes of SemanticLens' sums at all sites, and temporaries of adding a batch to them."""

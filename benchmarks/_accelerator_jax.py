@@ -14,13 +14,13 @@ import transformers
 from _accelerator_inputs import SENTENCES, SIZES
 from _common import machine, matmul_ceiling, most_bytes, seconds_of, steered
 from _reference import activations as reference_activations
-from throughput import BUDGET
+from throughput import BUDGET, METHODS
 
 import atlas_jax as aj
 from atlas_jax import metrics
 from atlas_jax.models import Decoder, ModelConfig, forward
-from atlas_jax.pipeline import encode_batch
-from atlas_jax.pipeline._fit import _fit_step, _lens_step
+from atlas_jax.pipeline import Setup, encode_batch, known_device, plan_alignment
+from atlas_jax.pipeline._fit import _lens_step, fit_step
 from atlas_jax.pipeline._run import encode_norms
 from atlas_jax.sharding import to_host
 from atlas_jax.statistics import NormSums, has_double, lens_init, update_pass
@@ -143,7 +143,7 @@ def extraction(size: str) -> Found:
 
     def add(state: Any, batch: aj.Tokens) -> Any:
         a_s, *norms = encode_norms(subject, batch)
-        return _fit_step(state, a_s, {}, a_c[len(batch.index)], NormSums(*norms), batch.index, mesh=None)
+        return fit_step(state, a_s, {}, a_c[len(batch.index)], NormSums(*norms), batch.index, mesh=None)
 
     compiled = {}
     for batch in {t.ids.shape: t for t in tokens}.values():
@@ -194,11 +194,13 @@ def joint(size: str) -> Found:
     def add(state: Any, batch: aj.Tokens) -> Any:
         a_s, *norms = encode_norms(subject, batch)
         a_c = encode_batch(space, batch)[space.site]
-        return _fit_step(state, a_s, {}, a_c, NormSums(*norms), batch.index, mesh=None)
+        return fit_step(state, a_s, {}, a_c, NormSums(*norms), batch.index, mesh=None)
 
     first, state = seconds_of(partial(folded, add, state, list({t.ids.shape: t for t in tokens}.values())))
     seconds, state = seconds_of(partial(folded, add, state, tokens))
     yield {"first_seconds": first, "seconds": seconds, "sentences_per_s": count / seconds}
+    planned, measured = planned_bytes(size, subject, space), most_bytes()
+    yield {"planned_bytes": planned, "measured_bytes": measured, "planned_to_measured": planned / measured}
     yield {"seconds_of_first_pass": SENTENCES / count * seconds}
     lenses = {site: lens_init(state.statistics.statistics(site).top, space.width) for site in subject.sites}
 
@@ -208,6 +210,15 @@ def joint(size: str) -> Found:
     lenses = folded(look, lenses, list({t.ids.shape: t for t in tokens}.values()))
     seconds, _ = seconds_of(partial(folded, look, lenses, tokens))
     yield {"seconds_of_second_pass": SENTENCES / count * seconds}
+
+
+def planned_bytes(size: str, subject: aj.Subject, space: aj.ConceptAtlas) -> int:
+    """What ``align --plan`` says of the first pass."""
+    options = {"token_budget": BUDGET[size], "top_k": SIZES[size]["top_k"], "dtype": "bfloat16", "steer_pooling": None}
+    settings = aj.AlignSettings(tuple(map(str, subject.sites)), METHODS, **options)
+    shapes = subject.model.config, space.model.config, space.sae.config, space.site
+    setup = Setup(*shapes, settings, (SENTENCES, SENTENCES), known_device(), at_once=len(subject.sites))
+    return plan_alignment(setup).stages[0].peak
 
 
 def accumulation(size: str) -> Found:

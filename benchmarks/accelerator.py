@@ -132,6 +132,9 @@ def judge(parts: dict[str, dict[str, Any]]) -> None:
         ratio = rate / peer if rate and peer else None
         aim("transformers_extraction", f"times_slower_in_{way}", goal, ratio, at_least=True)
     aim("joint", "minutes_of_the_papers_pass", 20, minutes(read))
+    for at_least, goal in ((True, 0.85), (False, 1.15)):
+        words = "at_least" if at_least else "at_most"
+        aim("joint", f"planned_to_measured_{words}", goal, read("joint", "planned_to_measured"), at_least=at_least)
     aim("procrustes", "seconds", 3, read("procrustes", "condition_1e4", "seconds"))
     aim("procrustes", "relative_error", 1e-5, read("procrustes", "condition_1e4", "relative_error"))
     aim("parity", "largest_relative_error", 1e-5, read("parity", "largest_relative_error"))

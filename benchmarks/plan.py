@@ -6,6 +6,7 @@ it held before the models were made.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -22,44 +23,36 @@ import jax.numpy as jnp  # noqa: E402
 import transformers  # noqa: E402
 from _common import machine, write  # noqa: E402
 from flax import nnx  # noqa: E402
-from jax.sharding import NamedSharding, PartitionSpec as P  # noqa: E402
 
 from atlas_jax import AlignSettings, ConceptAtlas, LanguageModel, SparseAutoencoder, Subject, build_corpus  # noqa: E402
 from atlas_jax.bundled import SUBJECT  # noqa: E402
 from atlas_jax.corpus import installed_documentation  # noqa: E402
 from atlas_jax.labels import Labels  # noqa: E402
 from atlas_jax.models import Decoder, ModelConfig, Tokenizer  # noqa: E402
-from atlas_jax.pipeline import Pair, Setup, align, encode_batch, known_device, plan_alignment  # noqa: E402
-from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes  # noqa: E402
-from atlas_jax.pipeline._fit import LEFT_OUT, Fitted, _fit_step  # noqa: E402
+from atlas_jax.pipeline import Pair, Setup, align, compiled_plan, known_device, plan_alignment  # noqa: E402
 from atlas_jax.pipeline._plan_costs import (  # noqa: E402
-    SHORTEST,
     batch_bytes,
     columns_of,
     parameter_bytes,
     rows_of,
     statistics_bytes,
 )
-from atlas_jax.pipeline._run import encode_poolings  # noqa: E402
 from atlas_jax.sae import SAEConfig  # noqa: E402
-from atlas_jax.sharding import make_mesh  # noqa: E402
-from atlas_jax.statistics import NormSums, PassStatistics, TokenNorms, layout  # noqa: E402
-from atlas_jax.translators import needs_of  # noqa: E402
-from atlas_jax.types import Site, Tokens  # noqa: E402
+from atlas_jax.types import Site  # noqa: E402
 
 PAPER = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "random")
 # hidden size, MLP, layers, atlas features, sites, methods, token budget, dtype
 SETTINGS = [
-    (512, 2048, 4, 8192, (3,), ("covariance",), 4096, "float32"),
-    (512, 2048, 4, 8192, (1, 3), ("covariance",), 4096, "float32"),
-    (512, 2048, 4, 8192, (0, 1, 2, 3), ("covariance", "correlation"), 4096, "float32"),
-    (512, 2048, 4, 8192, (1, 3), ("covariance",), 16384, "float32"),
-    (1024, 4096, 4, 4096, (3,), ("covariance",), 8192, "float32"),
-    (1024, 4096, 4, 16384, (3,), ("covariance",), 4096, "float32"),
-    (512, 1536, 4, 6144, (1, 3), ("covariance", "procrustes"), 4096, "float32"),
-    (512, 1024, 4, 3072, (1, 3), ("covariance", "ridge"), 4096, "float32"),
-    (1024, 2048, 8, 4096, (3, 5), ("semantic_lens", "covariance"), 4096, "float32"),
-    (512, 1024, 4, 2048, (1, 3), PAPER, 8192, "float32"),
+    (768, 2048, 4, 6144, (2,), ("covariance",), 4096, "float32"),
+    (768, 3072, 6, 8192, (1, 4), ("covariance",), 4096, "float32"),
+    (768, 2048, 4, 12288, (0, 1, 2), ("covariance", "correlation"), 4096, "float32"),
+    (512, 2048, 4, 6144, (1, 3), ("covariance",), 24576, "float32"),
+    (1536, 4096, 4, 6144, (3,), ("covariance",), 4096, "bfloat16"),
+    (1024, 3072, 4, 12288, (1, 3), ("covariance",), 8192, "float32"),
+    (768, 2048, 4, 8192, (1, 3), ("covariance", "procrustes"), 4096, "float32"),
+    (512, 1024, 4, 4096, (1, 3), ("covariance", "ridge"), 4096, "float32"),
+    (1024, 3072, 6, 6144, (2, 4), ("semantic_lens", "covariance"), 4096, "float32"),
+    (768, 1536, 4, 3072, (1, 3), PAPER, 8192, "float32"),
 ]  # fmt: skip
 
 
@@ -103,7 +96,6 @@ def worker(number: int) -> None:
     corpus = build_corpus(installed_documentation(max_bytes=1_000_000), n_fit=600, n_eval=100)
     tokenizers = [Tokenizer.load(SUBJECT), Tokenizer.load(SUBJECT)]
     jnp.ones(3).block_until_ready()
-    Path("/proc/self/clear_refs").write_text("5")
     before = _memory("VmRSS")
     dtype = jnp.dtype(setup.settings.dtype)
     models = []
@@ -117,6 +109,8 @@ def worker(number: int) -> None:
     atlas = ConceptAtlas.from_parts(models[1], own, setup.site, Labels.empty(setup.sae.d_sae))
     subject = Subject.from_model(models[0], setup.settings.sites)
     sources = {name: {"sha256": "", "path": ""} for name in ("subject", "atlas")}
+    jax.block_until_ready((subject, atlas))
+    Path("/proc/self/clear_refs").write_text("5")  # to make random models is no part of an alignment
     run = align(Pair(subject, atlas, sources), corpus, setup.settings)
     jax.block_until_ready([t.matrix for t in run.translations.values()])
     print(json.dumps({"peak": _memory("VmHWM") - before}))
@@ -126,7 +120,7 @@ def measured() -> list[dict[str, Any]]:
     """Predicted beside measured memory of every setting."""
     rows = []
     for number, setting in enumerate(SETTINGS):
-        plan = plan_alignment(_setup_of(setting))
+        plan = compiled_plan(plan_alignment(_setup_of(setting)))  # as `align --plan` for the devices that are here
         with tempfile.TemporaryDirectory() as cache:
             env = os.environ | {
                 "JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -145,86 +139,26 @@ def measured() -> list[dict[str, Any]]:
     return rows
 
 
-def _bytes_of(compiled: Any, arguments: int) -> int:
-    """What a program needs with the arguments that it is given, used or not."""
-    m = compiled.memory_analysis()
-    return arguments + m.temp_size_in_bytes + max(0, m.output_size_in_bytes - m.alias_size_in_bytes)
-
-
 def analysed(width: int, model_parallel: int | None, dtype: str) -> dict[str, Any]:
     """Predicted beside XLA's memory of a pass of the paper's pair: parameters and statistics with each step."""
-    mesh = None if model_parallel is None else make_mesh(model=model_parallel)
     layers = (3, 11, 19, 23, 27)
     settings = AlignSettings(tuple(f"mlp_act.{i}" for i in layers), PAPER, dtype=dtype)
-    sae, site = SAEConfig("jumprelu", 2304, width), Site("resid_post", 20)
-    devices = 1 if mesh is None else 8
-    device = known_device("h100")
-    setup = Setup(
-        real("llama"), real("gemma"), sae, site, settings, (500_000, 500_000), device, devices, model_parallel or 1
-    )
-    subject = Subject.from_model(abstract_model(setup.subject, dtype, mesh), settings.sites, further=("mean",))
-    atlas = abstract_atlas(abstract_model(setup.foundation, dtype, mesh), sae, site, mesh)
-    state = _state(setup, mesh)
-    held = sum(map(device_bytes, (subject, atlas, state)))
-    longest = settings.max_length
-    tokens = abstract_tokens(settings.token_budget // longest * (devices // setup.model_parallel), longest, mesh)
-    arguments = device_bytes(tokens)
-    reading = [(encode_poolings, subject), (encode_batch, atlas)]
-    forward = [_bytes_of(f.lower(space, tokens).compile(), arguments) for f, space in reading]
-    step = _bytes_of(_fit_step.lower(state, *_rows_of(setup, mesh), mesh=mesh).compile(), 0)
-    xla = held + max(*forward, step)
+    shapes = real("llama"), real("gemma"), SAEConfig("jumprelu", 2304, width), Site("resid_post", 20)
+    devices = 1 if model_parallel is None else 8
+    setup = Setup(*shapes, settings, (500_000, 500_000), known_device("h100"), devices, model_parallel or 1)
+    plan = plan_alignment(dataclasses.replace(setup, at_once=len(layers)))
+    compiled = compiled_plan(plan)
+    by_xla = compiled.compiled
     statistics, added = statistics_bytes(setup)
     fixed = sum({**parameter_bytes(setup), **statistics}.values())
-    predicted = plan_alignment(setup).stages[0].peak
-    parts = {"held": [fixed, held], "forward": [batch_bytes(setup)[1], max(forward)]}
-    parts["step"] = [added + 24 * rows_of(setup) * columns_of(setup), step]
+    predicted, xla = plan.stages[0].peak, compiled.stages[0].peak
+    parts = {"held": [fixed, by_xla["held"]]}
+    parts["forward"] = [batch_bytes(setup)[1], max(by_xla["subject"], by_xla["atlas"])]
+    parts["step"] = [added + 24 * rows_of(setup) * columns_of(setup), by_xla["statistics"]]
     return {
         "atlas features": width, "devices": devices, "model_parallel": setup.model_parallel, "dtype": dtype,
         "predicted": predicted, "xla": xla, "ratio": predicted / xla, "parts, predicted and by XLA": parts,
     }  # fmt: skip
-
-
-def abstract_model(config: ModelConfig, dtype: str, mesh: Any) -> LanguageModel:
-    """A language model of shapes."""
-    return LanguageModel(config, None, abstract_decoder(config, dtype, mesh), {})
-
-
-def abstract_atlas(model: LanguageModel, sae: SAEConfig, site: Site, mesh: Any) -> ConceptAtlas:
-    """Make an atlas of shapes, without labels."""
-    return ConceptAtlas(model, abstract_sae(sae, mesh), site, None)
-
-
-def abstract_tokens(rows: int, length: int, mesh: Any) -> Tokens:
-    """Make a batch of shapes, its rows over "data"."""
-    sharding = None if mesh is None else NamedSharding(mesh, P("data"))
-    make = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    wide = rows, length
-    return Tokens(make(jnp.int32, *wide), make(bool, *wide), make(jnp.int32, rows), make(bool, *wide))
-
-
-def _state(setup: Setup, mesh: Any) -> Fitted:
-    widths = {site: setup.subject.width(site) for site in setup.sites}
-    init = lambda methods: PassStatistics.init(needs_of(methods), widths, setup.sae.d_sae, top_k=setup.settings.top_k)
-
-    def empty() -> Fitted:
-        active, left_out = jnp.zeros(setup.sae.d_sae, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
-        further = {"mean": init(setup.settings.steer_methods)}
-        return Fitted(init(setup.settings.methods), active, left_out, TokenNorms.init(widths), further)
-
-    state = jax.eval_shape(empty)
-    if mesh is None:
-        return state
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(place, state, layout(state, mesh))
-
-
-def _rows_of(setup: Setup, mesh: Any) -> tuple[Any, ...]:
-    rows = setup.settings.token_budget // SHORTEST * (setup.devices // setup.model_parallel)
-    sharding = None if mesh is None else NamedSharding(mesh, P("data"))
-    make = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-    acts = {site: make(rows, setup.subject.width(site)) for site in setup.sites}
-    norms = NormSums({site: make(rows) for site in setup.sites}, make(rows))
-    return acts, {"mean": acts}, make(rows, setup.sae.d_sae), norms, make(rows, dtype=jnp.int32)
 
 
 def main() -> None:

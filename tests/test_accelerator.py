@@ -28,7 +28,12 @@ FOUND = {
     ],
     "transformers_extraction": [("batches_of_32 tokens_per_s", ">", 0), ("same_budget tokens_per_s", ">", 0)],
     "atlas": [("tokens_per_s", ">", 0)],
-    "joint": [("sentences_per_s", ">", 0), ("seconds_of_first_pass", ">", 0), ("seconds_of_second_pass", ">", 0)],
+    "joint": [
+        ("sentences_per_s", ">", 0),
+        ("seconds_of_first_pass", ">", 0),
+        ("seconds_of_second_pass", ">", 0),
+        ("planned_to_measured", ">", 0),
+    ],
     "accumulation": [("update rows_per_s", ">", 0), ("least_squares certificate normal_residual", "<", 1e-6)],
     "procrustes": [("condition_1e4 relative_error", "<", 1e-5), ("condition_1e6 relative_error", "<", 1e-5)],
     "torch_svd": [("default extrapolated_seconds", ">", 0)],

@@ -12,7 +12,7 @@ from atlas_jax import AlignSettings, load_pair
 from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.errors import AtlasError
 from atlas_jax.models import ModelConfig
-from atlas_jax.pipeline import Setup, known_device, model_config, plan_alignment, read_setup
+from atlas_jax.pipeline import Setup, compiled_plan, known_device, model_config, plan_alignment, read_setup
 from atlas_jax.sae import SAEConfig
 from atlas_jax.statistics import PassStatistics
 from atlas_jax.translators import needs_of
@@ -118,6 +118,45 @@ def test_statistics_on_the_host_leave_the_device_to_the_models():
     assert on_host.seconds > on_device.seconds
 
 
+@pytest.mark.parametrize("host", [False, True])
+@pytest.mark.parametrize(("devices", "model_parallel"), [(1, 1), (8, 2)])
+def test_the_pass_is_what_xla_says(devices, model_parallel, host):
+    """Compiled from shapes at real widths; a plan for twice the features must not pass for it."""
+    setup = dataclasses.replace(_setup(sites=2), devices=devices, model_parallel=model_parallel, at_once=2)
+    setup = dataclasses.replace(setup, host_statistics=host)
+    plan = plan_alignment(setup)
+    compiled = compiled_plan(plan)
+    held = {"held": sum(size for name, size in plan.held.items() if "a batch" not in name)}
+    assert compiled.compiled["held"] == pytest.approx(held["held"], rel=2e-3)
+    assert compiled.stages[0].peak == pytest.approx(plan.stages[0].peak, rel=0.15)
+    assert compiled.stages[1:] == plan.stages[1:]
+    assert "XLA's own analysis" in compiled.tables()[1].caption
+    if not host:
+        wider = plan_alignment(dataclasses.replace(_setup(width=32768, sites=2), **_devices(setup)))
+        assert wider.stages[0].peak > 1.15 * compiled.stages[0].peak
+
+
+def _devices(setup):
+    return {"devices": setup.devices, "model_parallel": setup.model_parallel, "at_once": setup.at_once}
+
+
+def test_a_preset_is_planned_before_it_is_downloaded(tmp_path, monkeypatch):
+    asked = []
+
+    def from_hub(name, **_):
+        asked.append(name)
+        transformers.Gemma2Config().save_pretrained(tmp_path)
+        return tmp_path
+
+    monkeypatch.setattr("atlas_jax.pipeline._setup.from_hub", from_hub)
+    settings = AlignSettings(("mlp_act.1",), ("covariance",))
+    setup = read_setup(SUBJECT, "gemma-scope-2b-65k", settings, (200, 100), known_device("h100"))
+    assert asked == ["google/gemma-2-2b"]
+    assert (setup.sae.d_in, setup.sae.d_sae, str(setup.site)) == (2304, 65536, "resid_post.20")
+    with pytest.raises(AtlasError, match="gemma-scope"):
+        read_setup(SUBJECT, "gemma-scope", settings, (200, 100), known_device("h100"))
+
+
 def test_more_of_anything_takes_more():
     base = plan_alignment(_setup(sites=2))
     for more in ({"sites": 3}, {"sites": 2, "width": 65536}, {"sites": 2, "token_budget": 65536}):
@@ -148,3 +187,6 @@ def test_the_command_reads_no_weights(tmp_path):
     plan = json.loads(done.stdout)
     assert plan["fits"], done.stderr
     assert [stage["name"] for stage in plan["stages"]][0] == "read the fit half"
+    assert not plan["compiled"]
+    done = command_line("align", *given[:7], "--json")
+    assert json.loads(done.stdout)["compiled"]["held"], done.stderr

@@ -24,6 +24,7 @@ class Preset(NamedTuple):
       model: hub name of the foundation model.
       sae: its SAE, as ``owner/repo/folder``.
       site: where the SAE reads.
+      features: how many the SAE has.
       source: the labels' folder in Neuronpedia's export, None where there are none.
       files: how many files of labels there are.
       licence: of the parts.
@@ -37,6 +38,7 @@ class Preset(NamedTuple):
     model: str
     sae: str
     site: str
+    features: int
     source: str | None
     files: int
     licence: str
@@ -55,12 +57,24 @@ def preset(name: str) -> Preset:
       atlas_jax.errors.AtlasError: unknown preset 'gemma'; known are gemma-scope-2b-16k, gemma-scope-2b-65k, \
 llama-scope-8b-32k, gemma-scope-2-4b-16k, qwen-scope-1.7b-32k
     """
-    known: Mapping[str, dict] = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
+    known = presets()
     if name not in known:
         raise AtlasError(f"unknown preset '{name}'; known are {', '.join(known)}")
-    row = known[name]
-    labels = row["labels"] or {"source": None, "files": 0}
-    return Preset(row["model"], row["sae"], row["site"], labels["source"], labels["files"], row["licence"])
+    return known[name]
+
+
+def presets() -> dict[str, Preset]:
+    """Return all presets by name.
+
+    Example:
+      >>> from atlas_jax.atlas import presets
+      >>> presets()["gemma-scope-2b-65k"].features
+      65536
+    """
+    rows: Mapping[str, dict] = yaml.safe_load((Path(__file__).parent / "presets.yaml").read_text(encoding="utf-8"))
+    of_labels = lambda row: row["labels"] or {"source": None, "files": 0}
+    parts = lambda row: [row[name] for name in ("model", "sae", "site", "features")]
+    return {name: Preset(*parts(row), **of_labels(row), licence=row["licence"]) for name, row in rows.items()}
 
 
 def fetch_labels(chosen: Preset, cache: Path | None = None) -> Path | None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def align(
-    atlas: Annotated[str, typer.Option(help="Concept Atlas directory.")],
+    atlas: Annotated[str, typer.Option(help="Concept Atlas directory; with --plan also a preset of atlas build.")],
     site: Annotated[list[str], typer.Option("--site", help=f"Subject site, {SITES}, {HEADS}; may be repeated.")],
     out_dir: Annotated[Path | None, typer.Option("--out", help="Where the run is written.")] = None,
     subject: Annotated[str | None, typer.Option(help="Subject model: a directory or hub name.")] = None,

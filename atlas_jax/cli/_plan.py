@@ -43,6 +43,9 @@ def show_plan(
     asked = pipeline.AlignSettings(tuple(sites), methods, **settings)
     setup = pipeline.read_setup(subject, atlas, asked, (fit, fit // 2), kind, devices=count, **more)
     plan = pipeline.plan_alignment(setup)
+    if device is None and count in (1, jax.device_count()):
+        note("compiling for the devices here")
+        plan = pipeline.compiled_plan(plan)
     emit(as_json, plan.to_dict(), *plan.tables())
 
 

@@ -10,6 +10,7 @@ from atlas_jax.pipeline._choose import (
     held_out as held_out,
     views as views,
 )
+from atlas_jax.pipeline._compiled import compiled_bytes as compiled_bytes
 from atlas_jax.pipeline._devices import DEVICES as DEVICES, Device as Device, known_device as known_device
 from atlas_jax.pipeline._evaluate import (
     Scored as Scored,
@@ -29,7 +30,7 @@ from atlas_jax.pipeline._fit import (
     solve as solve,
 )
 from atlas_jax.pipeline._pair import Pair as Pair, load_pair as load_pair, load_subject as load_subject
-from atlas_jax.pipeline._plan import Plan as Plan, plan_alignment as plan_alignment
+from atlas_jax.pipeline._plan import Plan as Plan, compiled_plan as compiled_plan, plan_alignment as plan_alignment
 from atlas_jax.pipeline._plan_costs import Setup as Setup, Stage as Stage
 from atlas_jax.pipeline._run import encode_batch as encode_batch, run_stream as run_stream
 from atlas_jax.pipeline._run_files import AlignSettings as AlignSettings

@@ -127,12 +127,7 @@ def fit_statistics(
     (subject, atlas), further = stream.spaces, further or {}
     if further:
         subject = dataclasses.replace(subject, further=tuple(further))
-    init = lambda needs: PassStatistics.init(needs, subject.widths, atlas.width, top_k=top_k)
-
-    def empty() -> Fitted:
-        active, left_out = jnp.zeros(atlas.width, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
-        others = {pooling: init(names) for pooling, names in further.items()}
-        return Fitted(init(needs), active, left_out, TokenNorms.init(subject.widths), others)
+    empty = lambda: empty_fitted(needs, subject.widths, atlas.width, further, top_k=top_k)
 
     def step(state: Fitted, tokens_s: Tokens, tokens_c: Tokens) -> Fitted:
         _check_finite(state)
@@ -144,7 +139,7 @@ def fit_statistics(
             a_s, *norms = encode_norms(subject, tokens_s)
         a_c = encode_batch(atlas, tokens_c)[atlas.site]
         rows = beside(state, (a_s, others, a_c, NormSums(*norms), tokens_s.index))
-        return _fit_step(state, *rows, mesh=stream.mesh)
+        return fit_step(state, *rows, mesh=stream.mesh)
 
     if state is None and device is None:
         state = on_mesh(empty, stream.mesh)
@@ -155,6 +150,21 @@ def fit_statistics(
     state = run_stream(stream, step, state, **named, progress=progress, checkpoints=checkpoints)
     _check_finite(state)
     return state
+
+
+def empty_fitted(
+    needs: Iterable[str],
+    widths: Mapping[Site, int],
+    d_c: int,
+    further: Mapping[str, Iterable[str]],
+    *,
+    top_k: int,
+) -> Fitted:
+    """Make the state of a pass before its first sentence."""
+    init = lambda names: PassStatistics.init(names, widths, d_c, top_k=top_k)
+    active, left_out = jnp.zeros(d_c, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
+    others = {pooling: init(names) for pooling, names in further.items()}
+    return Fitted(init(needs), active, left_out, TokenNorms.init(widths), others)
 
 
 def beside(state: Any, rows: Any) -> Any:
@@ -202,7 +212,7 @@ def _check_finite(state: Fitted) -> None:
 
 
 @partial(jax.jit, donate_argnames="state", static_argnames="mesh")
-def _fit_step(
+def fit_step(
     state: Fitted,
     a_s: dict[Site, Float[Array, "b _"]],
     others: dict[str, dict[Site, Float[Array, "b _"]]],

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from atlas_jax.pipeline._compiled import compiled_bytes
 from atlas_jax.pipeline._devices import USABLE
 from atlas_jax.pipeline._plan_costs import (
     MEAN_TOKENS,
@@ -16,6 +18,7 @@ from atlas_jax.pipeline._plan_costs import (
     columns_of,
     on_host,
     parameter_bytes,
+    process_bytes,
     rows_of,
     solving,
     stage_of,
@@ -39,6 +42,7 @@ class Plan(NamedTuple):
       stages: in their order.
       change: what would make it fit, in words; None where it fits or nothing does.
       host: bytes of statistics and solves in the memory of the host, with ``host_statistics``.
+      compiled: bytes of the pass by XLA's analysis of its programs, see :func:`compiled_plan`; empty without.
 
     Example:
       >>> from atlas_jax import AlignSettings, LanguageModel, ConceptAtlas
@@ -56,6 +60,7 @@ class Plan(NamedTuple):
     stages: tuple[Stage, ...]
     change: str | None = None
     host: int = 0
+    compiled: Mapping[str, int] = MappingProxyType({})
 
     @property
     def peak(self) -> int:
@@ -98,7 +103,7 @@ class Plan(NamedTuple):
             "device": self.setup.device._asdict(), "devices": self.setup.devices, "passes": self.setup.passes,
             "held": dict(self.held), "stages": [s._asdict() for s in self.stages], "peak": self.peak,
             "room": self.room, "seconds": self.seconds, "fits": self.fits, "change": self.change, "host": self.host,
-            "at_once": len(self.setup.sites),
+            "at_once": len(self.setup.sites), "compiled": dict(self.compiled),
         }  # fmt: skip
 
     def tables(self) -> list[Table]:
@@ -107,6 +112,8 @@ class Plan(NamedTuple):
         columns = Column("stage"), Column("peak", ".2f", " GiB"), Column("operations", ".1e"), Column("time")
         stages = [(s.name, s.peak / GiB, s.operations, _time(s.seconds)) for s in self.stages]
         caption = "rates are those stated for the device, of which six tenths are reached; compiling is not counted"
+        if self.compiled:
+            caption += "; the memory of the fit half is XLA's own analysis of its programs"
         return [
             Table("Held on each device", (Column("what"), Column("size", ".2f", " GiB")), held, self.line()),
             Table("Stages", columns, stages, caption),
@@ -144,10 +151,31 @@ def plan_alignment(setup: Setup) -> Plan:
     return plan if plan.fits else plan._replace(change=_change(setup))
 
 
+def compiled_plan(plan: Plan) -> Plan:
+    """Compile the steps of the pass for the devices that are here, and take its memory from XLA's analysis of them.
+
+    Programs are compiled from shapes, without weights. ``plan`` must be of devices of this process.
+
+    Example:
+      >>> from atlas_jax import AlignSettings
+      >>> from atlas_jax.bundled import ATLAS, SUBJECT
+      >>> from atlas_jax.pipeline import compiled_plan, known_device, plan_alignment, read_setup
+      >>> settings = AlignSettings(("mlp_act.1",), ("covariance",))
+      >>> plan = plan_alignment(read_setup(SUBJECT, ATLAS, settings, (200, 100), known_device()))
+      >>> sorted(compiled_plan(plan).compiled)
+      ['atlas', 'held', 'statistics', 'subject']
+    """
+    by_xla = compiled_bytes(plan.setup)
+    first, *rest = plan.stages
+    peak = process_bytes(plan.setup) + by_xla["held"] + max(size for name, size in by_xla.items() if name != "held")
+    return plan._replace(stages=(first._replace(peak=peak), *rest), compiled=by_xla)
+
+
 def _plan(setup: Setup) -> Plan:
     held, (statistics, matrices) = parameter_bytes(setup), statistics_bytes(setup)
-    parameters, (batch, forward), solves = sum(held.values()), batch_bytes(setup), solving(setup)
-    held |= {"a batch through a model": forward}
+    process, (batch, forward), solves = process_bytes(setup), batch_bytes(setup), solving(setup)
+    parameters = sum(held.values()) + process
+    held |= {"a batch through a model": forward} | ({"programs, text and the like": process} if process else {})
     size = sum(statistics.values())
     fixed, step, lens, host = parameters, 0, 0, 0  # of the device, where statistics are on the host
     if setup.host_statistics:

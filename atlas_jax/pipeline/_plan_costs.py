@@ -21,6 +21,7 @@ from atlas_jax.types import Site
 MEAN_TOKENS = 30  # of a sentence, where the text is not known
 SHORTEST = 16  # tokens to which most of the shorter sentences are padded
 PADDING = 1.3  # padded tokens for each that counts
+PROCESS = 200 * 2**20  # bytes of programs, text and what an allocator keeps, in the memory that a CPU's arrays share
 STEPS = 15  # of the polar factor's iteration and its certificate
 
 
@@ -107,6 +108,11 @@ def parameter_bytes(setup: Setup) -> dict[str, int]:
     models = {"subject's parameters": setup.subject, "parameters of the atlas's model": setup.foundation}
     held = {name: _parameter_bytes(config, settings.dtype, mesh) for name, config in models.items()}
     return held | {"SAE's parameters": device_bytes(abstract_sae(setup.sae, mesh))}
+
+
+def process_bytes(setup: Setup) -> int:
+    """Bytes of all but arrays, where these share the memory of the process: a part for each simulated device."""
+    return PROCESS // setup.devices if setup.device.name == "cpu" else 0
 
 
 def statistics_bytes(setup: Setup) -> tuple[dict[str, int], int]:
@@ -244,7 +250,7 @@ def _solve_cost(method: str, d_s: int, d_c: int) -> tuple[int, float]:
     p, q, cross = min(d_s, d_c), max(d_s, d_c), d_s * d_c
     if method in ("procrustes", "procrustes_exact"):
         more = 8 * d_c * d_c if method == "procrustes_exact" else 0
-        return 8 * (3 * cross + 3 * p * p) + more, STEPS * (4.0 * p * p * q + 2.0 * p**3) + 8.0 * p * p * q
+        return 8 * (5 * cross + 3 * p * p) + more, STEPS * (4.0 * p * p * q + 2.0 * p**3) + 8.0 * p * p * q
     if method in ("least_squares", "ridge"):
         return 8 * (4 * d_c * d_c + 2 * cross), 10.0 * d_c**3 + 2.0 * d_s * d_c**2
     if method == "whitened":

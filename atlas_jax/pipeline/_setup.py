@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from atlas_jax.atlas import Manifest
+from atlas_jax.atlas import Manifest, presets
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import from_hub
 from atlas_jax.labels import Labels
@@ -50,7 +50,7 @@ def read_setup(
 
     Args:
       subject: directory or hub name of the subject.
-      atlas: directory of the atlas; of its model only the config is read.
+      atlas: directory of the atlas, or the name of a preset; of its model only the config is read.
       settings: of the alignment.
       sentences: in the halves of the corpus.
       device: the kind of device.
@@ -76,11 +76,15 @@ def read_setup(
     config, directory = model_config(subject), Path(atlas)
     for site in settings.sites:
         check_site(config, site)
-    manifest = Manifest.read(directory)
-    inside = directory / manifest.model
-    foundation = model_config(inside if inside.exists() else manifest.model)
-    site = Site.parse(manifest.site)
-    width = Labels.load(manifest.location(directory, "labels")).n_features
+    if str(atlas) in presets() and not directory.exists():
+        chosen = presets()[str(atlas)]
+        model, site, width = chosen.model, Site.parse(chosen.site), chosen.features
+    else:
+        manifest = Manifest.read(directory)
+        inside = directory / manifest.model
+        model, site = inside if inside.exists() else manifest.model, Site.parse(manifest.site)
+        width = Labels.load(manifest.location(directory, "labels")).n_features
+    foundation = model_config(model)
     sae = SAEConfig("jumprelu", d_in=foundation.width(site), d_sae=width)  # of any kind: only its sizes matter
     shapes = config, foundation, sae, site
     return Setup(*shapes, settings, sentences, device, devices, model_parallel, at_once, host_statistics)
