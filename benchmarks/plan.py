@@ -100,8 +100,10 @@ def worker(number: int) -> None:
     dtype = jnp.dtype(setup.settings.dtype)
     models = []
     for i, tokenizer in enumerate(tokenizers):
-        decoder = jax.jit(lambda i=i: Decoder(setup.subject, rngs=nnx.Rngs(i)))()
-        models.append(LanguageModel(setup.subject, tokenizer, jax.tree.map(lambda x: x.astype(dtype), decoder), {}))
+        decoder = jax.tree.map(
+            lambda x: x.astype(dtype), jax.jit(lambda i=i: Decoder(setup.subject, rngs=nnx.Rngs(i)))()
+        )
+        models.append(LanguageModel(setup.subject, tokenizer, decoder, {}))
     sae = jax.jit(lambda: jax.random.normal(jax.random.key(0), (setup.sae.d_in, setup.sae.d_sae)) * 0.05)()
     zeros = lambda d: jnp.zeros(d, jnp.float32)
     parts = {"W_enc": sae, "W_dec": sae.T, "b_enc": zeros(setup.sae.d_sae), "b_dec": zeros(setup.sae.d_in)}
