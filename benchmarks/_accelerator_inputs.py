@@ -13,8 +13,7 @@ from throughput import BUDGET, METHODS, SITES, atlas_of, subject_of
 
 import atlas_jax as aj
 from atlas_jax.pipeline import BatchShapes
-from atlas_jax.pipeline._fit import LEFT_OUT, Fitted
-from atlas_jax.statistics import PassStatistics, TokenNorms
+from atlas_jax.pipeline._fit import Fitted, empty_fitted
 from atlas_jax.translators import needs_of
 
 # "shapes" are of the batches, compiled one by one: a real pass has five, and pads a sixth less.
@@ -91,9 +90,7 @@ def atlas_rows(rows: int, width: int) -> jax.Array:
 
 def nothing_fitted(widths: dict[Any, int], d_c: int, top_k: int) -> Fitted:
     """The state in which a fitting pass begins."""
-    statistics = PassStatistics.init(NEEDS, widths, d_c, top_k=top_k)
-    active, left_out = jnp.zeros(d_c, jnp.int32), jnp.full(LEFT_OUT, -1, jnp.int32)
-    return Fitted(statistics, active, left_out, TokenNorms.init(widths))
+    return empty_fitted(NEEDS, widths, d_c, {}, top_k=top_k)
 
 
 def decoding_inputs(vocab: int, width: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,14 +51,9 @@ def measured(run: Alignment, *, quick: bool) -> dict[str, Any]:
     """Both measures at every site of a run."""
     count = 400 if quick else len(run.corpus.eval)
     texts = [run.corpus.eval[i] for i in range(count)]
-    acts = {}
-    for space in (run.subject, run.atlas):
-        acts |= pooled_activations(SentenceStream.from_texts([space], texts))
-    a_c = acts[run.atlas.site] if run.atlas.site not in run.subject.sites else None
-    if a_c is None:
-        raise SystemExit("the subject is read at the site of the atlas; align it at another")
+    a_s, a_c = (pooled_activations(SentenceStream.from_texts([space], texts)) for space in (run.subject, run.atlas))
     features = choose_features(run.rate, count=20 if quick else FEATURES, band=BAND, seed=run.settings.seed)
-    sites = {str(site): measured_at(run, site, acts[site], a_c, features) for site in run.subject.sites}
+    sites = {str(site): measured_at(run, site, a_s[site], a_c[run.atlas.site], features) for site in run.subject.sites}
     return {
         "sentences": len(run.corpus.fit),
         "held out": count,
@@ -76,15 +71,13 @@ def measured_at(
     living = np.flatnonzero(a_s.std(axis=0) > 0)
     strongest = np.zeros((len(living), len(a_s)), bool)
     np.put_along_axis(strongest, np.argsort(-a_s[:, living], axis=0, kind="stable")[:STRONGEST].T, True, axis=1)
-    queries, translations = (
-        one_hot(features, run.atlas.width),
-        {m: t for (s, m), t in run.translations.items() if s == site},
-    )
+    queries = one_hot(features, run.atlas.width)
+    translations = {m: t for (s, m), t in run.translations.items() if s == site}
     found: dict[str, dict[str, Any]] = {"identify": {}, "name": {}}
     for method, t in translations.items():
         first = np.asarray(t.similarity(queries)).argmax(axis=1)
         found["identify"][method] = bootstrap_mean(tells[np.arange(len(features)), first])._asdict()
-        names = np.array([t.name_feature(int(i), k=1).features[0] for i in living])
+        names = np.array([named.features[0] for named in t.name_features(k=1)])[living]
         found["name"][method] = bootstrap_mean(np.asarray(auroc(a_c[:, names].T, strongest)))._asdict()
     found["identify"]["the best feature"] = bootstrap_mean(tells.max(axis=1))._asdict()
     return found

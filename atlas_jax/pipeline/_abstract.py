@@ -1,7 +1,8 @@
 """Models and SAEs without weights: shapes and dtypes alone, laid out over devices that need not be there."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,9 @@ import jax.numpy as jnp
 from atlas_jax.models import Decoder, ModelConfig, decoder_shapes
 from atlas_jax.sae import AXES, SAEConfig, SparseAutoencoder
 from atlas_jax.sharding import AnyMesh, parameter_sharding, sharding_for
+from atlas_jax.statistics import layout
+
+State = TypeVar("State")
 
 
 def abstract_decoder(config: ModelConfig, dtype: str, mesh: AnyMesh) -> Decoder:
@@ -29,6 +33,15 @@ def abstract_sae(sae: SAEConfig, mesh: AnyMesh) -> SparseAutoencoder:
     place = lambda name: sharding_for(shapes[name], mesh, *AXES.get(name, ())) if mesh is not None else None
     arrays = {name: jax.ShapeDtypeStruct(shapes[name], jnp.float32, sharding=place(name)) for name in shapes}
     return SparseAutoencoder(sae, **arrays)
+
+
+def abstract_state(make: Callable[[], State], mesh: AnyMesh) -> State:
+    """Return the shapes of what ``make`` returns, laid out as the state of a pass is."""
+    state = jax.eval_shape(make)
+    if mesh is None:
+        return state
+    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+    return jax.tree.map(place, state, layout(state, mesh))
 
 
 def device_bytes(tree: Any) -> int:

@@ -9,12 +9,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.labels import Labels
 from atlas_jax.models import LanguageModel
-from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes
+from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, abstract_state, device_bytes
 from atlas_jax.pipeline._fit import Fitted, empty_fitted, fit_step
-from atlas_jax.pipeline._plan_costs import Setup, rows_of
+from atlas_jax.pipeline._plan_costs import Setup, rows_of, widths_of
 from atlas_jax.pipeline._run import encode_batch, encode_poolings
 from atlas_jax.sharding import make_mesh
-from atlas_jax.statistics import NormSums, layout
+from atlas_jax.statistics import NormSums
 from atlas_jax.subject import Subject
 from atlas_jax.translators import needs_of
 from atlas_jax.types import Tokens
@@ -67,7 +67,7 @@ def _tokens(setup: Setup, mesh: Mesh | None) -> Tokens:
 def _pooled(setup: Setup, mesh: Mesh | None) -> tuple[Any, ...]:
     """Pooled activations of a batch of the shortest sentences, as a step of the statistics takes them."""
     rows, make = rows_of(setup), _maker(mesh)
-    acts = {site: make(jnp.float32, rows, setup.subject.width(site)) for site in setup.sites}
+    acts = {site: make(jnp.float32, rows, width) for site, width in widths_of(setup).items()}
     norms = NormSums({site: make(jnp.float32, rows) for site in setup.sites}, make(jnp.float32, rows))
     others = {setup.settings.steer_pooling: acts} if setup.settings.steer_pooling else {}
     return acts, others, make(jnp.float32, rows, setup.sae.d_sae), norms, make(jnp.int32, rows)
@@ -80,11 +80,7 @@ def _maker(mesh: Mesh | None) -> Any:
 
 def _state(setup: Setup, mesh: Mesh | None) -> Fitted:
     """What a pass keeps."""
-    settings, widths = setup.settings, {site: setup.subject.width(site) for site in setup.sites}
+    settings, widths = setup.settings, widths_of(setup)
     further = {settings.steer_pooling: needs_of(settings.steer_methods)} if settings.steer_pooling else {}
     empty = lambda: empty_fitted(needs_of(settings.methods), widths, setup.sae.d_sae, further, top_k=settings.top_k)
-    state = jax.eval_shape(empty)
-    if mesh is None:
-        return state
-    place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    return jax.tree.map(place, state, layout(state, mesh))
+    return abstract_state(empty, mesh)

@@ -5,16 +5,15 @@ import functools
 import math
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from atlas_jax.models import ATTENTION_CHUNK, ModelConfig
-from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, device_bytes
+from atlas_jax.pipeline._abstract import abstract_decoder, abstract_sae, abstract_state, device_bytes
 from atlas_jax.pipeline._devices import REACHED, Device, known_device
 from atlas_jax.pipeline._run_files import AlignSettings
 from atlas_jax.sae import SAEConfig
-from atlas_jax.statistics import PassStatistics, layout
+from atlas_jax.statistics import PassStatistics
 from atlas_jax.translators import needs_of
 from atlas_jax.types import Site
 
@@ -138,10 +137,7 @@ def _parameter_bytes(config: ModelConfig, dtype: str, mesh: AbstractMesh | None)
 @functools.cache
 def _state_bytes(d_s: int, d_c: int, needs: frozenset[str], mesh: AbstractMesh | None) -> tuple[int, int]:
     """Bytes of the sums of a site, and of the atlas's own."""
-    state = jax.eval_shape(lambda: PassStatistics.init(needs, {"": d_s}, d_c))
-    if mesh is not None:
-        place = lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-        state = jax.tree.map(place, state, layout(state, mesh))
+    state = abstract_state(lambda: PassStatistics.init(needs, {"": d_s}, d_c), mesh)
     return device_bytes((state.sums.subjects, state.sums.crosses)), device_bytes(state.sums.atlas)
 
 

@@ -76,8 +76,7 @@ def read_setup(
     config, directory = model_config(subject), Path(atlas)
     for site in settings.sites:
         check_site(config, site)
-    if str(atlas) in presets() and not directory.exists():
-        chosen = presets()[str(atlas)]
+    if not directory.exists() and (chosen := presets().get(str(atlas))):
         model, site, width = chosen.model, Site.parse(chosen.site), chosen.features
     else:
         manifest = Manifest.read(directory)
