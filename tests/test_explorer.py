@@ -10,12 +10,11 @@ import shutil
 import socket
 import sys
 import threading
-import time
 from urllib.parse import quote
 
 import numpy as np
 import pytest
-from helpers.browser import MISSING, chromium, look
+from helpers.browser import MISSING, chromium, find, look, shown_in, until
 from helpers.report_records import HOSTILE, SCRIPT
 from typer.testing import CliRunner
 
@@ -68,13 +67,6 @@ def explorer(bundled_run):
 def port(explorer):
     with served(explorer) as port:
         yield port
-
-
-def until(true, seconds=300):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.05)
 
 
 def opened(port, path, body=None, headers=()):
@@ -477,15 +469,6 @@ def browser():
         yield driver
 
 
-def find(driver, selector):
-    return driver.find_elements("css selector", selector)
-
-
-def shown_in(driver, selector):
-    """The texts of elements, read at once, for the page may replace them at any time."""
-    return driver.execute_script("return [...document.querySelectorAll(arguments[0])].map(e => e.innerText)", selector)
-
-
 def scored(driver, count):
     """Whether the tokens of so many texts have their log-probabilities."""
     script = "return [...document.querySelectorAll('.text')].map(e => e.querySelector('[title]') !== null)"
@@ -531,7 +514,7 @@ def test_search_steer_stream_cancel_and_the_link(browser, port, explorer):
     until(lambda: find(browser, ".text [role=button]"))
     find(browser, "#cancel")[0].click()
     until(lambda: shown_in(browser, "#status") == ["Cancelled."])
-    assert find(browser, "#go")[0].is_enabled()
+    until(find(browser, "#go")[0].is_enabled)
     assert browser.get_log("browser") == []
 
 

@@ -8,7 +8,7 @@ import re
 import shutil
 
 import pytest
-from helpers.browser import MISSING, chromium, look
+from helpers.browser import MISSING, chromium, find, look, shown_in, until
 from helpers.report_records import (
     FORBIDDEN,
     HOSTILE,
@@ -319,21 +319,21 @@ def browser():
         yield driver
 
 
-def find(driver, selector):
-    return driver.find_elements("css selector", selector)
+def titled(driver, start):
+    """Wait until the page shows what it was asked for."""
+    until(lambda: "".join(shown_in(driver, "#found h3")).startswith(start))
 
 
 def test_a_query_finds_a_feature_and_its_sentences(browser, page, alignment):
     look(browser, page)
     (box,) = find(browser, "#query")
     box.send_keys("attention")
-    links = find(browser, "#results a")
-    assert [link.text.split("\n")[0] for link in links][:1] == [alignment.atlas.labels[39]]
+    until(lambda: shown_in(browser, "#results a bdi")[:1] == [alignment.atlas.labels[39]])
     box.send_keys("\ue007")  # Enter
-    assert find(browser, "#found h3")[0].text == "Atlas feature 39: attention"
+    titled(browser, "Atlas feature 39: attention")
     assert browser.current_url.endswith("#atlas-39")
-    assert [h.text for h in find(browser, "#found h4")][:3] == [str(s) for s in alignment.subject.sites]
-    assert all(m.text for m in find(browser, "#found .sentence mark"))
+    assert shown_in(browser, "#found h4")[:3] == [str(s) for s in alignment.subject.sites]
+    assert all(shown_in(browser, "#found .sentence mark"))
     assert len(find(browser, "#found .sentence")) >= 9
     assert browser.get_log("browser") == []
 
@@ -342,17 +342,18 @@ def test_subject_features_are_named_and_links_lead_back(browser, page, alignment
     look(browser, page)
     (box,) = find(browser, "#query")
     box.send_keys("mlp_act.1:237")
+    until(lambda: shown_in(browser, "#results a bdi")[:1] == ["mlp_act.1:237"])
     find(browser, "#results a")[0].click()
-    assert find(browser, "#found h3")[0].text == "Subject feature 237 at mlp_act.1"
+    titled(browser, "Subject feature 237 at mlp_act.1")
     first = find(browser, "#found li a")[0]
     feature = first.text.split()[0]
     first.click()
-    assert find(browser, "#found h3")[0].text.startswith(f"Atlas feature {feature}")
+    titled(browser, f"Atlas feature {feature}")
     browser.back()
-    assert find(browser, "#found h3")[0].text == "Subject feature 237 at mlp_act.1"
+    titled(browser, "Subject feature 237 at mlp_act.1")
     look(browser, f"{page.as_uri()}#steered-0")
-    assert find(browser, "#found h3")[0].text == "Steered along file"
-    assert find(browser, "#found .dose strong")[0].text == "baseline"
+    titled(browser, "Steered along file")
+    assert shown_in(browser, "#found .dose strong")[0] == "baseline"
     for bad in ("atlas-99999", "subject-x:1", "steered-99", "atlas-%"):
         look(browser, f"{page.as_uri()}#{bad}")
     assert browser.get_log("browser") == []
@@ -361,16 +362,17 @@ def test_subject_features_are_named_and_links_lead_back(browser, page, alignment
 def test_the_keyboard_is_enough(browser, page):
     look(browser, page)
     (box,) = find(browser, "#query")
-    box.send_keys("file", "\ue015")  # down
     active = lambda: browser.switch_to.active_element
-    assert active().tag_name == "a"
+    focused = lambda: browser.execute_script("return document.activeElement.localName")
+    box.send_keys("file", "\ue015")  # down
+    until(lambda: focused() == "a")
     active().send_keys("\ue015")
     active().send_keys("\ue013")  # up
     active().send_keys("\ue007")
-    assert active().tag_name == "h3"
+    until(lambda: focused() == "h3")
     box.clear()
     box.send_keys("zzzzzz")
-    assert find(browser, "#status")[0].text.startswith("Nothing matches")
+    until(lambda: shown_in(browser, "#status")[0].startswith("Nothing matches"))
 
 
 @pytest.mark.parametrize("dark", [False, True])
@@ -391,6 +393,7 @@ def test_tables_are_copied(browser, page):
     browser.execute_script("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
     button = next(b for b in find(browser, "#quality > .table button") if b.text == "Copy LaTeX")
     button.click()
+    until(lambda: browser.execute_script("return window.copied"))
     assert browser.execute_script("return window.copied").startswith("\\begin{tabular}{llrr}")
 
 
@@ -405,8 +408,10 @@ def test_hostile_text_does_nothing_in_a_browser(browser, hostile):
     look(browser, hostile)
     for place in ("#atlas-39", "#steered-0", "#subject-mlp_act.1:237"):
         browser.execute_script("location.hash = arguments[0]", place)
+        until(lambda place=place: browser.current_url.endswith(place))
     look(browser, f"{hostile.as_uri()}#atlas-39")
+    titled(browser, "Atlas feature 39")
     assert browser.title != "owned"
-    assert SCRIPT in find(browser, "#found h3")[0].text
+    assert SCRIPT in shown_in(browser, "#found h3")[0]
     assert find(browser, "img") == []
     assert browser.get_log("browser") == []
