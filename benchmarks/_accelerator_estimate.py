@@ -184,6 +184,7 @@ def estimate(size: str) -> dict[str, Any]:
         "decoding": part(work((3, decode)), 2 * LAYER * layers, subject_bytes + 4e9),
         "transformers_decoding": part({}, 0, subject_bytes + 4e9, PEER_STEP * s["new"] + 6),
         "detection": part({"bytes": 200.0 * 12 * s["queries"] * s["samples"]}, 12, 40.0 * s["queries"] * s["samples"]),
+        "attention": part({}, 12, 9e9),
     }  # fmt: skip
     assumed = {"rates": RATES, "share_of_rates": REACHED, "seconds_to_start": START, "seconds_a_layer_compiles": LAYER}
     assumed |= {"transformers_tokens_per_s": PEER_TOKENS, "transformers_seconds_a_step": PEER_STEP}

@@ -12,6 +12,7 @@ from _common import sentence_lengths
 from throughput import BUDGET, METHODS, SITES, atlas_of, subject_of
 
 import atlas_jax as aj
+from atlas_jax.models import ModelConfig
 from atlas_jax.pipeline import BatchShapes
 from atlas_jax.pipeline._fit import Fitted, empty_fitted
 from atlas_jax.translators import needs_of
@@ -21,13 +22,13 @@ SIZES: dict[str, dict[str, Any]] = {
     "paper": {
         "sentences": 4096, "shapes": 3, "joint_sentences": 2048, "top_k": 50, "prompts": 16, "new": 100,
         "matmul": 8192, "copied_bytes": 8e9, "rows": 512, "chunks": 96, "polar": (14336, 16384), "reflections": 256,
-        "queries": 100, "samples": 500_000, "targets": 454, "features": 14336,
+        "queries": 100, "samples": 500_000, "targets": 454, "features": 14336, "lengths": (64, 8192),
         "small": {"hidden_size": 512, "intermediate_size": 1376, "num_hidden_layers": 6, "num_attention_heads": 8},
     },
     "tiny": {
         "sentences": 24, "shapes": 1, "joint_sentences": 24, "top_k": 3, "prompts": 2, "new": 4,
         "matmul": 64, "copied_bytes": 1e6, "rows": 16, "chunks": 24, "polar": (24, 32), "reflections": 4,
-        "queries": 3, "samples": 2000, "targets": 5, "features": 64,
+        "queries": 3, "samples": 2000, "targets": 5, "features": 64, "lengths": (8, 40),
         "small": {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
     },
 }  # fmt: skip
@@ -61,9 +62,9 @@ def subject(size: str, make: Callable = in_bfloat16) -> aj.Subject:
     return aj.Subject.from_model(subject_of(size, make), SITES[size])
 
 
-def atlas(size: str) -> aj.ConceptAtlas:
+def atlas(size: str, make: Callable = in_bfloat16) -> aj.ConceptAtlas:
     """The atlas; its SAE is in float32."""
-    return atlas_of(size, in_bfloat16)
+    return atlas_of(size, make)
 
 
 def batches(size: str, sentences: int, vocab: int) -> tuple[list[aj.Tokens], int]:
@@ -91,6 +92,13 @@ def atlas_rows(rows: int, width: int) -> jax.Array:
 def nothing_fitted(widths: dict[Any, int], d_c: int, top_k: int) -> Fitted:
     """The state in which a fitting pass begins."""
     return empty_fitted(NEEDS, widths, d_c, {}, top_k=top_k)
+
+
+def heads(config: ModelConfig, rows: int, length: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Queries, keys and values of one layer in bfloat16, and positions in texts without padding."""
+    draw = lambda key, *shape: jax.random.normal(jax.random.key(key), (rows, *shape, config.head_dim), "bfloat16")
+    kv = [draw(key, config.num_kv_heads, length) for key in (1, 2)]
+    return draw(0, length, config.num_heads), *kv, jnp.tile(jnp.arange(length), (rows, 1))
 
 
 def decoding_inputs(vocab: int, width: int, prompts: int) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,9 @@ from throughput import BUDGET, METHODS
 
 import atlas_jax as aj
 from atlas_jax import metrics
-from atlas_jax.models import Decoder, ModelConfig, forward
+from atlas_jax.models import KERNELS, Decoder, ModelConfig, choose_kernel, forward
+from atlas_jax.models._attention import attention as one_layer
+from atlas_jax.models._cache import Block
 from atlas_jax.pipeline import Setup, encode_batch, known_device, plan_alignment
 from atlas_jax.pipeline._fit import _lens_step, fit_step
 from atlas_jax.pipeline._run import encode_norms
@@ -280,3 +282,27 @@ def detection(size: str) -> Found:
     target = jax.random.randint(jax.random.key(3), (s["targets"],), 0, s["features"])
     both = jax.jit(lambda s, t: (metrics.reciprocal_rank(s, t), metrics.predicted_probability(s, t)))
     yield {"retrieval": timed(lambda: both(similarity, target))}
+
+
+def attention(size: str) -> Found:
+    """Seconds of one layer's attention of a batch by XLA and by each kernel, or why it is not used, by text length."""
+    table: dict[str, Any] = {}
+    spaces = [make(size, inputs.abstract_in("bfloat16")) for make in (inputs.subject, inputs.atlas)]
+    for name, config in zip(("subject", "atlas"), [space.model.config for space in spaces], strict=True):
+        for length in SIZES[size]["lengths"]:
+            q, keys, values, position = inputs.heads(config, max(1, BUDGET[size] // length), length)
+            here = table.setdefault(name, {}).setdefault(f"{len(q)}x{length}", {})
+            for kernel in ("xla", *KERNELS):
+                try:
+                    choose_kernel(kernel, config, "bfloat16")
+                except aj.AtlasError as e:
+                    here[kernel] = {"refused": str(e)}
+                    continue
+                own = kernel, config.query_scale, config.attn_softcap
+                here[kernel] = timed(lambda own=own, x=(q, keys, values, position): _attention(*own, *x))
+            yield {"attention": table}
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _attention(kernel: str, scale: float, softcap: float | None, q: Any, keys: Any, values: Any, position: Any) -> Any:
+    return one_layer(kernel, q, (Block(keys, values, position),), position, None, scale, softcap)

@@ -40,6 +40,7 @@ FOUND = {
     "decoding": [("tokens_per_s", ">", 0)],
     "transformers_decoding": [("one_batch tokens_per_s", ">", 0)],
     "detection": [("detection largest_error", "<", 1e-6), ("retrieval seconds", ">", 0)],
+    "attention": [("attention atlas 12x40 xla seconds", ">", 0)],
 }
 
 

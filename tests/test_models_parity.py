@@ -12,7 +12,7 @@ from flax import nnx
 from helpers.float64 import distance
 from helpers.hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, saved, sites
 
-from atlas_jax.models import Decoder, LanguageModel, ModelConfig, _decoder, decoder_shapes, forward, run
+from atlas_jax.models import Decoder, LanguageModel, ModelConfig, _attention, decoder_shapes, forward, run
 from atlas_jax.models._config import Rope
 from atlas_jax.models._families import FAMILIES, Fused
 from atlas_jax.types import Run, Tokens
@@ -79,7 +79,7 @@ def test_bfloat16_is_as_close_as_bfloat16_allows(name, reference):
 @pytest.fixture
 def chunks_of_seven(monkeypatch):
     """Attention of seven queries at once, which do not divide the texts."""
-    monkeypatch.setattr(_decoder, "ATTENTION_CHUNK", 7)
+    monkeypatch.setattr(_attention, "ATTENTION_CHUNK", 7)
     jax.clear_caches()
     yield
     jax.clear_caches()

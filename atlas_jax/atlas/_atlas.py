@@ -66,6 +66,7 @@ class ConceptAtlas:
         mesh: Mesh | None = None,
         verify: bool = False,
         stored: StoredModel | None = None,
+        attention: str = "xla",
     ) -> "ConceptAtlas":
         """Load an atlas directory: ``atlas.json`` names the model, the SAE, its site and the labels.
 
@@ -78,6 +79,7 @@ class ConceptAtlas:
           mesh: a mesh with an axis "model" to shard the parameters over.
           verify: compute the forward pass on a fixed text, and warn if it is not the one the atlas was built with.
           stored: read in place of the model: pooled rows are features of sentences, token rows what the SAE reads.
+          attention: the kernel that computes the model's, as of :meth:`LanguageModel.from_pretrained`.
 
         Raises:
           AtlasError: for a missing, damaged or exchanged part, or parts that do not fit each other.
@@ -86,8 +88,9 @@ class ConceptAtlas:
         manifest = Manifest.read(directory)
         manifest.check(directory)
         at = lambda part: manifest.location(directory, part)
+        how = {"dtype": dtype, "mesh": mesh, "attention": attention}
         atlas = cls.of(
-            LanguageModel.from_pretrained(at("model"), dtype=dtype, mesh=mesh) if stored is None else stored,
+            LanguageModel.from_pretrained(at("model"), **how) if stored is None else stored,
             SparseAutoencoder.from_pretrained(at("sae"), mesh=mesh),
             manifest.site,
             Labels.load(at("labels")),

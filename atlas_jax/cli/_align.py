@@ -52,6 +52,9 @@ def align(
     top_k: Annotated[int, typer.Option(help="Activations a feature that semantic_lens averages.", min=1)] = 50,
     dtype: Annotated[str, typer.Option(help="Of the models: float32 or bfloat16.")] = "float32",
     save_dtype: Annotated[str, typer.Option(help="Of the saved translations: float32 or bfloat16.")] = "float32",
+    attention: Annotated[
+        str, typer.Option(help="Kernel of both models' attention: xla, tokamax, cudnn, or auto for what is exact here.")
+    ] = "xla",
     checkpoint_every: CheckpointEvery = 300.0,
     restart: Annotated[bool, typer.Option("--restart", help="Discard an unfinished run at --out.")] = False,
     overwrite: Overwrite = False,
@@ -111,6 +114,7 @@ def align(
     settings = pipeline.AlignSettings(
         tuple(site), methods, pooling=pooling, max_length=max_length,
         token_budget=token_budget, top_k=top_k, seed=seed, dtype=dtype, steer_pooling=steer_pooling,
+        attention=attention,
     )  # fmt: skip
     chooser = experiments.Chooser(tuple(choose), seed=seed) if choose else None
     saved = pipeline.Checkpoints(partial_directory(out_dir) / "checkpoints", every=checkpoint_every)

@@ -1,12 +1,13 @@
 """Decoder-only language models in Flax NNX: loading, reading and editing activations, generation."""
 
 from atlas_jax.models._adapter import merge_adapter as merge_adapter
-from atlas_jax.models._config import ModelConfig as ModelConfig, load_config as load_config
-from atlas_jax.models._decoder import (
+from atlas_jax.models._attention import (
     ATTENTION_CHUNK as ATTENTION_CHUNK,
-    Decoder as Decoder,
-    decoder_shapes as decoder_shapes,
+    KERNELS as KERNELS,
+    choose_kernel as choose_kernel,
 )
+from atlas_jax.models._config import ModelConfig as ModelConfig, load_config as load_config
+from atlas_jax.models._decoder import Decoder as Decoder, decoder_shapes as decoder_shapes
 from atlas_jax.models._fingerprint import (
     fingerprint_difference as fingerprint_difference,
     is_small as is_small,

@@ -99,7 +99,7 @@ class ModelConfig:
 
     ``windows`` and ``ropes`` have one entry a layer; a window of ``None`` is full attention, a rope of ``None``
     rotates nothing. ``norm``, ``placement``, ``qk_norm`` and ``gated`` are as in the table of families
-    (``_families.py``).
+    (``_families.py``). ``attention`` is the kernel that computes it: "xla", "tokamax" or "cudnn".
 
     Example:
       >>> import transformers
@@ -137,6 +137,7 @@ class ModelConfig:
     tie_embeddings: bool
     bos_id: int | None
     eos_ids: tuple[int, ...]
+    attention: str = "xla"
 
     @property
     def has_post_norms(self) -> bool:

@@ -13,16 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
+from atlas_jax.models._attention import EXACT, attention
 from atlas_jax.models._cache import Block, LayerCache, extend
 from atlas_jax.models._config import ModelConfig, Rope, frequencies
 from atlas_jax.types import Site, Where
 
 Pool = Callable[[Float[Array, "b t d"]], Any]
-# Products accumulate and arrive in float32, whatever their operands are.
-_EXACT = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
-ATTENTION_CHUNK = 512  # queries whose attention is computed at once
 _INIT = jax.nn.initializers.normal(0.02)
 
 
@@ -91,7 +89,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(d_out)) if bias else None
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        y = jnp.matmul(x, self.weight[...], **_EXACT).astype(x.dtype)
+        y = jnp.matmul(x, self.weight[...], **EXACT).astype(x.dtype)
         return y if self.bias is None else y + jnp.broadcast_to(self.bias[...], y.shape)
 
 
@@ -147,13 +145,6 @@ def rotate(
     return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 
 
-def visible(query: Int[Array, "b t"], key: Int[Array, "b s"], window: int | None) -> Bool[Array, "b t s"]:
-    """Mark the keys a query sees: real, not later than it, and within the window (itself included)."""
-    q, k = query[:, :, None], key[:, None, :]
-    seen = (k >= 0) & (k <= q)
-    return seen if window is None else seen & (k > q - window)
-
-
 class Attention(nnx.Module):
     """Grouped-query attention; softmax in float32."""
 
@@ -180,15 +171,8 @@ class Attention(nnx.Module):
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         position = context.position
         here = (Block(k, v, position),) if cache is None else extend(cache, k, v, position, context.time)
-        key_position = jnp.concatenate([x.position for x in here], axis=1)
-
-        def of_queries(q: Float[Array, "b _ n h"], position: Int[Array, "b _"]) -> Float[Array, "b _ n h"]:
-            return attend(
-                q, here, visible(position, key_position, c.windows[self.layer]), c.query_scale, c.attn_softcap
-            )
-
-        z = in_chunks(of_queries, q.astype(here[0].keys.dtype), position).astype(x.dtype)
-        z = taps.heads(self.layer, z)
+        z = attention(c.attention, q, here, position, c.windows[self.layer], c.query_scale, c.attn_softcap)
+        z = taps.heads(self.layer, z.astype(x.dtype))
         heads = z.astype(jnp.float32).reshape(*x.shape[:2], -1, c.head_dim)
         taps("head_norm", self.layer, jnp.linalg.norm(heads, axis=-1))
         return taps("attn_out", self.layer, self.o_proj(z)), None if cache is None else here
@@ -196,49 +180,6 @@ class Attention(nnx.Module):
     def normalised(self, x: Float[Array, "b t n h"], norm: Callable[[Array], Array]) -> Array:
         """Normalise queries or keys, every head by itself or all together."""
         return norm(x) if self.config.qk_norm == "head" else norm(x.reshape(*x.shape[:2], -1)).reshape(x.shape)
-
-
-def in_chunks(
-    of_queries: Callable[[Float[Array, "b q n h"], Int[Array, "b q"]], Float[Array, "b q n h"]],
-    q: Float[Array, "b t n h"],
-    position: Int[Array, "b t"],
-) -> Float[Array, "b t n h"]:
-    """Attention of all queries, at most :data:`ATTENTION_CHUNK` at once.
-
-    So the scores of a long text are never there together; gradients compute those of a chunk anew.
-    """
-    b, t = position.shape
-    if t <= ATTENTION_CHUNK:
-        return of_queries(q, position)
-    more = -t % ATTENTION_CHUNK
-    q, position = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, 0))), jnp.pad(position, ((0, 0), (0, more)))
-    chunks = lambda x: jnp.moveaxis(x.reshape(b, -1, ATTENTION_CHUNK, *x.shape[2:]), 1, 0)
-    z = jax.lax.map(jax.checkpoint(lambda chunk: of_queries(*chunk)), (chunks(q), chunks(position)))
-    return jnp.moveaxis(z, 0, 1).reshape(b, t + more, *q.shape[2:])[:, :t]
-
-
-def attend(
-    q: Float[Array, "b t n h"],
-    blocks: tuple[Block, ...],
-    mask: Bool[Array, "b t s"],
-    scale: float,
-    softcap: float | None,
-) -> Float[Array, "b t n h"]:
-    """``softmax(scale q kᵀ) v`` over the slots of all blocks, with the logit softcap of Gemma 2 before the mask."""
-    b, t, n, h = q.shape
-    kv = blocks[0].keys.shape[1]
-    q = q.reshape(b, t, kv, n // kv, h).transpose(0, 2, 3, 1, 4).reshape(b, kv, n // kv * t, h)
-    products = [jnp.einsum("bkqh,bksh->bkqs", q, block.keys, **_EXACT) for block in blocks]
-    scores = jnp.concatenate(products, axis=-1) * scale
-    if softcap is not None:
-        scores = jnp.tanh(scores / softcap) * softcap
-    scores = scores.reshape(b, kv, n // kv, t, -1)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1).astype(q.dtype)
-    ends = np.cumsum([block.slots for block in blocks])
-    parts = jnp.split(weights.reshape(b, kv, n // kv * t, -1), ends[:-1], axis=-1)
-    z = sum(jnp.einsum("bkqs,bksh->bkqh", w, x.values, **_EXACT) for w, x in zip(parts, blocks, strict=True))
-    z = z.astype(q.dtype)
-    return z.reshape(b, kv, n // kv, t, h).transpose(0, 3, 1, 2, 4).reshape(b, t, n, h)
 
 
 class MLP(nnx.Module):
@@ -352,9 +293,9 @@ class Decoder(nnx.Module):
         """Float32 logits of final residuals."""
         x = self.norm(x)
         if self.lm_head is None:
-            y = jnp.einsum("...d,vd->...v", x, self.embed_tokens.weight[...], **_EXACT)
+            y = jnp.einsum("...d,vd->...v", x, self.embed_tokens.weight[...], **EXACT)
         else:
-            y = jnp.matmul(x, self.lm_head.weight[...], **_EXACT)
+            y = jnp.matmul(x, self.lm_head.weight[...], **EXACT)
         cap = self.config.final_softcap
         return y if cap is None else jnp.tanh(y / cap) * cap
 

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from atlas_jax.checks import as_texts
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import from_hub, read_object, writable, write_json
+from atlas_jax.models._attention import choose_kernel
 from atlas_jax.models._config import ModelConfig, load_config
 from atlas_jax.models._tokenizer import Tokenizer
 from atlas_jax.models._weights import load_decoder, save_decoder
@@ -91,7 +92,13 @@ class LanguageModel:
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, dtype: str = "float32", mesh: Mesh | None = None, revision: str | None = None
+        cls,
+        name: str | Path,
+        *,
+        dtype: str = "float32",
+        mesh: Mesh | None = None,
+        revision: str | None = None,
+        attention: str = "xla",
     ) -> "LanguageModel":
         """Load a model in Hugging Face layout.
 
@@ -100,10 +107,13 @@ class LanguageModel:
           dtype: dtype of the parameters and activations, "float32" or "bfloat16".
           mesh: a mesh with an axis "model" to shard the parameters over.
           revision: branch, tag or commit of a hub repository.
+          attention: the kernel that computes it: "xla", "tokamax", "cudnn", or "auto" for the first of these that
+            gives the same as XLA on this device (:func:`choose_kernel`).
 
         Raises:
           AtlasError: for a missing directory or repository, an unsupported architecture, config attribute or dtype,
-            or tensors that are missing, unexpected or mis-shaped (all of them in one message).
+            tensors that are missing, unexpected or mis-shaped (all of them in one message), or a kernel that does not
+            give the same here.
 
         Example:
           >>> from atlas_jax.bundled import SUBJECT
@@ -116,6 +126,7 @@ class LanguageModel:
         directory = resolve(name, revision)
         config, raw = load_config(directory)
         tokenizer = Tokenizer.load(directory, config.vocab_size)
+        config = dataclasses.replace(config, attention=choose_kernel(attention, config, dtype, mesh))
         decoder = load_decoder(directory, config, jnp.dtype(dtype), mesh)
         raw = raw | {"tie_word_embeddings": decoder.config.tie_embeddings}
         generation = read_object(directory / GENERATION, missing={})

@@ -65,6 +65,7 @@ def load_pair(
     """
     paths = {"subject": resolve(subject).absolute(), "atlas": resolve(atlas).absolute()}
     sources = {name: {"path": str(path), "sha256": directory_hash(path)} for name, path in paths.items()}
+    how = {"dtype": settings.dtype, "mesh": mesh, "attention": settings.attention}
     stored = None if atlas_activations is None else _stored(Path(atlas_activations).absolute(), settings)
     if stored is not None:
         sources["atlas"]["activations"] = str(stored.tokenizer.directory)
@@ -73,9 +74,9 @@ def load_pair(
         model = _stored(paths["subject"], settings)
         model.check_poolings((settings.steer_pooling,))
     else:
-        model = LanguageModel.from_pretrained(paths["subject"], dtype=settings.dtype, mesh=mesh)
+        model = LanguageModel.from_pretrained(paths["subject"], **how)
     spaces = Subject.from_model(model, settings.sites, settings.pooling)
-    of_atlas = ConceptAtlas.from_pretrained(paths["atlas"], dtype=settings.dtype, mesh=mesh, stored=stored)
+    of_atlas = ConceptAtlas.from_pretrained(paths["atlas"], **how, stored=stored)
     return Pair(spaces, of_atlas, sources)
 
 

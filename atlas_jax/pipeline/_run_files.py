@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError, DamagedError
 from atlas_jax.files import RUN, differences, reading
+from atlas_jax.models import KERNELS
 from atlas_jax.pooling import POOLINGS
 from atlas_jax.statistics import TopK
 from atlas_jax.translation import RECORD, Translation
@@ -43,9 +44,11 @@ class AlignSettings:
       top_k: activations per feature that SemanticLens averages.
       seed: of everything random.
       dtype: of both models' parameters and activations, "float32" or "bfloat16"; statistics are float32 either way.
+      attention: the kernel of both models' attention: "xla", "tokamax", "cudnn" or "auto". Used in the pass alone: a
+        run that is loaded computes by XLA.
 
     Raises:
-      AtlasError: for a site, method, pooling or dtype that there is not, or a number out of its range.
+      AtlasError: for a site, method, pooling, dtype or kernel that there is not, or a number out of its range.
 
     Example:
       >>> from atlas_jax import AlignSettings
@@ -63,6 +66,7 @@ class AlignSettings:
     dtype: str = "float32"
     steer_pooling: str | None = "mean"
     steer_methods: tuple[str, ...] = ("covariance",)
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         sites = tuple(dict.fromkeys(str(Site.parse(site)) for site in self._several("sites")))
@@ -70,7 +74,7 @@ class AlignSettings:
         object.__setattr__(self, "methods", tuple(dict.fromkeys(self._several("methods"))))
         needs_of(self.methods)
         self._check_steering()
-        for name, known in (("pooling", POOLINGS), ("dtype", DTYPES)):
+        for name, known in (("pooling", POOLINGS), ("dtype", DTYPES), ("attention", ("auto", "xla", *KERNELS))):
             if getattr(self, name) not in known:
                 raise AtlasError(f"unknown {name} '{getattr(self, name)}'; known are {', '.join(known)}")
         for name, least in _LEAST.items():
