@@ -101,7 +101,7 @@ def align(
     held = {"model_parallel": model_parallel, "at_once": at_once, "host_statistics": host_statistics}
     if plan:
         kwargs = {"pooling": pooling, "steer_pooling": steer_pooling or "mean", "max_length": max_length}
-        kwargs |= {"token_budget": token_budget, "top_k": top_k, "dtype": dtype}
+        kwargs |= {"token_budget": token_budget, "top_k": top_k, "dtype": dtype, "attention": attention}
         show_plan(subject, atlas, site, methods, kwargs, sentences, device, devices, as_json=as_json, **held)
         return
     if out_dir is None:
