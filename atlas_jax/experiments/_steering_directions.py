@@ -86,7 +86,7 @@ def _of_method(
     alignment: Alignment,
     settings: SteeringSettings,
     method: str,
-    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    queries: Mapping[str, Float[Array | np.ndarray, " d_c"]],
     sites: Sequence[Site],
     progress: Progress | None,
 ) -> dict[tuple[str, Site, str], Float[np.ndarray, " _"]]:
@@ -108,7 +108,7 @@ def _native(
     alignment: Alignment,
     settings: SteeringSettings,
     site: Site,
-    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    queries: Mapping[str, Float[Array | np.ndarray, " d_c"]],
     along: Mapping[tuple[str, Site, str], Float[np.ndarray, " _"]],
 ) -> dict[str, Float[np.ndarray, " _"]]:
     """The decoder's direction of every concept in the foundation model."""
@@ -132,7 +132,7 @@ def _native(
 
 def difference_of_means(
     alignment: Alignment,
-    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    queries: Mapping[str, Float[Array | np.ndarray, " d_c"]],
     sites: Sequence[Site],
     *,
     model: LanguageModel | None = None,
@@ -186,7 +186,7 @@ def difference_of_means(
 def bridged_difference_of_means(
     alignment: Alignment,
     bridge: str | Path,
-    queries: Mapping[str, Float[np.ndarray, " d_c"]],
+    queries: Mapping[str, Float[Array | np.ndarray, " d_c"]],
     sites: Sequence[Site],
     *,
     progress: Progress | None = None,
