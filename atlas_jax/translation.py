@@ -19,6 +19,7 @@ from atlas_jax.checks import finite_numbers, known
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import local_or_hub, new_file, reading, sha256
 from atlas_jax.labels import Labels
+from atlas_jax.rows import unit
 from atlas_jax.sharding import device_put, mesh_of, row_blocks
 from atlas_jax.statistics import Statistics, lens_init, lens_update, update
 from atlas_jax.table import Column, Table, facts_table
@@ -255,7 +256,7 @@ class Translation:
         """
         if not isinstance(feature, numbers.Integral) or not 0 <= feature < self.d_s:
             raise AtlasError(f"subject feature {feature} does not exist; there are {self.d_s}, counted from 0")
-        ranked = _ranked(_unit(self.matrix[feature]), k)
+        ranked = _ranked(unit(self.matrix[feature]), k)
         return ranked if labels is None else _named(ranked, self._fitting(labels))
 
     def name_features(self, k: int = 10, labels: Labels | None = None) -> Iterator[Named]:
@@ -273,7 +274,7 @@ class Translation:
         """
         labels = Labels.empty(self.d_c) if labels is None else self._fitting(labels)
         for block in row_blocks(self.matrix):
-            ranked = jax.tree.map(np.asarray, _ranked(_unit(jnp.asarray(block)), k))
+            ranked = jax.tree.map(np.asarray, _ranked(unit(jnp.asarray(block)), k))
             for features, scores in zip(*ranked, strict=True):
                 yield _named(Ranked(features, scores), labels)
 
@@ -418,13 +419,8 @@ def check_stored_dtype(dtype: str) -> None:
 @jax.jit
 def _similarity(matrix: Float[Array, "d_s d_c"], q: Float[Array, "*q d_c"]) -> Float[Array, "*q d_s"]:
     size = jnp.sqrt(jnp.sum(matrix * matrix, axis=1))
-    scores = jnp.matmul(_unit(q), matrix.T, precision=lax.Precision.HIGHEST)
+    scores = jnp.matmul(unit(q), matrix.T, precision=lax.Precision.HIGHEST)
     return scores / jnp.broadcast_to(jnp.where(size > 0, size, 1.0), scores.shape)
-
-
-def _unit(x: Float[Array, "*q d"]) -> Float[Array, "*q d"]:
-    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1.0)
 
 
 def _ranked(scores: Float[Array, "*q d"], k: int) -> Ranked:

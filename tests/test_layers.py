@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "atlas_jax"
 LAYERS = {
     "errors": 0, "checks": 0, "names": 0, "interrupts": 0, "files": 0,
-    "types": 0, "sharding": 0, "tensor_file": 0, "progress": 0, "table": 0,
+    "types": 0, "rows": 0, "sharding": 0, "tensor_file": 0, "progress": 0, "table": 0,
     "statistics": 1,
     "models": 2, "sae": 2, "steering": 2, "translators": 2, "metrics": 2, "labels": 2, "pooling": 2, "stored": 2,
     "atlas": 3, "subject": 3, "translation": 3, "corpus": 3,

@@ -20,6 +20,7 @@ from atlas_jax.metrics import auroc, detection
 from atlas_jax.models import LanguageModel, forward
 from atlas_jax.pipeline import Choice, Fitted, SentenceStream, score_sentences, views
 from atlas_jax.progress import Progress
+from atlas_jax.rows import unit
 from atlas_jax.sharding import mesh_of, replicate
 from atlas_jax.statistics import PassStatistics
 from atlas_jax.steering import Steer
@@ -195,7 +196,7 @@ def _solve_grid(
         mean = statistics.sums.atlas.raw.mean[None, :]
         mixed = None if averaged is None else eigenbasis.queries(averaged[site].queries - mean)
         for member in members:
-            rows = _unit(eigenbasis.rows(member))
+            rows = unit(eigenbasis.rows(member))
             vectors[site][member] = np.asarray(_cosine(single, rows, mesh))
             if mixed is not None:
                 rank, probability = ranked(_cosine(mixed, rows, mesh), averaged[site].valid)
@@ -249,11 +250,6 @@ def _steering(
 
 
 @jax.jit
-def _unit(x: Float[Array, "d_s r"]) -> Float[Array, "d_s r"]:
-    norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1.0)
-
-
 @partial(jax.jit, static_argnums=2)
 def _cosine(queries: Float[Array, "q r"], rows: Float[Array, "d_s r"], mesh: Mesh | None) -> Float[Array, "q d_s"]:
     """Cosines up to the norm of each query, which ranks nothing; whole on every device of a mesh."""

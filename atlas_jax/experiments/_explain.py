@@ -18,10 +18,10 @@ from atlas_jax.experiments._explain_features import ExplainedFeature
 from atlas_jax.experiments._steering_texts import appended, json_lines
 from atlas_jax.files import differences, read_object, write_json
 from atlas_jax.labels import Embedder, StaticEmbedding
-from atlas_jax.labels._retrievers import unit
 from atlas_jax.metrics import Interval, bootstrap_mean, reciprocal_rank
 from atlas_jax.models import LanguageModel
 from atlas_jax.progress import Progress, unreported
+from atlas_jax.rows import unit
 from atlas_jax.table import Column, Table
 from atlas_jax.verbalizers import Contract, verbalize, verbalize_texts
 

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.corpus import Corpus
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._retrievers import unit
 from atlas_jax.models import LanguageModel
 from atlas_jax.pipeline import SentenceStream, pooled_activations
 from atlas_jax.progress import Progress
+from atlas_jax.rows import unit
 from atlas_jax.sae_lab import gather_evidence
 from atlas_jax.subject import Subject
 from atlas_jax.types import Site

@@ -15,6 +15,7 @@ from atlas_jax.experiments._model_judge import batches
 from atlas_jax.experiments._rating import check_aspect
 from atlas_jax.labels import StaticEmbedding, terms
 from atlas_jax.pipeline import encode_batch
+from atlas_jax.rows import unit
 
 PARTS = ("activation", "embedding")
 FEWEST = 20  # neutral texts that a threshold can be set by
@@ -243,6 +244,5 @@ class AtlasJudge:
         return scores
 
     def _similarities(self, texts: Sequence[str]) -> Float[np.ndarray, "n c"]:
-        unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), np.finfo(np.float32).tiny)
         rows, names = (unit(np.asarray(self.embedder.encode(t), np.float64)) for t in (texts, list(self._place)))
         return rows @ names.T

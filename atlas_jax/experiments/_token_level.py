@@ -15,6 +15,7 @@ from atlas_jax.experiments._quality import QualityRow, quality_caption, quality_
 from atlas_jax.metrics import Interval, bootstrap_mean, detection
 from atlas_jax.pipeline import PAIRS, Alignment, SentenceStream, TokenPairs, fit_token_statistics, token_pairs
 from atlas_jax.progress import Progress
+from atlas_jax.rows import unit
 from atlas_jax.table import Column, Table
 from atlas_jax.translators import needs_of
 from atlas_jax.types import Site
@@ -204,15 +205,15 @@ def localisation(
     """
     subject, atlas = stream.spaces
     parts: list[Any] = []
-    unit = {key: _unit(jnp.asarray(x)) for key, x in directions.items()}
+    along = {key: unit(jnp.asarray(x)) for key, x in directions.items()}
     for tokens_s, tokens_c, match in stream._replace(matched=True).batches(stage="tokens", progress=progress):
         pairs = token_pairs(subject, atlas, tokens_s, tokens_c, match)
         paired = np.asarray(pairs.paired)
-        read = _read_tokens(pairs, list(unit.values()), jnp.asarray(features), sites=tuple(site for site, _ in unit))
+        read = _read_tokens(pairs, list(along.values()), jnp.asarray(features), sites=tuple(site for site, _ in along))
         parts.append([np.asarray(x)[paired].T for x in jax.tree.leaves(read)])
     *scores, fires, counts = (np.concatenate(x, axis=1) for x in zip(*parts, strict=True))
     by_key = {}
-    for key, part in zip(unit, scores, strict=True):
+    for key, part in zip(along, scores, strict=True):
         ranked = detection(part, fires, counts.astype(np.float32))
         by_key[key] = bootstrap_mean(ranked.auroc), bootstrap_mean(ranked.average_precision)
     among = np.where(counts.any(axis=1), counts.sum(axis=1), 1)
@@ -222,18 +223,13 @@ def localisation(
 
 @partial(jax.jit, static_argnames="sites")
 def _read_tokens(
-    pairs: TokenPairs, unit: list[Float[Array, "q _"]], features: Int[Array, " q"], *, sites: tuple[Site, ...]
+    pairs: TokenPairs, along: list[Float[Array, "q _"]], features: Int[Array, " q"], *, sites: tuple[Site, ...]
 ) -> tuple[list[Float[Array, "b t q"]], Bool[Array, "b t q"], Bool[Array, "b t q"]]:
     """The scores of every direction; where the features fire; and whether they do so anywhere in the sentence."""
-    acts = {site: _unit(h.astype(jnp.float32)) for site, h in pairs.subject.items()}
+    acts = {site: unit(h.astype(jnp.float32)) for site, h in pairs.subject.items()}
     scores = [
         jnp.einsum("btd,qd->btq", acts[site], d, precision=jax.lax.Precision.HIGHEST)
-        for site, d in zip(sites, unit, strict=True)
+        for site, d in zip(sites, along, strict=True)
     ]
     fires = (pairs.atlas[:, :, features] > 0) & pairs.paired[:, :, None]
     return scores, fires, jnp.broadcast_to(jnp.any(fires, axis=1, keepdims=True), fires.shape)
-
-
-def _unit(x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1.0)

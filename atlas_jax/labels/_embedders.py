@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from atlas_jax.errors import AtlasError
 from atlas_jax.files import new_file
 from atlas_jax.labels._endpoint import BATCH, EndpointEmbedder
+from atlas_jax.rows import unit
 
 DEFAULT = Path(__file__).parent / "words"
 KINDS = ("sentence-transformers", "endpoint")
@@ -269,8 +270,7 @@ class StaticEmbedding:
         for mean, ids in zip(means, self.token_ids(texts), strict=True):
             if ids:
                 mean[:] = (self.table[self.rows[ids]] * self.weights[ids][:, None]).mean(axis=0)
-        norms = np.linalg.norm(means, axis=1, keepdims=True)
-        return means / np.where(norms > 0, norms, 1) if self.normalize else means
+        return unit(means) if self.normalize else means
 
 
 def _unknown_id(tokenizer: Any) -> int | None:

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 from jaxtyping import Float, Int
 
 from atlas_jax.labels._embedders import Embedder, StaticEmbedding
+from atlas_jax.rows import unit
 
 _WORD = re.compile(r"[^\W_]+")
 _FUNCTION_WORDS = (
@@ -164,12 +165,13 @@ class LSA:
         basis = leading_directions(fitted, width)
         if basis.shape[1] < 2:
             return None
-        return cls(unit(weighted @ basis), basis.astype(np.float32), rarity, vocabulary)
+        return cls(unit(weighted @ basis).astype(np.float32), basis.astype(np.float32), rarity, vocabulary)
 
     def embed(self, text: str) -> Float[np.ndarray, " w"]:
         """Return a query in the same space."""
         ids = [self.vocabulary[term] for term in terms(text) if term in self.vocabulary]
-        return unit(_log_weighted(count_matrix([ids], len(self.vocabulary)), self.rarity) @ self.basis)[0]
+        counts = _log_weighted(count_matrix([ids], len(self.vocabulary)), self.rarity)
+        return unit(counts @ self.basis)[0].astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -229,12 +231,6 @@ class Embedded:
     def embed(self, text: str) -> Float[np.ndarray, " w"]:
         """Return a query in the same space."""
         return unit(self.embedder.encode([text]))[0]
-
-
-def unit(rows: Float[np.ndarray, "*n w"]) -> Float[np.ndarray, "*n w"]:
-    """Scale rows to norm one; zero rows stay zero."""
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    return (rows / np.where(norms > 0, norms, 1)).astype(np.float32)
 
 
 def _without(rows: Float[np.ndarray, "n w"], common: Float[np.ndarray, "w c"]) -> Float[np.ndarray, "n w"]:

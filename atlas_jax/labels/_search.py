@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels._embedders import Embedder, StaticEmbedding
 from atlas_jax.labels._labels import Labels
-from atlas_jax.labels._retrievers import BM25, LSA, Averaged, Dense, Embedded, count_matrix, terms, unit, vocabulary_of
+from atlas_jax.labels._retrievers import BM25, LSA, Averaged, Dense, Embedded, count_matrix, terms, vocabulary_of
+from atlas_jax.rows import unit
 from atlas_jax.table import Column, Shown, Table
 
 FEEDBACK = 10

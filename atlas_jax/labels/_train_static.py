@@ -12,6 +12,7 @@ from scipy.sparse.linalg import svds
 from atlas_jax.errors import AtlasError
 from atlas_jax.labels._embedders import StaticEmbedding
 from atlas_jax.labels._retrievers import terms
+from atlas_jax.rows import unit
 
 _UNKNOWN = "[UNK]"
 
@@ -61,9 +62,7 @@ def train_static(
 def _factors(association: sp.csr_matrix, width: int) -> Float[np.ndarray, "v w"]:
     start = np.random.default_rng(0).standard_normal(association.shape[0]).astype(np.float32)
     left, strength, _ = svds(association, k=width, v0=start)
-    vectors = left[:, ::-1] * np.sqrt(strength[::-1])
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.ascontiguousarray(vectors / np.where(norms > 0, norms, 1), np.float32)
+    return np.ascontiguousarray(unit(left[:, ::-1] * np.sqrt(strength[::-1])), np.float32)
 
 
 def _word_tokenizer(vocabulary: Mapping[str, int]) -> Any:

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, Int
 
 from atlas_jax.checks import AnyArray, as_count, finite_numbers
 from atlas_jax.errors import AtlasError
+from atlas_jax.rows import unit
 
 
 def mutual_neighbours(x: Float[AnyArray, "n p"], y: Float[AnyArray, "n q"], k: int = 10) -> float:
@@ -38,8 +39,6 @@ def mutual_neighbours(x: Float[AnyArray, "n p"], y: Float[AnyArray, "n q"], k: i
 
 
 def _nearest(x: Float[Array, "n d"], k: int) -> Int[Array, "n k"]:
-    x = x - jnp.mean(x, axis=0, keepdims=True)
-    norm = jnp.linalg.norm(x, axis=1, keepdims=True)
-    x = x / jnp.where(norm > 0, norm, 1.0)
+    x = unit(x - jnp.mean(x, axis=0, keepdims=True))
     cosine = jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
     return jax.lax.top_k(jnp.where(jnp.eye(len(x), dtype=bool), -jnp.inf, cosine), k)[1]

@@ -15,6 +15,7 @@ from atlas_jax.pipeline._run import encode_batch, encode_peaks, run_stream
 from atlas_jax.pipeline._stream import SentenceStream
 from atlas_jax.pooling import Pooled
 from atlas_jax.progress import Progress
+from atlas_jax.rows import unit
 from atlas_jax.sae import Quality, finish_quality, init_quality, update_quality
 from atlas_jax.sharding import replicate, to_host
 from atlas_jax.statistics import (
@@ -82,11 +83,11 @@ def score_sentences(
     """
     subject, atlas = stream.spaces
     top = _peaks(subject, top_k, stream.mesh)
-    unit = {site: _unit(d) for site, d in directions.items()}
+    along = {site: unit(d) for site, d in directions.items()}
     parts: list[tuple[np.ndarray, dict[Site, np.ndarray], np.ndarray]] = []
     for tokens_s, tokens_c in stream.batches(stage=stage, progress=progress):
         pooled, a_c = encode_peaks(subject, tokens_s), encode_batch(atlas, tokens_c)[atlas.site]
-        top, scored = _score_step(top, pooled, a_c, tokens_s.index, unit, jnp.asarray(features), mesh=stream.mesh)
+        top, scored = _score_step(top, pooled, a_c, tokens_s.index, along, jnp.asarray(features), mesh=stream.mesh)
         parts.append(jax.tree.map(np.asarray, scored))
     index = np.concatenate([p[0] for p in parts])
     order = np.argsort(index)[np.sum(index < 0) :]
@@ -101,14 +102,14 @@ def _score_step(
     pooled: dict[Site, Pooled],
     a_c: Float[Array, "b d_c"],
     index: Int[Array, " b"],
-    unit: dict[Site, Float[Array, "r d_s"]],
+    along: dict[Site, Float[Array, "r d_s"]],
     features: Int[Array, " q"],
     *,
     mesh: Mesh | None,
 ) -> tuple[PassStatistics, tuple[Int[Array, " b"], dict[Site, Float[Array, "b r"]], Bool[Array, "b q"]]]:
     scores = {
-        site: jnp.matmul(_unit(pooled[site].values), d.T, precision=jax.lax.Precision.HIGHEST)
-        for site, d in unit.items()
+        site: jnp.matmul(unit(pooled[site].values), d.T, precision=jax.lax.Precision.HIGHEST)
+        for site, d in along.items()
     }
     fires = a_c[:, features] > 0
     return _add_peaks(top, pooled, index, mesh), replicate((index, scores, fires), mesh)
@@ -179,11 +180,6 @@ def _add_peaks(
     values = {site: p.values for site, p in pooled.items()}
     peaks = {site: p.argmax_position for site, p in pooled.items()}
     return update_pass(top, values, weight[:, None], weight, index, peaks, mesh=mesh)
-
-
-def _unit(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-    return x / jnp.where(norm > 0, norm, 1.0)
 
 
 def site_activations(

@@ -32,6 +32,7 @@ from atlas_jax.pipeline._run_files import Record
 from atlas_jax.report import _figures as figures, _stored as stored
 from atlas_jax.report._concepts import SteeredTexts, of_concepts, of_evaluation
 from atlas_jax.report._figures import Figure
+from atlas_jax.rows import unit
 from atlas_jax.table import Column, Table, facts_table
 from atlas_jax.types import Site
 
@@ -181,7 +182,7 @@ def _ranked(
     for subject, atlas in stream.only(stream.first + np.arange(min(CURVE_SENTENCES, stream.size))).batches():
         rows = np.asarray(subject.index) >= 0
         acts = np.asarray(encode_peaks(alignment.subject, subject)[site].values, np.float32)[rows]
-        scores.append(along @ (acts / np.maximum(np.linalg.norm(acts, axis=1, keepdims=True), 1e-30)).T)
+        scores.append(along @ unit(acts).T)
         positive.append(np.asarray(encode_batch(alignment.atlas, atlas)[alignment.atlas.site])[rows][:, features].T > 0)
     return np.concatenate(scores, axis=1), np.concatenate(positive, axis=1)
 

@@ -16,9 +16,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from atlas_jax.atlas import ConceptAtlas
 from atlas_jax.errors import AtlasError
-from atlas_jax.labels._retrievers import unit
 from atlas_jax.models import Decoder, LanguageModel, Tokenizer, forward, run
 from atlas_jax.progress import Progress, unreported
+from atlas_jax.rows import unit
 from atlas_jax.steering import Replace, at
 from atlas_jax.types import Site, Tokens
 from atlas_jax.verbalizers import Contract
