@@ -15,6 +15,7 @@ METHOD_NAMES = (
     "procrustes_exact",
     "semantic_lens",
     "whitened",
+    "whitened_lens",
     "random",
 )
 POOLING_NAMES = ("max", "absmax", "mean", "last")

@@ -17,7 +17,7 @@ from atlas_jax.pipeline import PAIRS, Alignment, SentenceStream, TokenPairs, fit
 from atlas_jax.progress import Progress
 from atlas_jax.rows import unit
 from atlas_jax.table import Column, Table
-from atlas_jax.translators import needs_of
+from atlas_jax.translators import METHODS, needs_of
 from atlas_jax.types import Site
 
 SENTENCES = 2000  # held-out ones whose tokens are ranked
@@ -127,7 +127,7 @@ def token_level(
     Args:
       alignment: the run; its sites, its features and its rules are used.
       pairs: keys of :data:`atlas_jax.pipeline.PAIRS`.
-      methods: the run's own by default, without semantic_lens and members chosen from the whitened family.
+      methods: the run's own by default, without those of a second pass and members chosen from the whitened family.
       features: atlas features to translate, chosen as :func:`evaluate_quality` does.
       sentences: held-out sentences whose tokens are ranked, at most.
       progress: called after every batch.
@@ -142,7 +142,7 @@ def token_level(
       >>> token_level(Alignment.load("runs/quickstart"), pairs=["all"]).table()  # doctest: +SKIP
     """
     if methods is None:
-        methods = [m for m in alignment.settings.methods if m != "semantic_lens"]
+        methods = [m for m in alignment.settings.methods if not METHODS[m].second_pass]
     methods, sites = methods_of(alignment, methods), alignment.subject.sites
     as_count(sentences, "sentences")
     chosen, band, queries = queries_of(alignment, features)

@@ -37,7 +37,7 @@ from atlas_jax.types import FeatureSpace, Site
 PREFERRED = {
     "identify": ("correlation", "procrustes"),
     "detect": ("whitened_detect", "procrustes"),
-    "retrieve": ("whitened_retrieve", "procrustes"),
+    "retrieve": ("whitened_lens", "whitened_retrieve", "procrustes"),
     "steer": ("whitened_steer", "covariance", "procrustes"),
 }
 
@@ -124,10 +124,10 @@ class Alignment:
         """Return the method and the pooling to use where none is asked for.
 
         To "identify" a concept's features, or name one, that is the correlation, whose rows single features of both
-        models share best; to "detect", "retrieve" or "steer" the member of the whitened family that was chosen for it;
-        for steering without one the first method made for it, or covariance; without these Procrustes, and without
-        that the first method of the run. A member chosen for detection does not stand in for retrieval, nor the other
-        way about: each is worse there than Procrustes.
+        models share best; to "retrieve" the whitened lens; to "detect", "retrieve" or "steer" the member of the
+        whitened family that was chosen for it; for steering without one the first method made for it, or covariance;
+        without these Procrustes, and without that the first method of the run. A member chosen for detection does not
+        stand in for retrieval, nor the other way about: each is worse there than Procrustes.
 
         Raises:
           AtlasError: for another use.

@@ -247,7 +247,7 @@ def _solve_cost(method: str, d_s: int, d_c: int) -> tuple[int, float]:
     if method in ("procrustes", "procrustes_exact"):
         more = 8 * d_c * d_c if method == "procrustes_exact" else 0
         return 8 * (5 * cross + 3 * p * p) + more, STEPS * (4.0 * p * p * q + 2.0 * p**3) + 8.0 * p * p * q
-    if method in ("least_squares", "ridge"):
+    if method in ("least_squares", "ridge", "whitened_lens"):
         return 8 * (4 * d_c * d_c + 2 * cross), 10.0 * d_c**3 + 2.0 * d_s * d_c**2
     if method == "whitened":
         return 8 * (4 * d_s * d_s + 2 * cross), 10.0 * d_s**3 + 2.0 * d_c * d_s**2

@@ -127,7 +127,9 @@ def fit_token_statistics(
         raise AtlasError(f"unknown pairs of tokens '{which}'; known are {', '.join(PAIRS)}")
     needs = frozenset([needs] if isinstance(needs, str) else needs)
     if "top_k" in needs:
-        raise AtlasError("semantic_lens averages over sentences; leave it out where statistics are of single tokens")
+        raise AtlasError(
+            "semantic_lens and whitened_lens average over sentences; leave them out where statistics are of tokens"
+        )
     subject, atlas = stream.spaces
 
     def empty() -> TokenFitted:

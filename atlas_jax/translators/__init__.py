@@ -29,4 +29,5 @@ from atlas_jax.translators._whitened import (
     Whitening as Whitening,
     whitened as whitened,
     whitened_family as whitened_family,
+    whitened_lens as whitened_lens,
 )

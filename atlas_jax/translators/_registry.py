@@ -8,7 +8,7 @@ from atlas_jax.translators._procrustes import procrustes
 from atlas_jax.translators._procrustes_exact import procrustes_exact
 from atlas_jax.translators._regression import least_squares, ridge
 from atlas_jax.translators._solution import Method
-from atlas_jax.translators._whitened import whitened
+from atlas_jax.translators._whitened import whitened, whitened_lens
 
 METHODS: dict[str, Method] = {
     "covariance": Method(covariance, frozenset({"cross"})),
@@ -19,6 +19,7 @@ METHODS: dict[str, Method] = {
     "procrustes_exact": Method(procrustes_exact, frozenset({"unit_cross", "unit_atlas_gram"})),
     "semantic_lens": Method(semantic_lens, frozenset({"top_k"}), second_pass=True),
     "whitened": Method(whitened, frozenset({"unit_cross", "unit_subject_gram"})),
+    "whitened_lens": Method(whitened_lens, frozenset({"top_k", "atlas_gram"}), second_pass=True),
     "random": Method(random_like, frozenset()),
 }
 

@@ -12,7 +12,8 @@ from jaxtyping import Array, ArrayLike, Float
 from atlas_jax.checks import as_number
 from atlas_jax.errors import AtlasError
 from atlas_jax.sharding import mesh_of
-from atlas_jax.statistics import Statistics, cross_product
+from atlas_jax.statistics import Statistics, cross_product, on_one_device
+from atlas_jax.translators._moments import semantic_lens
 from atlas_jax.translators._solution import Solution, laid_out, solution, times
 from atlas_jax.translators._spectrum import Spectrum
 
@@ -113,6 +114,54 @@ def whitened_family(
     members = [Member(a, b, normalize_rows, centre, ridge) for a, b in powers]
     whitening = Whitening.from_statistics(stats, members, cut=cut)
     return {(m.alpha, m.beta): whitening.solve(m) for m in members}
+
+
+def whitened_lens(
+    stats: Statistics, *, power: float | int = 0.5, ridge: float | int = 1e-2, cut: float = CUT
+) -> Solution:
+    """SemanticLens centred and whitened by the atlas, ``(L - 1 m^T) C^-power``; not in the paper.
+
+    L is the matrix of :func:`semantic_lens` (Eq. 9), m and C mean and scatter of the atlas activations, the ridge
+    added. Features that are nearly always active then count for no more than others. Made for retrieval by averaged
+    queries: each row is such a query, of other sentences.
+
+    Args:
+      stats: statistics with the needs ``"top_k"`` and ``"atlas_gram"``, and ``lens`` filled as for
+        :func:`semantic_lens`.
+      power: of the scatter.
+      ridge: added to the scatter, in units of its mean eigenvalue over the features that are not dead.
+      cut: eigenvalues up to ``cut`` times the largest count as zero.
+
+    Returns:
+      ``matrix`` float32 ``[d_s, d_c]``, zero in the columns of dead atlas features and in the rows of subject features
+      that do not vary; ``certificate`` with the arguments, the rank, the number of dead features, the condition number
+      over the range and the shift of the ridge.
+
+    Raises:
+      AtlasError: as :func:`semantic_lens`; or if a need is missing or an option is out of range.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from atlas_jax import Statistics, update
+      >>> from atlas_jax.statistics import lens_init, lens_update
+      >>> from atlas_jax.translators import whitened_lens
+      >>> a_s, a_c = jnp.array([[1.0], [3.0], [2.0]]), jnp.array([[0.0], [4.0], [8.0]])
+      >>> stats = update(Statistics.init(["top_k", "atlas_gram"], 1, 1, top_k=2), a_s, a_c)
+      >>> lens = lens_update(lens_init(stats.top, 1), jnp.arange(3), a_c)
+      >>> whitened_lens(stats._replace(lens=lens), power=1.0, ridge=0.0).matrix.tolist()
+      [[0.0625]]
+    """
+    for name, value in {"power": power, "the ridge": ridge, "cut": cut}.items():
+        as_number(value, name, least=0)
+    own = semantic_lens(stats)
+    atlas = Spectrum.from_statistics(stats, "atlas", normalize_rows=False, centre=True, cut=cut)
+    with jax.enable_x64(True):
+        parts = own.matrix, jnp.asarray(stats.atlas.raw.mean), jnp.asarray(stats.subject.raw.scatter)
+        rows, mean, scatter = on_one_device(parts)
+        centred = jnp.where(scatter[:, None] > 0, rows.astype(jnp.float64) - mean.astype(jnp.float64)[None, :], 0.0)
+        matrix = atlas.apply_power(power, ridge, centred.T).T
+    facts = _facts("atlas", atlas, ridge) | {"power": power, "ridge": ridge, "k": own.certificate["k"]}
+    return solution(matrix, mesh_of(stats), solver="eigh", cut=cut, **facts)
 
 
 class Whitening(NamedTuple):
