@@ -3,7 +3,8 @@
 By pair of models and use, every method with a 95% bootstrap interval, what ``Alignment.recommended`` picks, and how far
 that is from the best; then the aims: detection (AP) at least 1.15 times Procrustes, retrieval MRR at least 0.95,
 steering (share of texts that express the concept at twice the perplexity) at least 3 times Procrustes and 1.5 times the
-difference of means. On runs made with ``align --choose detect --choose retrieve --choose steer``:
+difference of means. On runs made with ``align --choose detect --choose retrieve --choose steer``, and ``--method
+whitened_lens`` beside the methods of the paper:
 
     python benchmarks/what_works.py RUN [RUN ...] --out FILE [--page docs/what-works-when.md]
 
@@ -40,10 +41,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=24, help="of a continuation")
     parser.add_argument("--concepts", type=int, default=20, help="single features to steer along")
     parser.add_argument("--page", type=Path)
+    parser.add_argument("--retrieval", action="store_true", help="alone, of pairs whose other uses are in the JSON")
     arguments = parser.parse_args()
     known = arguments.out and arguments.out.exists()
     pairs = json.loads(arguments.out.read_text(encoding="utf-8"))["pairs"] if known else {}
-    for path in arguments.runs:
+    for path in arguments.runs if arguments.retrieval else []:
+        run = Alignment.load(path)
+        pairs[path.name]["uses"]["retrieve"] = retrieved(run, run.subject.sites[0])
+        write({"pairs": pairs}, arguments.out)
+    for path in [] if arguments.retrieval else arguments.runs:
         seconds, pairs[path.name] = seconds_of(lambda path=path: pair(Alignment.load(path), arguments))
         pairs[path.name] |= machine() | {"seconds": round(seconds)}
         write({"pairs": pairs}, arguments.out)
