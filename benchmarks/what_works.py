@@ -45,13 +45,13 @@ def main() -> None:
     arguments = parser.parse_args()
     known = arguments.out and arguments.out.exists()
     pairs = json.loads(arguments.out.read_text(encoding="utf-8"))["pairs"] if known else {}
-    for path in arguments.runs if arguments.retrieval else []:
+    for path in arguments.runs:
         run = Alignment.load(path)
-        pairs[path.name]["uses"]["retrieve"] = retrieved(run, run.subject.sites[0])
-        write({"pairs": pairs}, arguments.out)
-    for path in [] if arguments.retrieval else arguments.runs:
-        seconds, pairs[path.name] = seconds_of(lambda path=path: pair(Alignment.load(path), arguments))
-        pairs[path.name] |= machine() | {"seconds": round(seconds)}
+        if arguments.retrieval:
+            pairs[path.name]["uses"]["retrieve"] = retrieved(run, run.subject.sites[0])
+        else:
+            seconds, pairs[path.name] = seconds_of(lambda run=run: pair(run, arguments))
+            pairs[path.name] |= machine() | {"seconds": round(seconds)}
         write({"pairs": pairs}, arguments.out)
     if arguments.page:
         text = arguments.page.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from atlas_jax.bundled import ATLAS, SUBJECT
 from atlas_jax.corpus import build_corpus, installed_documentation
 from atlas_jax.errors import AtlasError
 from atlas_jax.experiments import Chooser, semantic_retrieval, steering_preference, whitened_grid
+from atlas_jax.experiments._choose import _cosine
 from atlas_jax.metrics import auroc, average_precision
 from atlas_jax.models import LanguageModel, run
 from atlas_jax.pipeline import (
@@ -25,6 +26,7 @@ from atlas_jax.pipeline import (
     merge_fitted,
     pooled_activations,
 )
+from atlas_jax.sharding import device_put, make_mesh
 from atlas_jax.subject import Subject
 from atlas_jax.translators import Member
 from atlas_jax.types import Site
@@ -222,3 +224,11 @@ def test_grids_and_uses():
     assert Chooser(("detect",), (Member(1.0, 0.0, True),)).needs == {"unit_cross", "unit_subject_gram"}
     with pytest.raises(AtlasError, match="unknown use 'magic' of a translation; known are detect, retrieve, steer"):
         Chooser(("magic",))
+
+
+def test_cosines_of_members_are_the_same_on_a_mesh(rng):
+    queries, rows = rng.normal(size=(5, 16)).astype(np.float32), rng.normal(size=(24, 16)).astype(np.float32)
+    mesh = make_mesh(model=2)
+    found = _cosine(jnp.asarray(queries), device_put(rows, mesh, "data", "model"), mesh)
+    assert found.sharding.is_fully_replicated
+    np.testing.assert_allclose(found, queries @ rows.T, atol=1e-5)

@@ -196,7 +196,7 @@ def _solve_grid(
         mean = statistics.sums.atlas.raw.mean[None, :]
         mixed = None if averaged is None else eigenbasis.queries(averaged[site].queries - mean)
         for member in members:
-            rows = unit(eigenbasis.rows(member))
+            rows = jax.jit(unit)(eigenbasis.rows(member))
             vectors[site][member] = np.asarray(_cosine(single, rows, mesh))
             if mixed is not None:
                 rank, probability = ranked(_cosine(mixed, rows, mesh), averaged[site].valid)
@@ -249,7 +249,6 @@ def _steering(
     return {site: {m: {"score": float(v)} for m, v in zip(grid, mean, strict=True)} for site, mean in means.items()}
 
 
-@jax.jit
 @partial(jax.jit, static_argnums=2)
 def _cosine(queries: Float[Array, "q r"], rows: Float[Array, "d_s r"], mesh: Mesh | None) -> Float[Array, "q d_s"]:
     """Cosines up to the norm of each query, which ranks nothing; whole on every device of a mesh."""
