@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from helpers.float64 import distance
-from helpers.hf_oracle import LENGTH, hf_model, hf_run, random_ids, saved, sites
+from helpers.hf_oracle import hf_model, hf_run, random_ids, saved, sites
+from helpers.parity import ROW_LENGTHS, errors, padded, with_config
 from typer.testing import CliRunner
 
 from atlas_jax import AlignSettings, AtlasError
@@ -19,7 +18,6 @@ from atlas_jax.models import (
     LanguageModel,
     _attention,
     choose_kernel,
-    decoder_shapes,
     forward,
     generate,
     load_config,
@@ -27,7 +25,7 @@ from atlas_jax.models import (
 )
 from atlas_jax.pipeline import load_pair
 from atlas_jax.sharding import make_mesh
-from atlas_jax.types import Site, Tokens
+from atlas_jax.types import Site
 
 TOLERANCE, FAULT = 1e-5, 1e-4
 GEMMA = (4, 2, 16, 0.25, True)  # heads of keys and queries, their width, scale, capped scores
@@ -68,29 +66,10 @@ def interpreted(monkeypatch):
         yield
 
 
-def padded_left(lengths=(LENGTH - 3, 20, 27)):
-    """The oracle's texts, and where in the batch each is."""
-    ids, real = np.full((len(lengths), LENGTH), 5), np.zeros((len(lengths), LENGTH), bool)
-    for i, n in enumerate(lengths):
-        ids[i, LENGTH - n :], real[i, LENGTH - n :] = random_ids()[i, :n], True
-    return Tokens(jnp.asarray(ids), jnp.asarray(real), jnp.arange(len(lengths)), jnp.asarray(real)), lengths
-
-
 def error(name, model):
-    """Of logits and all sites against transformers, on real tokens."""
-    tokens, lengths = padded_left()
-    ours, (logits, acts) = run(model, tokens, capture=sites(name)), hf_run(hf_model(name), random_ids())
-    of = lambda a, b: distance(
-        np.concatenate([np.asarray(a)[i, LENGTH - n :] for i, n in enumerate(lengths)]),
-        np.concatenate([np.asarray(b)[i, :n] for i, n in enumerate(lengths)]),
-    )
-    return max([of(ours.logits, logits), *(of(ours.acts[site], acts[site]) for site in ours.acts)])
-
-
-def with_config(model, **changes):
-    """The same parameters computed with by another config."""
-    config = dataclasses.replace(model.decoder.config, **changes)
-    return model.replace(decoder=nnx.merge(nnx.graphdef(decoder_shapes(config)), nnx.state(model.decoder)))
+    """Of logits and all sites against transformers, on real tokens of rows padded on the left."""
+    tokens, spans = padded("left", ROW_LENGTHS)
+    return max(errors(run(model, tokens, capture=sites(name)), hf_run(hf_model(name), random_ids()), spans).values())
 
 
 FAULTS = {
@@ -106,12 +85,12 @@ def test_a_fused_kernel_equals_transformers_where_its_twins_do_not(name, interpr
     assert model.decoder.config.attention == "tokamax"
     assert error(name, model) <= TOLERANCE
     for fault, changes in FAULTS[name].items():
-        assert error(name, with_config(model, **changes)) > FAULT, fault
+        assert error(name, model.replace(decoder=with_config(model.decoder, **changes))) > FAULT, fault
 
 
 def test_derivatives_and_texts_are_those_of_xla(interpreted):
     fused, plain = (LanguageModel.from_pretrained(saved("gemma2"), attention=by) for by in ("tokamax", "xla"))
-    tokens, _ = padded_left()
+    tokens, _ = padded("left", ROW_LENGTHS)
 
     def loss(model, scale):
         edit = lambda x, where: x * scale

@@ -11,14 +11,14 @@ import torch
 from flax import nnx
 from helpers.float64 import distance
 from helpers.hf_oracle import LENGTH, ZOO, hf_model, hf_run, jax_model, random_ids, saved, sites
+from helpers.parity import ROW_LENGTHS, batch, errors, padded, real_tokens, with_config
 
 from atlas_jax.models import Decoder, LanguageModel, ModelConfig, _attention, decoder_shapes, forward, run
 from atlas_jax.models._config import Rope
 from atlas_jax.models._families import FAMILIES, Fused
-from atlas_jax.types import Run, Tokens
+from atlas_jax.types import Tokens
 
 TOLERANCE, FAULT = 1e-5, 1e-4
-ROW_LENGTHS = (LENGTH - 3, 20, 27)
 
 
 @pytest.fixture(scope="module")
@@ -32,32 +32,6 @@ def reference():
         return done[name]
 
     return get
-
-
-def batch(ids: np.ndarray, real: np.ndarray | None = None) -> Tokens:
-    real = None if real is None else jnp.asarray(real)
-    mask = jnp.ones(ids.shape, bool) if real is None else real
-    return Tokens(jnp.asarray(ids, jnp.int32), mask, jnp.arange(len(ids)), real)
-
-
-def padded(side: str, lengths: tuple[int, ...]) -> tuple[Tokens, list[slice]]:
-    """The oracle's rows cut to ``lengths`` and padded, and where each row's real tokens are."""
-    ids, real = np.full((len(lengths), LENGTH), 5), np.zeros((len(lengths), LENGTH), bool)
-    spans = [slice(0, n) if side == "right" else slice(LENGTH - n, LENGTH) for n in lengths]
-    for i, (n, span) in enumerate(zip(lengths, spans, strict=True)):
-        ids[i, span], real[i, span] = random_ids()[i, :n], True
-    return batch(ids, real), spans
-
-
-def real_tokens(x: np.ndarray, spans: list[slice]) -> np.ndarray:
-    return np.concatenate([np.asarray(x, np.float32)[i, span] for i, span in enumerate(spans)])
-
-
-def errors(ours: Run, theirs: tuple, spans: list[slice]) -> dict[str, float]:
-    """Relative norm error of logits and sites over real tokens; causality lets full rows be the reference."""
-    whole = [slice(0, s.stop - s.start) for s in spans]
-    pairs = {"logits": (ours.logits, theirs[0])} | {str(s): (ours.acts[s], theirs[1][s]) for s in ours.acts}
-    return {k: distance(real_tokens(a, spans), real_tokens(b, whole)) for k, (a, b) in pairs.items()}
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -123,9 +97,7 @@ def config_fault(**changes) -> Callable:
     """A decoder of a changed config around the same parameters."""
 
     def twin(decoder: Decoder) -> Decoder:
-        config = dataclasses.replace(decoder.config, **{k: f(decoder.config) for k, f in changes.items()})
-        graph = nnx.graphdef(decoder_shapes(config))
-        return nnx.merge(graph, nnx.state(decoder))
+        return with_config(decoder, **{k: f(decoder.config) for k, f in changes.items()})
 
     return twin
 
