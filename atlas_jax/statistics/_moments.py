@@ -36,11 +36,8 @@ def unit_scale(a: Float[Array, "b d"], peak: Float[Array, " b"]) -> Float[Array,
 
 
 def product(x: Float[Array, "b m"], y: Float[Array, "b n"]) -> Float[Array, "m n"]:
-    """``x^T y`` in float32 at the highest precision.
-
-    The transpose is written out: where a product reads columns, XLA is a fifth slower on CPUs.
-    """
-    return jnp.dot(lax.optimization_barrier(x.T), y, precision=lax.Precision.HIGHEST)
+    """``x^T y`` in float32 at the highest precision."""
+    return jnp.dot(x.T, y, precision=lax.Precision.HIGHEST)
 
 
 def chunk_side(
@@ -98,9 +95,7 @@ def _chunk_moments(
 ) -> tuple[Moments, Moments, Float[Array, "b d"]]:
     """Moments of the rows times ``scale``, given their mean; the mean's low part is the rest that rounding left."""
     root = jnp.sqrt(weight)
-    centred = lambda: (a * scale[:, None] - mean[None, :]) * root[:, None]
-    # Written out once, which XLA on CPUs does for a branch only: it would compute them again, by columns, to transpose.
-    rows = lax.cond(jnp.any(weight > 0), centred, lambda: jnp.zeros_like(a))
+    rows = (a * scale[:, None] - mean[None, :]) * root[:, None]
     rest = _column_sums(root[None, :], rows)[0] / total
     scatter = _column_squares(rows)
     gram = None if like.gram is None else product(rows, rows)
