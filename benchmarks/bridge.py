@@ -1,6 +1,6 @@
 """A ridge bridge with 20 penalties from streamed statistics, beside a stream in torch and scikit-learn's RidgeCV.
 
-Claim: the same map to 1e-4, about three times faster than torch in float64 and far faster than scikit-learn, and peak
+Claim: the same map to 1e-4, over three times faster than torch in float64 and far faster than scikit-learn, and peak
 memory that does not grow with the number of token pairs. Rows are synthetic activations of 2048 and 2304 dimensions,
 made again block by block from a seed for every way; making them is left out of the seconds. The penalty is chosen on
 a tenth as many rows more.
