@@ -89,6 +89,8 @@ def test_a_fit_is_that_of_the_definition(sides, texts, fits, level):
     drop_x, drop_y = (size(a) > OUTLIER * np.median(size(a)) for a in (x, y))
     assert fit.facts["outlying_source_dimensions"] == np.flatnonzero(drop_x).tolist() != []
     assert fit.facts["outlying_target_dimensions"] == np.flatnonzero(drop_y).tolist() != []
+    shown = dict(fit.tables()[1].texts())["outlying source dimensions"]
+    assert shown == f"{drop_x.sum()} ({', '.join(map(str, np.flatnonzero(drop_x)))})"
     assert (fit.facts["rows"], fit.facts["held_out_rows"]) == (len(x), len(other_x))
     translation = fit.bridges["ridge"].translation
     shift = translation.certificate["shift"]

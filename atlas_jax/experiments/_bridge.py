@@ -68,16 +68,22 @@ class BridgeFit(NamedTuple):
         )
         columns = Column("bridge"), *(Column(name, ".3f") for name in measures)
         quality = Table("Bridges on held-out text", columns, self.rows, caption)
-        known = {name.replace("_", " "): value for name, value in self.facts.items() if value not in (None, [])}
-        shown = {k: ", ".join(map(str, v)) if isinstance(v, list) else v for k, v in known.items()}
+        known = {name.replace("_", " "): value for name, value in self.facts.items() if value is not None}
+        shown = {k: _counted(v) if isinstance(v, list) else v for k, v in known.items()}
+        shares = "matched, shared and outlying tokens: shares of all; outlying dimensions: how many, and which"
         cost = {f"{what}, {part}": value for what, own in self.cost.items() for part, value in own.items()}
-        return [quality, facts_table("The two sides", shown), facts_table("Cost", cost)]
+        return [quality, facts_table("The two sides", shown, shares), facts_table("Cost", cost)]
 
     def save(self, directory: Path) -> None:
         """Write the ridge, Procrustes in a directory of its name, and all measures as ``bridge.json``."""
         self.bridges["ridge"].save_pretrained(directory)
         self.bridges["procrustes"].save_pretrained(directory / "procrustes")
         write_json(directory / RECORD, self.to_dict())
+
+
+def _counted(dimensions: list[int]) -> str:
+    """How many dimensions, and which."""
+    return f"{len(dimensions)} ({', '.join(map(str, dimensions))})" if dimensions else "0"
 
 
 class _Half(NamedTuple):
