@@ -24,6 +24,7 @@ from atlas_jax.labels import StaticEmbedding
 from atlas_jax.lens import JacobianLens
 from atlas_jax.metrics import auroc, bootstrap_mean
 from atlas_jax.pipeline import SentenceStream, pooled_activations
+from atlas_jax.rows import unit
 from atlas_jax.types import Site
 
 WORDS = 6  # of a name
@@ -109,7 +110,6 @@ def scored(
 ) -> dict[str, np.ndarray]:
     """AUROC of each name, by measure: nan where there is no word to go by."""
     vectors = StaticEmbedding.default()
-    unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-9)
     sentences, own = unit(vectors.encode(list(texts))), unit(vectors.encode([" ".join(words) for words in names]))
     lower = [t.lower() for t in texts]
     has = np.array([[sum(w in t for w in words) for t in lower] for words in names], np.float32)

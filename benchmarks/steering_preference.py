@@ -25,6 +25,7 @@ from atlas_jax.experiments._choose import EACH, LENGTH
 from atlas_jax.experiments._quality import one_hot
 from atlas_jax.experiments._steering import concept_activation
 from atlas_jax.pipeline import SentenceStream, pooled_activations
+from atlas_jax.rows import unit
 
 SITE = aj.Site("resid_post", 2)
 MAX = ("procrustes", "covariance", "correlation", "least_squares", "semantic_lens", "whitened", "random")
@@ -48,7 +49,7 @@ def directions_of(run: aj.Alignment, features: np.ndarray) -> dict[str, np.ndarr
     found["difference of means"] = np.stack([means[SITE, str(f)] for f in features])
     for i in range(2):
         found[f"random {i}"] = np.random.default_rng(i).standard_normal(found["procrustes"].shape)
-    return {m: (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32) for m, x in found.items()}
+    return {m: unit(x).astype(np.float32) for m, x in found.items()}
 
 
 def generated(

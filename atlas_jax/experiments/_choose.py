@@ -299,15 +299,13 @@ def _gains(model: LanguageModel, site: Site, directions: Float[Array, "m d"], to
     """Compute the gain of steering in the mean log-likelihood of each sentence, by strength and direction."""
     acts = forward(model.decoder, tokens, capture=(site,), logits=False).acts[site]
     size = jnp.mean(jnp.linalg.norm(acts.astype(jnp.float32), axis=-1), where=tokens.mask)
-    length = jnp.linalg.norm(directions, axis=1, keepdims=True)
-    unit = directions / jnp.where(length > 0, length, 1.0)
 
     def score(share: Float[Array, ""], direction: Float[Array, " d"]) -> Float[Array, " b"]:
         edit = Steer(direction, share * size)
         return _log_likelihood(forward(model.decoder, tokens, edits={site: edit}).logits, tokens)
 
     # Unsteered sentences go through the same loop: another program would round otherwise and break ties.
-    tried = jnp.concatenate([jnp.zeros_like(unit[:1]), unit])
+    tried = jnp.concatenate([jnp.zeros_like(directions[:1]), unit(directions)])
     along = lambda share: jax.lax.map(lambda direction: score(share, direction), tried)
     likelihood = jax.lax.map(along, jnp.asarray(SHARES, jnp.float32))
     return likelihood[:, 1:] - likelihood[:, :1]

@@ -17,6 +17,7 @@ from atlas_jax.experiments._identify import check_query
 from atlas_jax.files import read_json, reading
 from atlas_jax.models import LanguageModel, forward
 from atlas_jax.pipeline._run_files import AGAIN, Record, folder_of
+from atlas_jax.rows import unit
 from atlas_jax.table import Column, Marked, Table
 from atlas_jax.translation import RECORD, Translation
 from atlas_jax.types import Site, Tokens
@@ -245,7 +246,7 @@ def token_projections(
     values = jnp.stack([along[site] for site in translations], axis=-1)
     title = f"The subject, token by token, by {', '.join(dict.fromkeys(t.method for t in translations.values()))}"
     columns = tuple(Column(str(site), ".3f") for site in translations)
-    caption = f"length of the activation along the concept, {_unit(translations)}"
+    caption = f"length of the activation along the concept, {_unit_of_length(translations)}"
     return Traced(*_traced(model, text, tokens, values), title, columns, caption)
 
 
@@ -274,12 +275,12 @@ def token_concepts(model: LanguageModel, translation: Translation, text: str) ->
     tokens = _tokens(model, text)
     values = _concepts(model, tokens, translation, translation.site) / (translation.token_norm or 1.0)
     columns = tuple(Column(str(i), ".3f") for i in range(translation.d_c))
-    caption = f"length of the activation along each concept, {_unit({translation.site: translation})}"
+    caption = f"length of the activation along each concept, {_unit_of_length({translation.site: translation})}"
     title = f"Concepts at {translation.site}, token by token, by {translation.described}"
     return Traced(*_traced(model, text, tokens, values), title, columns, caption)
 
 
-def _unit(translations: Mapping[Site, Translation]) -> str:
+def _unit_of_length(translations: Mapping[Site, Translation]) -> str:
     known = [str(site) for site, t in translations.items() if t.token_norm is not None]
     if not known:
         return "in units of the activation"
@@ -323,8 +324,7 @@ def _projections(
 @partial(jax.jit, static_argnames=("site",))
 def _concepts(model: LanguageModel, tokens: Tokens, translation: Translation, site: Site) -> Float[Array, "1 t d_c"]:
     x = forward(model.decoder, tokens, capture=(site,), logits=False).acts[site].astype(jnp.float32)
-    length = jnp.linalg.norm(translation.matrix, axis=1, keepdims=True)
-    similarity = translation.matrix / jnp.where(length > 0, length, 1.0)
+    similarity = unit(translation.matrix)
     norm = jnp.linalg.norm(similarity, axis=0)
     along = jnp.matmul(x - translation.mean_subject[None, None], similarity, precision=jax.lax.Precision.HIGHEST)
     return along / jnp.where(norm > 0, norm, 1.0)[None, None]
